@@ -1,0 +1,45 @@
+"""Normalisation-free language models, their attention entropy, and the training that compares them.
+
+Importing the package loads neither torch nor transformers; reaching for a model class does, and registers it with
+transformers' Auto classes.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Experiment": "settings",
+    "ModelSettings": "settings",
+    "DataSettings": "settings",
+    "TrainingSettings": "settings",
+    "SettingsError": "settings",
+    "SHAPES": "settings",
+    "NormFreeConfig": "model",
+    "NormFreeForCausalLM": "model",
+    "from_gpt2": "model",
+    "from_gpt_neox": "model",
+    "attention_entropy": "entropy",
+    "attention_statistics": "entropy",
+    "entropy_ceiling": "entropy",
+    "head_entropy": "entropy",
+    "quartile_shares": "entropy",
+    "prepare": "data",
+    "train": "train",
+    "load_runs": "runs",
+    "Runs": "runs",
+}
+
+__all__ = [*_EXPORTS]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'nfcore' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"nfcore.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,371 @@
+"""Settings of a run: what the model is, what it reads, how it is trained.  No torch here.
+
+A run is identified by :attr:`Experiment.id`, a hash of every setting with its default filled in, so two ways of
+writing the same run are the same run.  Wrong input raises :class:`SettingsError` naming field, value and choices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+
+
+T = typing.TypeVar("T")
+
+
+class SettingsError(ValueError):
+    """A setting that a user gave is wrong; the message names the field, the value and what is allowed."""
+
+
+# Named sizes. The first two are the paper's; the others keep their proportions at a width that two CPU cores train.
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2-124m": dict(family="gpt2", hidden_size=768, num_hidden_layers=12, num_attention_heads=12),
+    "pythia-70m": dict(family="pythia", hidden_size=512, num_hidden_layers=6, num_attention_heads=8),
+    "gpt2-6x64": dict(family="gpt2", hidden_size=64, num_hidden_layers=6, num_attention_heads=4),
+    "pythia-6x64": dict(family="pythia", hidden_size=64, num_hidden_layers=6, num_attention_heads=4),
+    "gpt2-2x32": dict(family="gpt2", hidden_size=32, num_hidden_layers=2, num_attention_heads=2),
+    "pythia-2x32": dict(family="pythia", hidden_size=32, num_hidden_layers=2, num_attention_heads=2),
+}
+
+FAMILIES = ("gpt2", "pythia")
+NORMS = ("layernorm", "rmsnorm", "none")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "leaky_relu", "learnable_leaky_relu", "identity", "scaled_gelu")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def choice(where: str, value: object, allowed: typing.Iterable[object]) -> None:
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise SettingsError(f"{where}: {value!r} is not one of {', '.join(map(str, allowed))}")
+
+
+def at_least(where: str, value: float, low: float, high: float = math.inf) -> None:
+    if not low <= value <= high:
+        limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+        raise SettingsError(f"{where}: {value!r} must be {limit}")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The architecture (the fields of :class:`nfcore.model.NormFreeConfig`).
+
+    ``family``: ``gpt2`` (learned positions, sequential residual, tied head) or ``pythia`` (rotary positions on
+    ``rotary_fraction`` of each head, parallel residual, untied head).
+    ``norm`` / ``final_norm``: normalisation inside the blocks / before the head. The paper's "normalization-free"
+    models keep the final LayerNorm.
+    ``negative_slope``: of ``leaky_relu``; the initial one of ``learnable_leaky_relu``, whose slopes are one per layer
+    or one for all (``slope_sharing``). ``activation_scale``: s of ``scaled_gelu``, GELU(s x)/s.
+    ``biases``: ``paper`` (query and key only), ``all`` or ``none``.
+    ``init``: ``paper`` (N(0, 0.02) for every matrix), ``gpt2`` (output matrices scaled by 1/sqrt(2 L)) or ``width``
+    (0.02 sqrt(768/d) for matrices, 0.02 for embeddings, which keeps the gain of a layer at d = 768).
+    """
+
+    family: str = "gpt2"
+    vocab_size: int = 50257
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None  # None: 4 hidden_size
+    max_position_embeddings: int = 1024
+    norm: str = "layernorm"
+    final_norm: str = "layernorm"
+    norm_eps: float = 1e-5
+    activation: str = "gelu"
+    negative_slope: float = 0.01
+    slope_sharing: str = "per_layer"
+    activation_scale: float = 1.0
+    biases: str = "paper"
+    init: str = "paper"
+    embd_pdrop: float = 0.0
+    residual_dtype: str = "float32"
+    rotary_fraction: float = 0.25
+    rotary_base: float = 10000.0
+    tie_word_embeddings: bool | None = None  # None: as the family does
+
+    def __post_init__(self) -> None:
+        choice("model.family", self.family, FAMILIES)
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+            at_least(f"model.{name}", getattr(self, name), 1)
+        at_least("model.max_position_embeddings", self.max_position_embeddings, 1)
+        if self.hidden_size % self.num_attention_heads:
+            raise SettingsError(
+                f"model.num_attention_heads: {self.num_attention_heads} heads do not divide "
+                f"model.hidden_size {self.hidden_size}"
+            )
+        choice("model.norm", self.norm, NORMS)
+        choice("model.final_norm", self.final_norm, NORMS)
+        choice("model.activation", self.activation, ACTIVATIONS)
+        choice("model.slope_sharing", self.slope_sharing, ("per_layer", "shared"))
+        choice("model.biases", self.biases, ("paper", "all", "none"))
+        choice("model.init", self.init, ("paper", "gpt2", "width"))
+        choice("model.residual_dtype", self.residual_dtype, DTYPES)
+        at_least("model.embd_pdrop", self.embd_pdrop, 0.0, 1.0)
+        at_least("model.rotary_fraction", self.rotary_fraction, 0.0, 1.0)
+        if self.activation_scale <= 0:
+            raise SettingsError(f"model.activation_scale: {self.activation_scale!r} must be above 0")
+        if self.intermediate_size is None:
+            object.__setattr__(self, "intermediate_size", 4 * self.hidden_size)
+        at_least("model.intermediate_size", typing.cast(int, self.intermediate_size), 1)
+        if self.tie_word_embeddings is None:
+            object.__setattr__(self, "tie_word_embeddings", self.family == "gpt2")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The corpus, its tokens and how they are cut.
+
+    ``corpus``: ``python-source`` (sources of packages that the lock pins), ``codeparrot`` (the paper's data sets), or
+    the path of a folder or a text, JSON-lines or parquet file.
+    ``packing``: ``per-file`` cuts each document into sequences of ``context`` tokens and drops the tail, as the paper
+    does; ``packed`` joins documents with an end-of-text token first.
+    ``split_by``: documents go to validation by the hash of their group (package/directory) or of themselves.
+    """
+
+    corpus: str = "python-source"
+    text_column: str = "content"
+    tokenizer: str | None = None  # None: byte-level BPE trained on the training part; else a path or a Hub name
+    vocab_size: int = 1024
+    context: int = 128
+    packing: str = "per-file"
+    split_by: str = "group"
+    validation_fraction: float = 0.05
+    max_documents: int | None = None  # of the training part, after shuffling with seed 0
+    max_validation_documents: int | None = None
+    train_files: str | None = None  # codeparrot only: local parquet or JSON-lines files in place of the Hub's
+    validation_files: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.corpus:
+            raise SettingsError("data.corpus: '' must be python-source, codeparrot or a path")
+        at_least("data.vocab_size", self.vocab_size, 257)
+        if self.vocab_size > 65535:
+            raise SettingsError(f"data.vocab_size: {self.vocab_size} does not fit the 16-bit token files (at most 65535)")
+        at_least("data.context", self.context, 2)
+        choice("data.packing", self.packing, ("per-file", "packed"))
+        choice("data.split_by", self.split_by, ("group", "document"))
+        if not 0.0 < self.validation_fraction < 1.0:
+            raise SettingsError(f"data.validation_fraction: {self.validation_fraction!r} must be between 0 and 1")
+        for name in ("max_documents", "max_validation_documents"):
+            if getattr(self, name) is not None:
+                at_least(f"data.{name}", getattr(self, name), 1)
+        if (self.train_files is None) != (self.validation_files is None):
+            raise SettingsError("data.train_files and data.validation_files: give both or neither")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The optimiser, its schedule and what is measured when. Defaults are the paper's recipe except for the size.
+
+    ``steps``: optimiser updates; None is one epoch. ``batch_size``: sequences per update, in micro-batches of
+    ``micro_batch_size``. ``slope_weight_decay``: of learnable slopes, None for the same as ``weight_decay``.
+    ``eval_sequences`` and ``probe_sequences`` are taken from the start of the validation part.
+    """
+
+    steps: int | None = 600
+    batch_size: int = 32
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-7
+    warmup_fraction: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    slope_weight_decay: float | None = None
+    max_grad_norm: float = 1.0
+    precision: str = "float32"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    eval_every: int = 100
+    eval_sequences: int = 512
+    probe_every: int = 50
+    probe_sequences: int = 16
+    log_every: int = 10
+    save_every: int = 100
+    threads: int | None = None  # None: what torch finds
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "eval_every", "eval_sequences", "probe_every", "probe_sequences", "log_every"):
+            at_least(f"training.{name}", getattr(self, name), 1)
+        at_least("training.save_every", self.save_every, 1)
+        for name in ("steps", "threads"):
+            if getattr(self, name) is not None:
+                at_least(f"training.{name}", getattr(self, name), 1)
+        micro = self.micro_batch_size or self.batch_size
+        object.__setattr__(self, "micro_batch_size", micro)
+        if micro < 1 or self.batch_size % micro:
+            raise SettingsError(
+                f"training.micro_batch_size: {micro} does not divide training.batch_size {self.batch_size}"
+            )
+        if self.slope_weight_decay is None:
+            object.__setattr__(self, "slope_weight_decay", self.weight_decay)
+        for name in ("learning_rate", "epsilon", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"training.{name}: {getattr(self, name)!r} must be above 0")
+        at_least("training.final_learning_rate", self.final_learning_rate, 0, self.learning_rate)
+        at_least("training.warmup_fraction", self.warmup_fraction, 0, 1)
+        for name in ("beta1", "beta2"):
+            at_least(f"training.{name}", getattr(self, name), 0, 1)
+        at_least("training.weight_decay", self.weight_decay, 0)
+        at_least("training.slope_weight_decay", typing.cast(float, self.slope_weight_decay), 0)
+        choice("training.precision", self.precision, DTYPES)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run. ``name`` labels it and is not part of its identity."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    seed: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        at_least("seed", self.seed, 0, 2**32 - 1)
+        if self.model.vocab_size != self.data.vocab_size:
+            raise SettingsError(
+                f"model.vocab_size: {self.model.vocab_size} differs from data.vocab_size {self.data.vocab_size}"
+            )
+        if self.data.context > self.model.max_position_embeddings:
+            raise SettingsError(
+                f"data.context: {self.data.context} is longer than model.max_position_embeddings "
+                f"{self.model.max_position_embeddings}"
+            )
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any], where: str = "") -> Experiment:
+        """Build and check an experiment from nested dictionaries, as a YAML file gives them.
+
+        ``model`` may hold ``shape``, a name in :data:`SHAPES`, whose sizes the other keys override; its vocabulary is
+        that of ``data``.
+
+        Raises:
+            SettingsError: unknown field, wrong type or value.
+        """
+        top = check_keys(mapping, ("model", "data", "training", "seed", "name"), where or "experiment")
+        parts = {name: check_mapping(top.get(name) or {}, name) for name in ("model", "data", "training")}
+        data = from_mapping(DataSettings, parts["data"], "data")
+        model = dict(parts["model"])
+        shape = model.pop("shape", None)
+        if shape is not None:
+            choice("model.shape", shape, SHAPES)
+            model = {**SHAPES[shape], **model}
+        model.setdefault("vocab_size", data.vocab_size)
+        plain = {k: top[k] for k in ("seed", "name") if k in top}
+        for key, kind in (("seed", int), ("name", str)):
+            if key in plain:
+                check_type(key, plain[key], kind)
+        return cls(
+            model=from_mapping(ModelSettings, model, "model"),
+            data=data,
+            training=from_mapping(TrainingSettings, parts["training"], "training"),
+            **plain,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name the run: SHA-256 of all settings but the label and the thread count."""
+        settings = self.to_dict()
+        settings.pop("name")
+        settings["training"].pop("threads")
+        return digest(settings)
+
+
+def digest(value: Any, digits: int = 12) -> str:
+    """SHA-256 of the canonical JSON of ``value``, shortened."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
+
+
+def check_mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{where}: {value!r} must be a mapping of settings")
+    return dict(value)
+
+
+def check_keys(mapping: Any, allowed: typing.Iterable[str], where: str) -> dict[str, Any]:
+    allowed = tuple(allowed)
+    mapping = check_mapping(mapping, where)
+    for key in mapping:
+        if key not in allowed:
+            raise SettingsError(f"{where}: unknown setting {key!r}; allowed: {', '.join(allowed)}")
+    return mapping
+
+
+def check_type(where: str, value: Any, kind: Any) -> None:
+    """Raise unless ``value`` is of the annotated type ``kind`` (an int may stand for a float, a bool for nothing)."""
+    if get_origin(kind) in (types.UnionType, typing.Union):
+        kinds = get_args(kind)
+    else:
+        kinds = (kind,)
+    for k in kinds:
+        k = get_origin(k) or k
+        if k is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return
+        if isinstance(value, k) and not (k is int and isinstance(value, bool)):
+            return
+    hint = ""
+    if float in kinds and isinstance(value, str):
+        try:
+            hint = f" (YAML reads {value} as text; write {float(value):.1e})" if float(value) else ""
+        except ValueError:
+            pass
+    names = " or ".join("null" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
+    raise SettingsError(f"{where}: {value!r} must be of type {names}{hint}")
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
+    """Build the settings dataclass ``cls`` from a mapping after checking names and types."""
+    hints = typing.get_type_hints(cls)
+    check_keys(mapping, [f.name for f in fields(cls)], where)  # type: ignore[arg-type]
+    values = {}
+    for key, value in mapping.items():
+        check_type(f"{where}.{key}", value, hints[key])
+        is_float = float in (get_args(hints[key]) or (hints[key],)) and isinstance(value, int)
+        values[key] = float(value) if is_float else value  # 1 and 1.0 are the same run
+    return cls(**values)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; a file that cannot be read or parsed raises :class:`SettingsError`."""
+    try:
+        return check_mapping(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}, str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
+def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> dict[str, Any]:
+    """Apply ``section.field=value`` assignments of a command line to nested settings; values are YAML, or numbers."""
+    result = json.loads(json.dumps(dict(mapping)))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"{assignment!r}: overrides are written section.field=value")
+        value = yaml.safe_load(text)
+        if isinstance(value, str):
+            try:
+                value = float(value)  # 1e-3, which YAML 1.1 reads as text
+            except ValueError:
+                pass
+        *sections, leaf = key.split(".")
+        target = result
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise SettingsError(f"{key}: {section!r} is not a section of settings")
+        target[leaf] = value
+    return result
