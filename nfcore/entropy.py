@@ -85,6 +85,8 @@ def attention_entropy(
     choice("method", method, METHODS)
     if q.dim() != 4 or k.dim() != 4 or q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
         raise SettingsError(f"q, k: shapes {tuple(q.shape)} and {tuple(k.shape)} must be (B, H, T, K) and (B, H', S, K)")
+    if q.numel() == 0 or k.numel() == 0:
+        raise SettingsError(f"q, k: shapes {tuple(q.shape)} and {tuple(k.shape)} hold nothing")
     if q.shape[1] % k.shape[1]:
         raise SettingsError(f"k: {k.shape[1]} key heads do not divide the {q.shape[1]} query heads")
     if causal and q.shape[2] != k.shape[2]:
@@ -93,8 +95,6 @@ def attention_entropy(
         raise SettingsError(f"q, k: dtypes {q.dtype} and {k.dtype} must be floating point")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    if q.numel() == 0 or k.numel() == 0:
-        raise SettingsError(f"q, k: shapes {tuple(q.shape)} and {tuple(k.shape)} hold nothing")
     if method == "exact":
         return _exact(q.double(), k.double(), scale, causal)
     if method == "chunked" or (method == "auto" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):

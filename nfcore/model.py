@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from nfcore.settings import SHAPES, ModelSettings, SettingsError
+from nfcore.settings import SHAPES, ModelSettings, SettingsError, from_mapping
 
 
 class NormFreeConfig(PreTrainedConfig):
@@ -40,7 +40,7 @@ class NormFreeConfig(PreTrainedConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         names = {f.name for f in fields(ModelSettings)}
-        settings = ModelSettings(**{name: kwargs.pop(name) for name in names & kwargs.keys()})
+        settings = from_mapping(ModelSettings, {name: kwargs.pop(name) for name in names & kwargs.keys()}, "model")
         super().__init__(**kwargs)
         for name, value in asdict(settings).items():
             setattr(self, name, value)
@@ -443,7 +443,8 @@ def _build(
 ) -> NormFreeForCausalLM:
     """A model of ``config`` with the weights of ``state``; only norm and bias weights it lacks may be left over."""
     model = NormFreeForCausalLM(NormFreeConfig(**{**config, **changes}))
-    missing, unused = model.load_state_dict(state, strict=False)
+    sizes = {name: p.shape for name, p in model.state_dict().items()}
+    missing, unused = model.load_state_dict({n: w for n, w in state.items() if sizes.get(n, w.shape) == w.shape}, False)
     wrong = [k for k in missing if ".slope" not in k] + [k for k in unused if "norm." not in k]
     if wrong:
         raise SettingsError(f"the given model's weights do not fit: {', '.join(wrong[:4])}")

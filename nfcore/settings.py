@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -40,6 +41,14 @@ FAMILIES = ("gpt2", "pythia")
 NORMS = ("layernorm", "rmsnorm", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "leaky_relu", "learnable_leaky_relu", "identity", "scaled_gelu")
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+def project_root() -> Path:
+    """Where ``data`` and ``runs`` live: the environment's ``NFCORE_ROOT``, else nfcore's own checkout, else here."""
+    if os.environ.get("NFCORE_ROOT"):
+        return Path(os.environ["NFCORE_ROOT"])
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "data" / "published").is_dir() else Path.cwd()
 
 
 def choice(where: str, value: object, allowed: typing.Iterable[object]) -> None:
@@ -110,13 +119,31 @@ class ModelSettings:
         choice("model.residual_dtype", self.residual_dtype, DTYPES)
         at_least("model.embd_pdrop", self.embd_pdrop, 0.0, 1.0)
         at_least("model.rotary_fraction", self.rotary_fraction, 0.0, 1.0)
-        if self.activation_scale <= 0:
-            raise SettingsError(f"model.activation_scale: {self.activation_scale!r} must be above 0")
+        at_least("model.norm_eps", self.norm_eps, 0.0)
+        if not math.isfinite(self.negative_slope):
+            raise SettingsError(f"model.negative_slope: {self.negative_slope!r} must be finite")
+        for name in ("activation_scale", "rotary_base"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"model.{name}: {getattr(self, name)!r} must be above 0")
         if self.intermediate_size is None:
             object.__setattr__(self, "intermediate_size", 4 * self.hidden_size)
         at_least("model.intermediate_size", typing.cast(int, self.intermediate_size), 1)
         if self.tie_word_embeddings is None:
             object.__setattr__(self, "tie_word_embeddings", self.family == "gpt2")
+
+
+    @property
+    def configuration(self) -> str:
+        """The paper's name: SM softmax attention, LN LayerNorm, G GELU, R ReLU; a linear FFN has no letter."""
+        letters = {"gelu": "G", "gelu_tanh": "G(tanh)", "relu": "R", "identity": "", "scaled_gelu": "G"}
+        letter = letters.get(self.activation)
+        if letter is None:
+            kind = {"leaky_relu": "L", "learnable_leaky_relu": f"LL {self.slope_sharing.replace('_', ' ')}"}
+            letter = f"{kind.get(self.activation, self.activation)}({self.negative_slope:g})"
+        if self.activation == "scaled_gelu":
+            letter += f"(s={self.activation_scale:g})"
+        norm = {"layernorm": "LN", "rmsnorm": "RMS", "none": ""}.get(self.norm, self.norm)
+        return "+".join(part for part in ("SM", norm, letter) if part)
 
 
 @dataclass(frozen=True)
@@ -200,7 +227,7 @@ class TrainingSettings:
         for name in ("steps", "threads"):
             if getattr(self, name) is not None:
                 at_least(f"training.{name}", getattr(self, name), 1)
-        micro = self.micro_batch_size or self.batch_size
+        micro = self.batch_size if self.micro_batch_size is None else self.micro_batch_size
         object.__setattr__(self, "micro_batch_size", micro)
         if micro < 1 or self.batch_size % micro:
             raise SettingsError(
@@ -214,7 +241,8 @@ class TrainingSettings:
         at_least("training.final_learning_rate", self.final_learning_rate, 0, self.learning_rate)
         at_least("training.warmup_fraction", self.warmup_fraction, 0, 1)
         for name in ("beta1", "beta2"):
-            at_least(f"training.{name}", getattr(self, name), 0, 1)
+            if not 0 <= getattr(self, name) < 1:
+                raise SettingsError(f"training.{name}: {getattr(self, name)!r} must be at least 0 and below 1")
         at_least("training.weight_decay", self.weight_decay, 0)
         at_least("training.slope_weight_decay", typing.cast(float, self.slope_weight_decay), 0)
         choice("training.precision", self.precision, DTYPES)
@@ -355,7 +383,10 @@ def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> d
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise SettingsError(f"{assignment!r}: overrides are written section.field=value")
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise SettingsError(f"{key}: {text!r} is not valid YAML") from None
         if isinstance(value, str):
             try:
                 value = float(value)  # 1e-3, which YAML 1.1 reads as text

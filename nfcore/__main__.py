@@ -1,0 +1,228 @@
+"""``python -m nfcore``: train, data, entropy, runs, notebook, book.  Exit code 2 is wrong input, 130 an interruption."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nfcore.settings import Experiment, SettingsError, override, project_root, read_yaml
+
+# glibc otherwise gives freed memory back to the kernel at every step, which small models on a CPU pay for.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_TOP_PAD_": str(2**27),
+}
+
+
+def read_experiment(source: str, assignments: list[str]) -> Experiment:
+    """An experiment from a YAML file or, written ``PRESET/ID``, from a preset's grid, with ``section.field=value``."""
+    from nfcore.presets import PRESETS, Preset
+
+    preset, slash, run = source.partition("/")
+    if slash and preset in PRESETS and not Path(source).exists():
+        found = [e for e in Preset.load(preset).experiments() if e.id == run]
+        if not found:
+            raise SettingsError(f"{source}: preset {preset} has no run {run}; `runs list {preset}` shows them")
+        experiment = found[0]
+        return Experiment.from_dict(override(experiment.to_dict(), assignments)) if assignments else experiment
+    return Experiment.from_dict(override(read_yaml(source), assignments))
+
+
+def train(args: argparse.Namespace) -> None:
+    # Everything that can be wrong with the settings is said before torch is loaded.
+    fresh = "fresh=true" in args.settings
+    settings = [a for a in args.settings if a not in ("fresh=true", "fresh=false")]
+    experiment = read_experiment(args.experiment, settings)
+    from nfcore import train as run
+
+    directory = run(experiment, fresh=fresh, report_to=args.report_to, quiet=args.quiet)
+    if not args.quiet:
+        from nfcore.runs import read_record
+
+        record = read_record(directory) or {}
+        final = record["final"]
+        result = f"perplexity {final['perplexity']:.3f}" if final["perplexity"] else f"diverged: {record['diverged']}"
+        print(f"{directory}: {result} after {final['step']} steps")
+
+
+def data(args: argparse.Namespace) -> None:
+    experiment = read_experiment(args.experiment, args.settings)
+    from nfcore.data import prepare
+
+    tokens = prepare(experiment.data, verify=args.verify)
+    summary = {k: v for k, v in tokens.meta.items() if k not in ("settings", "packages", "versions")}
+    print(yaml.safe_dump({"directory": str(tokens.directory), **summary}, sort_keys=False), end="")
+    if args.mark:
+        args.mark.parent.mkdir(parents=True, exist_ok=True)
+        args.mark.write_text(tokens.hash + "\n")
+
+
+def entropy(args: argparse.Namespace) -> None:
+    from nfcore.report import entropy_of_text
+
+    print(entropy_of_text(args.model, args.text, args.context, args.sequences))
+
+
+def list_runs(args: argparse.Namespace) -> None:
+    from nfcore import runs
+
+    if args.preset:
+        from nfcore.presets import Preset
+
+        for e in Preset.load(args.preset).experiments():
+            record = runs.read_record(runs.runs_dir() / e.id)
+            print(f"{e.id}  {record['status'] if record else 'not run':9}  {e.name}, {e.training.steps or 'epoch'} steps")
+        return
+    frame = runs.load_runs().runs
+    if frame.empty:
+        raise SettingsError(f"{runs.runs_dir()}: no finished runs")
+    columns = ["run", "model.family", "configuration", "data.context", "seed", "step", "perplexity", "status"]
+    print(frame[columns].to_string(index=False, float_format="{:.3f}".format))
+
+
+def show_run(args: argparse.Namespace) -> None:
+    print(yaml.safe_dump(_record(args.run)[1], sort_keys=False), end="")
+
+
+def verify_runs(args: argparse.Namespace) -> None:
+    from nfcore import runs
+
+    names = [args.run] if args.run else sorted(p.parent.name for p in runs.runs_dir().glob("*/record.json"))
+    for name in names:
+        runs.verify(*_record(name))
+    print(f"{len(names)} runs match their recorded hashes")
+
+
+def record_runs(args: argparse.Namespace) -> None:
+    from nfcore.presets import Preset
+    from nfcore.runs import export
+
+    print(export(args.preset, [e.id for e in Preset.load(args.preset).experiments()]))
+
+
+def _record(run: str) -> tuple[Path, dict[str, Any]]:
+    from nfcore import runs
+
+    directory = runs.runs_dir() / run
+    record = runs.read_record(directory)
+    if record is None:
+        raise SettingsError(f"{directory}: not a finished run")
+    return directory, record
+
+
+def notebook(args: argparse.Namespace) -> None:
+    from nfcore.notebook import execute
+
+    print(execute(args.script, args.output, **override({}, args.parameters)))
+
+
+def book(args: argparse.Namespace) -> None:
+    """Run the whole grid of a preset and build its book, through the Snakefile."""
+    from filelock import FileLock, Timeout
+
+    from nfcore.presets import Preset
+
+    preset = Preset.load(args.preset)
+    root = project_root()
+    if not (root / "Snakefile").exists():
+        raise SettingsError(f"{root}: no Snakefile; the book is built from a checkout of the project")
+    command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
+    command += ["--config", f"preset={preset.preset}"]
+    environment = {**ALLOCATOR, "TOKENIZERS_PARALLELISM": "true", **os.environ}
+    (root / ".snakemake").mkdir(exist_ok=True)
+    try:
+        # Snakemake's own lock outlives a killed process; this one does not, so it tells a live lock from a stale one.
+        with FileLock(root / ".snakemake" / "nfcore.lock", timeout=0):
+            if any((root / ".snakemake" / "locks").glob("*")):
+                subprocess.run([*command, "--unlock", "--quiet"], check=True, env=environment)
+            options = ["--cores", str(args.cores), "--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
+            options += ["--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
+            done = subprocess.run([*command, *options], env=environment)
+    except Timeout:
+        raise SettingsError(f"{root}: another `make book` is running here; wait for it or stop it") from None
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    if not args.dry_run:
+        print(f"The book of preset {preset.preset}: open {root / '_build' / preset.preset / 'html' / 'index.html'}")
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="python -m nfcore", description=__doc__)
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str, parent: Any = commands) -> argparse.ArgumentParser:
+        sub = parent.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    for name, run, text in (
+        ("train", train, "train one run, resume it, or find it finished (fresh=true: train it again)"),
+        ("data", data, "prepare the token files of an experiment"),
+    ):
+        sub = command(name, run, text)
+        sub.add_argument("experiment", metavar="EXPERIMENT.yaml", help="a settings file, or PRESET/ID of a preset's run")
+        sub.add_argument("settings", nargs="*", metavar="section.field=value")
+        if name == "train":
+            sub.add_argument("--report-to", action="append", default=[], help="tensorboard, wandb, trackio, ...")
+            sub.add_argument("--quiet", action="store_true", help="no progress")
+        else:
+            sub.add_argument("--verify", action="store_true", help="compare the files with their hashes")
+            sub.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
+
+    sub = command("entropy", entropy, "attention entropy per head of a saved or Hub model on a text")
+    sub.add_argument("model", help="a run's id, a directory of a saved model, or a Hub name")
+    sub.add_argument("text", type=Path, help="a UTF-8 text file")
+    sub.add_argument("--context", type=int, default=128, help="tokens a sequence (default 128)")
+    sub.add_argument("--sequences", type=int, default=16, help="sequences from the start of the text (default 16)")
+
+    group = root_group = commands.add_parser("runs", help="list, show, verify, record").add_subparsers(required=True)
+    sub = command("list", list_runs, "finished runs of this machine, or the runs of a preset and their state", group)
+    sub.add_argument("preset", nargs="?")
+    command("show", show_run, "settings, results and provenance of a run", group).add_argument("run")
+    command("verify", verify_runs, "compare files with their recorded hashes", group).add_argument("run", nargs="?")
+    sub = command("record", record_runs, "copy the finished grid of a preset to data/recorded/", root_group)
+    sub.add_argument("preset")
+
+    sub = command("notebook", notebook, "execute a notebook script: jupytext, papermill, the same bytes each time")
+    sub.add_argument("script", type=Path)
+    sub.add_argument("output", type=Path)
+    sub.add_argument("parameters", nargs="*", metavar="name=value")
+
+    sub = command("book", book, "run the grid of a preset and build its book")
+    sub.add_argument("preset", nargs="?", default="quick")
+    sub.add_argument("--cores", type=int, default=os.cpu_count())
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    return root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    try:
+        args.run(args) if callable(args.run) else None
+    except SettingsError as error:
+        print(f"nfcore: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"nfcore: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if args.run is not notebook:
+            raise
+        print(f"nfcore: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nfcore: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

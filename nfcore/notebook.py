@@ -1,0 +1,117 @@
+"""Notebooks: their parameters checked, their execution repeatable.
+
+:func:`parameters` is the first call of every notebook in ``notebooks/``; :func:`execute` turns such a jupytext script
+into an executed ipynb whose bytes depend on the script, the parameters and the results alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from nfcore.presets import Preset
+from nfcore.settings import SettingsError, check_type
+
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+def parameters(namespace: Mapping[str, Any]) -> Preset:
+    """The preset that a notebook's parameters name, with the parameters that are not None laid over it.
+
+    Call it with ``globals()`` before anything else is assigned: every plain value there is taken for a parameter.
+
+    Raises:
+        SettingsError: unknown parameter, wrong type or value.
+    """
+    shell = ("In", "Out", "exit", "quit", "get_ipython", "open")
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and name not in shell and not isinstance(value, types.ModuleType)
+    }
+    values = {name: value for name, value in given.items() if not callable(value) and value is not None}
+    return _preset(values)
+
+
+def _preset(values: dict[str, Any]) -> Preset:
+    name = values.pop("preset", "quick")
+    check_type("preset", name, str)
+    return Preset.load(name, **values)
+
+
+def read(script: Path) -> Any:
+    """A jupytext script as a notebook with cell ids made from its text, so that equal sources give equal files."""
+    import jupytext
+
+    if not script.is_file():
+        raise SettingsError(f"{script}: no such notebook script")
+    notebook = jupytext.read(script)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = hashlib.sha256(f"{number} {cell.source}".encode()).hexdigest()[:8]
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    return notebook
+
+
+def execute(script: Path, output: Path, **values: Any) -> Path:
+    """Run ``script`` by papermill with parameters ``values`` and write the executed notebook to ``output``.
+
+    Parameters are checked before a kernel starts. ``output`` is only replaced by a notebook that ran to its end; one
+    that failed is kept beside it as ``<name>.failed.ipynb``.
+
+    Raises:
+        SettingsError: wrong parameters.
+        RuntimeError: a cell failed; names the cell and the error.
+    """
+    import nbformat
+    import papermill
+
+    _preset(dict(values))
+    notebook = read(script)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        source, target = Path(temporary, script.with_suffix(".ipynb").name), Path(temporary, "executed.ipynb")
+        nbformat.write(notebook, source)
+        try:
+            executed = papermill.execute_notebook(
+                source,
+                target,
+                values,
+                progress_bar=False,
+                record_timing=False,
+                extra_arguments=["--IPKernelApp.log_level=40"],
+            )
+        except papermill.PapermillExecutionError as error:
+            failed = output.with_suffix(".failed.ipynb")
+            os.replace(target, failed) if target.exists() else None
+            raise RuntimeError(f"{script}: cell {error.cell_index}: {error.ename}: {error.evalue} (see {failed})") from None
+        _clean(executed)
+        partial = output.with_name(f".{output.name}.partial")
+        nbformat.write(executed, partial)
+    os.replace(partial, output)
+    output.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+    return output
+
+
+def _clean(notebook: Any) -> None:
+    """Drop what differs between runs of the same notebook, and hide the parameters' defaults where others are given."""
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    injected = any("injected-parameters" in t for t in tags)
+    for number, (cell, tag) in enumerate(zip(notebook.cells, tags, strict=True)):
+        keep = {"tags": [*tag, "remove-cell"] if injected and "parameters" in tag else tag}
+        keep |= {k: v for k, v in cell.metadata.items() if k == "mystnb"}
+        cell.metadata = {k: v for k, v in keep.items() if v}
+        if "injected-parameters" in tag:
+            cell["id"] = hashlib.sha256(f"injected {number} {cell.source}".encode()).hexdigest()[:8]
+        for output in cell.get("outputs", []):
+            output.pop("execution_count", None) if output.output_type != "execute_result" else None
+
+
+def parameter_names() -> tuple[str, ...]:
+    return tuple(f.name for f in fields(Preset))

@@ -1,0 +1,199 @@
+"""Presets and the grid: which runs each notebook needs, at which size.  No torch here.
+
+A preset is a file ``notebooks/params/<name>.yaml``; its keys are the parameters of every notebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from nfcore import runs
+from nfcore.settings import (
+    DataSettings,
+    Experiment,
+    SettingsError,
+    check_keys,
+    check_type,
+    choice,
+    from_mapping,
+    project_root,
+    read_yaml,
+)
+
+PRESETS = ("smoke", "quick", "gpu", "paper")
+SOURCES = ("local", "recorded")
+FAMILIES = {"gpt2": "GPT-2", "pythia": "Pythia"}
+BUDGETS = ("main", "table", "slopes", "instability", "context")
+
+# The paper's configurations, in the order of its tables.
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "SM+LN+G": dict(norm="layernorm", activation="gelu"),
+    "SM+LN+R": dict(norm="layernorm", activation="relu"),
+    "SM+G": dict(norm="none", activation="gelu"),
+    "SM+R": dict(norm="none", activation="relu"),
+    "SM+L(0.1)": dict(norm="none", activation="leaky_relu", negative_slope=0.1),
+    "SM+LN": dict(norm="layernorm", activation="identity"),
+    "SM": dict(norm="none", activation="identity"),
+}
+MAIN = ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes, data and budgets of all experiments.
+
+    ``models``: model settings per family. ``steps``: updates of the runs each budget names; None is one epoch.
+    ``source``: ``local`` takes this machine's runs and trains what is missing, ``recorded`` takes committed records.
+    """
+
+    preset: str
+    source: str = "local"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    steps: dict[str, int | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choice("preset", self.preset, PRESETS)
+        choice("source", self.source, SOURCES)
+        if not self.seeds or any(isinstance(s, bool) or not isinstance(s, int) for s in self.seeds):
+            raise SettingsError(f"seeds: {self.seeds!r} must be a list of whole numbers")
+        check_keys(self.models, FAMILIES, "models")
+        check_keys(self.steps, BUDGETS, "steps")
+        for name in BUDGETS:
+            if name not in self.steps:
+                raise SettingsError(f"steps: no budget for {name!r}; needed: {', '.join(BUDGETS)}")
+            check_type(f"steps.{name}", self.steps[name], int | None)
+        self.grid()  # builds, and so checks, every run
+
+    @classmethod
+    def load(cls, name: str, **changes: Any) -> Preset:
+        """The preset ``name`` with parameters replaced; a mapping replaces only the keys it holds."""
+        choice("preset", name, PRESETS)
+        values = read_yaml(project_root() / "notebooks" / "params" / f"{name}.yaml")
+        hints = get_type_hints(cls)
+        check_keys({**values, **changes}, [f.name for f in fields(cls)], "parameters")
+        for key, value in changes.items():
+            check_type(key, value, hints[key])
+            values[key] = merge(values.get(key, {}), value) if isinstance(value, Mapping) else value
+        for key, value in values.items():
+            check_type(key, value, hints[key])
+        return cls(**values)
+
+    def experiment(
+        self, family: str, configuration: str, budget: str, seed: int, model: Any = None, data: Any = None, training: Any = None
+    ) -> Experiment:
+        """The run of one configuration with extra settings on top of the preset's."""
+        data_settings = from_mapping(DataSettings, {**self.data, **(data or {})}, "data")
+        experiment = Experiment.from_dict(
+            {
+                "model": {**self.models.get(family, {}), **CONFIGURATIONS[configuration], **(model or {})},
+                "data": {**self.data, **(data or {})},
+                "training": {**self.training, "steps": self.steps[budget], **(training or {})},
+                "seed": seed,
+            }
+        )
+        name = f"{FAMILIES[family]} {experiment.model.configuration} T={data_settings.context} seed {seed}"
+        return replace(experiment, name=name)
+
+    def grid(self) -> dict[str, list[Experiment]]:
+        """The runs of each experiment. Runs with equal settings are one run, whichever experiments show them."""
+        grids: dict[str, list[Experiment]] = {name: [] for name in EXPERIMENTS}
+        for seed in self.seeds:
+            for name, runs_of in EXPERIMENTS.items():
+                grids[name] += [self.experiment(seed=seed, **run) for run in runs_of(self)]
+        return grids
+
+    def experiments(self) -> list[Experiment]:
+        """All runs of the grid, each once, the main ones first."""
+        return list({e.id: e for name in EXPERIMENTS for e in self.grid()[name]}.values())
+
+    def runs(self, name: str) -> runs.Runs:
+        """The finished runs of experiment ``name``, trained first where ``source`` is local and they are missing."""
+        wanted = self.grid()[name]
+        if self.source == "local":
+            from nfcore.train import train
+
+            for experiment in wanted:
+                finished = (runs.runs_dir() / experiment.id / "record.json").exists()
+                train(experiment, quiet=finished)  # progress is worth showing, reuse is not
+            return runs.load_runs().select(e.id for e in wanted)
+        directory = runs.recorded_dir(self.preset)
+        if not directory.is_dir():
+            raise SettingsError(f"source: nothing is recorded for preset {self.preset!r}; use source=local")
+        recorded = runs.load_runs(directory)
+        missing = [e.name for e in wanted if e.id not in set(recorded.runs["run"])]
+        if missing:
+            raise SettingsError(f"source: not recorded under data/recorded/{self.preset}: {'; '.join(missing)}")
+        return recorded.select(e.id for e in wanted)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it, mappings within mappings likewise."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def _main(preset: Preset) -> Iterable[dict[str, Any]]:
+    return [dict(family="gpt2", configuration=c, budget="main") for c in MAIN]
+
+
+def _table(preset: Preset) -> Iterable[dict[str, Any]]:
+    """GPT-2's main runs have the main budget; all others the table's."""
+    for family in FAMILIES:
+        for c in CONFIGURATIONS:
+            budget = "main" if family == "gpt2" and c in MAIN else "table"
+            yield dict(family=family, configuration=c, budget=budget)
+
+
+def _slopes(preset: Preset) -> Iterable[dict[str, Any]]:
+    """Per layer and shared: from 0.01 with the paper's weight decay on slopes, and from 0.25 with none."""
+    for sharing in ("per_layer", "shared"):
+        for slope, training in ((0.01, {}), (0.25, {"slope_weight_decay": 0.0})):
+            model = dict(activation="learnable_leaky_relu", negative_slope=slope, slope_sharing=sharing)
+            yield dict(family="gpt2", configuration="SM+R", budget="slopes", model=model, training=training)
+
+
+def _instability(preset: Preset) -> Iterable[dict[str, Any]]:
+    """What the paper reports NaNs for, at the learning rate of the preset and at ten times that."""
+    rate = preset.training.get("learning_rate", 1e-3)
+    for c in ("SM+R", "SM+G", "SM+L(0.1)", "SM"):
+        for factor in (1, 10):
+            yield dict(family="gpt2", configuration=c, budget="instability", training=dict(learning_rate=factor * rate))
+    low = dict(residual_dtype="bfloat16")
+    yield dict(family="gpt2", configuration="SM+G", budget="instability", model=low, training=dict(precision="bfloat16"))
+
+
+def _context(preset: Preset) -> Iterable[dict[str, Any]]:
+    """Pythia at the preset's context and at twice that, with as many tokens a batch."""
+    context, batch = preset.data.get("context", 128), preset.training.get("batch_size", 32)
+    longer = dict(data=dict(context=2 * context), training=dict(batch_size=batch // 2))
+    micro = preset.training.get("micro_batch_size")
+    if micro:
+        longer["training"]["micro_batch_size"] = micro // 2
+    for c in MAIN:
+        yield dict(family="pythia", configuration=c, budget="table")
+        yield dict(family="pythia", configuration=c, budget="context", **longer)
+
+
+EXPERIMENTS = {
+    "perplexity": _table,
+    "curves": _main,
+    "maps": _main,
+    "shares": _main,
+    "layers": _main,
+    "slopes": _slopes,
+    "instability": _instability,
+    "context": _context,
+}
+
+
+def params_file(name: str) -> Path:
+    return project_root() / "notebooks" / "params" / f"{name}.yaml"

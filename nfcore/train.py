@@ -1,0 +1,527 @@
+"""Training with Hugging Face's Trainer: the paper's optimiser and schedule, telemetry, divergence as a result.
+
+Axes: B batch, T positions, D model width, F feed-forward width, L layers, H heads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+import yaml
+from filelock import FileLock
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from nfcore import runs
+from nfcore.data import Sequences, TokenData, collate, prepare
+from nfcore.entropy import attention_statistics
+from nfcore.model import NormFreeConfig, NormFreeForCausalLM
+from nfcore.settings import Experiment, SettingsError, TrainingSettings
+
+NEVER = 2**62
+
+
+def optimizer_and_schedule(
+    model: NormFreeForCausalLM, settings: TrainingSettings, steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with decay on matrices and embeddings, none on biases and norms, its own on learnable slopes; linear
+    warm-up, then linear decay to ``final_learning_rate`` at the last step."""
+    slopes = model.slopes
+    slope_ids = {id(p) for p in slopes}
+    rest = [p for p in model.parameters() if id(p) not in slope_ids]
+    groups = [
+        {"params": [p for p in rest if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": slopes, "weight_decay": settings.slope_weight_decay},
+    ]
+    optimizer = torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
+    )
+    warmup = round(settings.warmup_fraction * steps)
+    floor = settings.final_learning_rate / settings.learning_rate
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return floor + (1 - floor) * max(0, steps - step) / max(1, steps - warmup)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@torch.no_grad()
+def token_losses(model: NormFreeForCausalLM, sequences: Any, batch_size: int) -> Tensor:
+    """Cross-entropy of every predicted token, (N, T - 1) float32 on the CPU, in nats; the model in eval mode."""
+    training, losses = model.training, []
+    model.eval()
+    for start in range(0, len(sequences), batch_size):
+        stop = min(start + batch_size, len(sequences))
+        ids = collate([sequences[i] for i in range(start, stop)])["input_ids"].to(model.device)
+        logits = model(input_ids=ids).logits[:, :-1].float()  # (B, T - 1, V)
+        losses.append(F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").cpu())
+    model.train(training)
+    return torch.cat(losses)
+
+
+class FirstBad:
+    """Flags on the device for the first step and layer where something stopped being finite.
+
+    Nothing is copied to the host while training; :meth:`event` does that, at the logging cadence. By then the update
+    has made every weight NaN, so the flags are what still tells where it began. Layers 0..L-1 are the blocks, L the
+    head. In a backward pass, which runs from the head down, the highest layer with a bad gradient is the first.
+    """
+
+    def __init__(self, model: NormFreeForCausalLM, watch_gradients: bool) -> None:
+        layers = len(model.blocks)
+        self.forward = torch.full((layers + 1,), NEVER, device=model.device)
+        self.backward = torch.full((layers + 1,), NEVER, device=model.device)
+        self.step = torch.zeros((), dtype=torch.int64, device=model.device)
+        self.gradients = [list(block.parameters()) for block in model.blocks] if watch_gradients else []
+        if watch_gradients:
+            self.gradients.append([*model.final_norm.parameters(), *model.lm_head.parameters()])
+        for i, module in enumerate([*model.blocks, model.lm_head]):
+            module.register_forward_hook(self._hook(i))
+
+    def _hook(self, layer: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if module.training:
+                x = output[0] if isinstance(output, tuple) else output
+                self._flag(self.forward, layer, x.detach())
+
+        return hook
+
+    def _flag(self, flags: Tensor, layer: int, *values: Tensor) -> None:
+        bad = ~torch.stack([v.isfinite().all() for v in values]).all()
+        flags[layer] = torch.where(bad, flags[layer].minimum(self.step), flags[layer])
+
+    @torch.no_grad()
+    def check_gradients(self) -> None:
+        """Call when the gradients of a step are complete and not yet clipped."""
+        for layer, parameters in enumerate(self.gradients):
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if gradients:
+                self._flag(self.backward, layer, *torch._foreach_norm(gradients))
+
+    def event(self) -> dict[str, Any] | None:
+        """``{"step", "layer", "where"}`` of the first bad value, or None. ``step`` counts from 1."""
+        forward, backward = self.forward.cpu(), self.backward.cpu()
+        first = min(int(forward.min()), int(backward.min()))
+        if first == NEVER:
+            return None
+        if int(forward.min()) == first:
+            layer, where = int((forward == first).nonzero()[0]), "forward"
+        else:
+            layer, where = int((backward == first).nonzero()[-1]), "backward"
+        return {"step": first, "layer": layer, "where": where}
+
+
+class Telemetry(TrainerCallback):
+    """Measures a fixed held-out probe batch (B, T) every ``probe_every`` steps, keeps all numbers of the run, and ends
+    it when a value stops being finite.
+
+    The tables travel in each checkpoint; a checkpoint without them was cut short and is not resumed from.
+    """
+
+    FILE = "telemetry.json"
+
+    def __init__(self, trainer: NormFreeTrainer, probe: Tensor, settings: TrainingSettings, steps: int) -> None:
+        self.trainer, self.probe, self.settings, self.steps = trainer, probe, settings, steps
+        self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in runs.TABLES}
+        self.diverged: dict[str, Any] | None = None
+        self.seconds = 0.0  # of training, without evaluation, probes and checkpoints
+        self._since: float | None = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the training clock."""
+        running = self._since is not None
+        self._stop_clock()
+        yield
+        if running:
+            self._since = time.perf_counter()
+
+    def _stop_clock(self) -> None:
+        if self._since is not None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def load(self, checkpoint: Path) -> None:
+        saved = json.loads((checkpoint / self.FILE).read_text())
+        self.tables, self.seconds = saved["tables"], saved["seconds"]
+
+    def add(self, step: int, **values: float) -> None:
+        self.tables["metrics"] += [{"step": step, "name": name, "value": float(v)} for name, v in values.items()]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.measure(0)
+            self.trainer.evaluate()
+        self._since = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        names = {"loss": "train_loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
+        self.add(state.global_step, **{ours: logs[theirs] for theirs, ours in names.items() if theirs in logs})
+        self.add(state.global_step, **{k: v for k, v in logs.items() if k.startswith("eval_loss")})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step, last = state.global_step, state.global_step >= self.steps
+        probing = step % self.settings.probe_every == 0 or last
+        control.should_evaluate |= last
+        control.should_save &= not last  # the finished run is saved below
+        if control.should_log or control.should_save or control.should_evaluate or probing:
+            self.diverged = self.trainer.first_bad.event()
+        if self.diverged:
+            control.should_training_stop = True
+            control.should_save = control.should_evaluate = False
+        if probing or self.diverged:
+            self.measure(step)
+        if last or self.diverged:
+            self._stop_clock()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        runs.write_atomically(checkpoint / self.FILE, json.dumps({"tables": self.tables, "seconds": self.seconds}))
+
+    def measure(self, step: int) -> None:
+        """Rows of the tables ``layers`` and ``heads`` from the probe batch, dropout off."""
+        model = self.trainer.raw_model
+        residual: list[float] = []
+        preactivation: list[float] = []
+        hooks = []
+        for block in model.blocks:
+            hooks.append(block.register_forward_hook(lambda m, a, out: residual.append(_rms(out[0]))))
+            hooks.append(block.ffn.up.register_forward_hook(lambda m, a, out: preactivation.append(float(out.std()))))
+        with self.paused(), self.trainer.compute_loss_context_manager():
+            try:
+                heads = attention_statistics(model, self.probe)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        slopes = [float(s) for s in model.slopes]
+        for layer in range(len(model.blocks)):
+            self.tables["layers"].append(
+                {
+                    "step": step,
+                    "layer": layer,
+                    "residual_rms": residual[layer],
+                    "preactivation_std": preactivation[layer],
+                    "slope": slopes[layer % len(slopes)] if slopes else float("nan"),
+                }
+            )
+            for head in range(heads["entropy"].shape[1]):
+                values = {name: float(table[layer, head]) for name, table in heads.items()}
+                self.tables["heads"].append({"step": step, "layer": layer, "head": head, **values})
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.float().square().mean().sqrt())
+
+
+class Progress(TrainerCallback):
+    """A line with the time left, at most every ten seconds and at the end."""
+
+    def __init__(self, label: str, steps: int, tokens_per_step: int) -> None:
+        self.label, self.steps, self.tokens = label, steps, tokens_per_step
+        self.start = self.shown = time.monotonic()
+        self.first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        now, step = time.monotonic(), state.global_step
+        if "loss" not in (logs or {}) or (now - self.shown < 10 and step < self.steps) or step == self.first:
+            return
+        self.shown = now
+        pace = (now - self.start) / (step - self.first)
+        left = int(pace * (self.steps - step))
+        loss, rate = (logs or {})["loss"], self.tokens / pace
+        print(
+            f"  {self.label}: step {step}/{self.steps}, loss {loss:.3f}, {rate:,.0f} tokens/s, "
+            f"{left // 60}:{left % 60:02d} left",
+            flush=True,
+        )
+
+
+class NormFreeTrainer(Trainer):
+    """Hugging Face's Trainer with token-level evaluation and the flags of :class:`FirstBad`."""
+
+    def __init__(self, model: NormFreeForCausalLM, settings: TrainingSettings, steps: int, **kwargs: Any) -> None:
+        self.settings, self.raw_model = settings, model
+        super().__init__(model=model, optimizers=optimizer_and_schedule(model, settings, steps), **kwargs)
+        # Every sequence has the same length, so the mean over micro-batches is the mean over the batch.
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)
+        # fp16 overflows its gradients on purpose, to find the loss scale; only the forward pass tells there.
+        self.first_bad = FirstBad(model, watch_gradients=settings.precision != "float16")
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self.first_bad.step.fill_(self.state.global_step + 1)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.first_bad.check_gradients()
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """``eval_loss`` (mean), ``eval_loss_median`` and ``eval_loss_p95`` over tokens of the first ``eval_sequences``
+        validation sequences, in nats per token."""
+        with self.telemetry.paused(), self.compute_loss_context_manager():
+            losses = token_losses(self.raw_model, self.eval_dataset, 2 * self.args.per_device_train_batch_size)
+        values = losses.double().flatten().numpy()
+        median, p95 = np.quantile(values, [0.5, 0.95])
+        metrics = {"eval_loss": values.mean(), "eval_loss_median": median, "eval_loss_p95": p95}
+        metrics = {name: float(value) for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.telemetry.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
+    telemetry: Telemetry
+
+
+def train(
+    experiment: Experiment | dict[str, Any], *, fresh: bool = False, report_to: Sequence[str] = (), quiet: bool = False
+) -> Path:
+    """Train one run, or find it finished; returns its directory ``runs/<id>``.
+
+    A finished run is reused, saying so if nfcore's sources have changed since; ``fresh`` trains it again. An
+    interrupted one resumes from its last whole checkpoint. A run whose values stop being finite ends there, with
+    ``status`` "diverged" in its record, the first bad step and layer, and its telemetry.
+
+    Raises:
+        SettingsError: wrong settings, or files of a finished run that do not match their recorded hashes.
+    """
+    if isinstance(experiment, dict):
+        experiment = Experiment.from_dict(experiment)
+    label = f"{experiment.name or experiment.model.configuration} [{experiment.id}]"
+    directory = runs.runs_dir() / experiment.id
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / ".lock"):
+        if fresh:
+            for old in directory.iterdir():
+                shutil.rmtree(old) if old.is_dir() else old.name != ".lock" and old.unlink()
+        record = runs.read_record(directory)
+        if record:
+            runs.verify(directory, record)
+            changed = record["provenance"]["source_hash"] != runs.source_hash()
+            if changed:
+                print(f"  {label}: made by other model, data or training code than now (fresh=true retrains)")
+            elif not quiet:
+                print(f"  {label}: finished before, reused")
+            return directory
+        _run(experiment, directory, label, report_to, quiet)
+    return directory
+
+
+def _run(experiment: Experiment, directory: Path, label: str, report_to: Sequence[str], quiet: bool) -> None:
+    settings = experiment.training
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    transformers_logging.disable_progress_bar()
+    tokens = prepare(experiment.data)
+    steps = settings.steps or len(tokens.train) // settings.batch_size
+    if len(tokens.train) < settings.batch_size:
+        raise SettingsError(
+            f"training.batch_size: {settings.batch_size} is more than the {len(tokens.train)} training sequences"
+        )
+    trainer = make_trainer(experiment, tokens, directory / "checkpoints", steps, report_to)
+    if not quiet:
+        trainer.add_callback(Progress(label, steps, settings.batch_size * experiment.data.context))
+    resume = last_checkpoint(directory / "checkpoints")
+    if resume:
+        trainer.telemetry.load(resume)
+        if not quiet:
+            print(f"  {label}: resumes at step {resume.name.removeprefix('checkpoint-')}")
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if trainer.is_world_process_zero():
+        _finish(experiment, directory, trainer, tokens, steps)
+    diverged = trainer.telemetry.diverged
+    if diverged and not quiet:
+        print(f"  {label}: not finite at step {diverged['step']}, layer {diverged['layer']} ({diverged['where']} pass)")
+
+
+def make_trainer(
+    experiment: Experiment, tokens: TokenData, output: Path, steps: int, report_to: Sequence[str] = ()
+) -> NormFreeTrainer:
+    """A trainer ready to run: the model drawn from the seed, the data order from the seed, telemetry attached."""
+    settings = experiment.training
+    torch.manual_seed(experiment.seed)
+    model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
+    micro = settings.micro_batch_size or settings.batch_size
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if settings.batch_size % (micro * processes):
+        raise SettingsError(
+            f"training.micro_batch_size: {micro} x {processes} processes does not divide {settings.batch_size}"
+        )
+    args = TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.batch_size // (micro * processes),
+        max_grad_norm=settings.max_grad_norm,
+        logging_steps=settings.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=settings.eval_every,
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        seed=experiment.seed,
+        data_seed=experiment.seed,
+        bf16=settings.precision == "bfloat16",
+        fp16=settings.precision == "float16",
+        torch_compile=settings.compile,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=list(report_to) or "none",
+    )
+    model.to(args.device)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    validation = Sequences(tokens.validation[: settings.eval_sequences])
+    trainer = NormFreeTrainer(
+        model,
+        settings,
+        steps,
+        args=args,
+        train_dataset=Sequences(tokens.train),
+        eval_dataset=validation,
+        data_collator=collate,
+    )
+    probe = collate([validation[i] for i in range(min(settings.probe_sequences, len(validation)))])["input_ids"]
+    trainer.telemetry = Telemetry(trainer, probe, settings, steps)
+    trainer.add_callback(trainer.telemetry)
+    return trainer
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [path.parent for path in directory.glob(f"checkpoint-*/{Telemetry.FILE}")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _finish(experiment: Experiment, directory: Path, trainer: NormFreeTrainer, tokens: TokenData, steps: int) -> None:
+    telemetry, files = trainer.telemetry, []
+    for name, rows in telemetry.tables.items():
+        files.append(directory / f"{name}.parquet")
+        pd.DataFrame(rows).to_parquet(files[-1], index=False)
+    (directory / "settings.yaml").write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False))
+    files.append(directory / "settings.yaml")
+    diverged = telemetry.diverged
+    if not diverged:
+        trainer.raw_model.save_pretrained(directory / "model")
+        tokens.tokenizer.save(str(directory / "model" / "tokenizer.json"))
+        files += [f for f in (directory / "model").iterdir() if f.is_file()]
+    record = {
+        "id": experiment.id,
+        "name": experiment.name,
+        "status": "diverged" if diverged else "complete",
+        "diverged": diverged,
+        "settings": experiment.to_dict(),
+        "final": final_metrics(telemetry.tables["metrics"], bool(diverged)),
+        "provenance": provenance(experiment, trainer, tokens),
+    }
+    runs.write_record(directory, record, files)
+    if not diverged:
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def final_metrics(metrics: list[dict[str, Any]], diverged: bool) -> dict[str, float | int | None]:
+    """Losses (nats per token) and perplexities at the last step and at the best evaluation; a diverged run has no
+    last ones."""
+    evaluations = {m["step"]: m["value"] for m in metrics if m["name"] == "eval_loss"}
+    last = {m["name"]: m["value"] for m in metrics if m["name"].startswith("eval_loss")}
+    best = min(evaluations, key=lambda step: evaluations[step])
+    final: dict[str, float | int | None] = {"step": max(m["step"] for m in metrics)}
+    final |= {name: None if diverged else value for name, value in last.items()}
+    final["perplexity"] = None if diverged else float(np.exp(last["eval_loss"]))
+    final |= {"best_step": best, "best_eval_loss": evaluations[best]}
+    return final
+
+
+def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenData) -> dict[str, Any]:
+    """What made the run: commit, versions, hardware, data, speed. Nothing that names the machine or its paths."""
+    telemetry = trainer.telemetry
+    step = trainer.state.global_step
+    seen = step * experiment.training.batch_size * experiment.data.context
+    device = trainer.args.device
+    packages = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
+    return {
+        "commit": git_commit(),
+        "source_hash": runs.source_hash(),
+        "nfcore": _version("nfcore"),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in trainer.raw_model.parameters()),
+        "data_hash": tokens.hash,
+        "unique_tokens": int(tokens.train.size),
+        "tokens": seen,
+        "seconds": round(telemetry.seconds, 2),
+        "tokens_per_second": round(seen / max(telemetry.seconds, 1e-9), 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with ``+changes`` where tracked files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def load_model(run: str | Path) -> NormFreeForCausalLM:
+    """The trained model of a run, by id or directory."""
+    directory = Path(run) if Path(run).is_dir() else runs.runs_dir() / str(run)
+    return NormFreeForCausalLM.from_pretrained(directory / "model")
+
