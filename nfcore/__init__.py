@@ -6,6 +6,7 @@ transformers' Auto classes.
 
 import importlib
 
+
 __version__ = "0.1.0"
 
 _EXPORTS = {

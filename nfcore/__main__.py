@@ -13,6 +13,7 @@ import yaml
 
 from nfcore.settings import Experiment, SettingsError, override, project_root, read_yaml
 
+
 # glibc otherwise gives freed memory back to the kernel at every step, which small models on a CPU pay for.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
@@ -78,7 +79,9 @@ def list_runs(args: argparse.Namespace) -> None:
 
         for e in Preset.load(args.preset).experiments():
             record = runs.read_record(runs.runs_dir() / e.id)
-            print(f"{e.id}  {record['status'] if record else 'not run':9}  {e.name}, {e.training.steps or 'epoch'} steps")
+            print(
+                f"{e.id}  {record['status'] if record else 'not run':9}  {e.name}, {e.training.steps or 'epoch'} steps"
+            )
         return
     frame = runs.load_runs().runs
     if frame.empty:
@@ -167,7 +170,9 @@ def parser() -> argparse.ArgumentParser:
         ("data", data, "prepare the token files of an experiment"),
     ):
         sub = command(name, run, text)
-        sub.add_argument("experiment", metavar="EXPERIMENT.yaml", help="a settings file, or PRESET/ID of a preset's run")
+        sub.add_argument(
+            "experiment", metavar="EXPERIMENT.yaml", help="a settings file, or PRESET/ID of a preset's run"
+        )
         sub.add_argument("settings", nargs="*", metavar="section.field=value")
         if name == "train":
             sub.add_argument("--report-to", action="append", default=[], help="tensorboard, wandb, trackio, ...")

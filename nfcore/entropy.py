@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nfcore.settings import SettingsError, choice
 
+
 METHODS = ("auto", "exact", "chunked", "lse")
 QUARTERS = ("[0, Max/4)", "[Max/4, Max/2)", "[Max/2, 3Max/4)", "[3Max/4, Max]")
 CHUNK_ELEMENTS = 2**24  # of the score block that `chunked` holds at a time: 64 MiB in float32
@@ -84,7 +85,9 @@ def attention_entropy(
     """
     choice("method", method, METHODS)
     if q.dim() != 4 or k.dim() != 4 or q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
-        raise SettingsError(f"q, k: shapes {tuple(q.shape)} and {tuple(k.shape)} must be (B, H, T, K) and (B, H', S, K)")
+        raise SettingsError(
+            f"q, k: shapes {tuple(q.shape)} and {tuple(k.shape)} must be (B, H, T, K) and (B, H', S, K)"
+        )
     if q.numel() == 0 or k.numel() == 0:
         raise SettingsError(f"q, k: shapes {tuple(q.shape)} and {tuple(k.shape)} hold nothing")
     if q.shape[1] % k.shape[1]:
@@ -111,8 +114,9 @@ def _exact(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
     scores = scale * q @ k.transpose(-1, -2)  # (B, H, T, S)
     allowed = _allowed(0, q.shape[2], k.shape[2], causal, q.device)
     bad = (~scores.isfinite() & allowed).any(-1)
-    p = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
-    return (-torch.special.xlogy(p, p).sum(-1)).masked_fill(bad, torch.nan)
+    log_p = scores.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    # A masked key's term is zero; its 0 x -inf must not reach the value or the gradient.
+    return -(log_p.exp() * log_p.masked_fill(~allowed, 0.0)).sum(-1).masked_fill(bad, torch.nan)
 
 
 def _allowed(start: int, stop: int, keys: int, causal: bool, device: torch.device) -> Tensor:
@@ -185,7 +189,7 @@ _measure: list[Callable[..., None]] = []
 def _recording_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):  # type: ignore[no-untyped-def]
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    causal = bool(kwargs.get("is_causal", None) if kwargs.get("is_causal") is not None else module.is_causal)
+    causal = bool(kwargs.get("is_causal") if kwargs.get("is_causal") is not None else module.is_causal)
     where = type(module).__name__
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
@@ -255,9 +259,8 @@ def head_entropy(model: Any, batch: Any, *, method: str = "auto") -> Tensor:
     def measure(q: Tensor, k: Tensor, scale: float | None, causal: bool) -> None:
         heads.append(attention_entropy(q, k, scale=scale, causal=causal, method=method).nanmean((0, 2)).cpu())
 
-    ids = _input_ids(model, batch)
     with recording(model, measure):
-        model(input_ids=ids, use_cache=False)
+        model(input_ids=_input_ids(model, batch), use_cache=False)
     return torch.stack(heads)
 
 
@@ -274,7 +277,6 @@ def attention_statistics(model: Any, batch: Any) -> dict[str, Tensor]:
         result["nonfinite_rows"].append(rows.isnan().sum((0, 2)).cpu())
         result["largest_logit"].append(largest.amax((0, 2)).cpu())
 
-    ids = _input_ids(model, batch)
     with recording(model, measure):
-        model(input_ids=ids, use_cache=False)
+        model(input_ids=_input_ids(model, batch), use_cache=False)
     return {name: torch.stack(values) for name, values in result.items()}

@@ -250,7 +250,9 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         self.blocks = nn.ModuleList(Block(config, i) for i in layers)
         # One activation a layer, or a single one that all layers use: then its slope is one parameter.
         shared = config.slope_sharing == "shared"
-        self.activations = nn.ModuleList(ACTIVATIONS[config.activation](config) for _ in (layers[:1] if shared else layers))
+        self.activations = nn.ModuleList(
+            ACTIVATIONS[config.activation](config) for _ in (layers[:1] if shared else layers)
+        )
         self.final_norm = NORMS[config.final_norm](config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         for block in self.blocks:
@@ -399,7 +401,11 @@ def from_gpt_neox(
         state[ours + "attention.qkv.weight"] = weight.transpose(0, 1).reshape(3 * d, d)
         bias = source[theirs + "attention.query_key_value.bias"].view(heads, 3, d // heads)
         state[ours + "attention.qkv_bias"] = bias.transpose(0, 1).reshape(3 * d)
-        parts = (("attention.out", "attention.dense"), ("ffn.up", "mlp.dense_h_to_4h"), ("ffn.down", "mlp.dense_4h_to_h"))
+        parts = (
+            ("attention.out", "attention.dense"),
+            ("ffn.up", "mlp.dense_h_to_4h"),
+            ("ffn.down", "mlp.dense_4h_to_h"),
+        )
         for name, part in parts:
             for kind in ("weight", "bias"):
                 state[f"{ours}{name}.{kind}"] = source[f"{theirs}{part}.{kind}"]

@@ -18,6 +18,7 @@ from typing import Any
 from nfcore.presets import Preset
 from nfcore.settings import SettingsError, check_type
 
+
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
@@ -89,7 +90,9 @@ def execute(script: Path, output: Path, **values: Any) -> Path:
         except papermill.PapermillExecutionError as error:
             failed = output.with_suffix(".failed.ipynb")
             os.replace(target, failed) if target.exists() else None
-            raise RuntimeError(f"{script}: cell {error.cell_index}: {error.ename}: {error.evalue} (see {failed})") from None
+            raise RuntimeError(
+                f"{script}: cell {error.cell_index}: {error.ename}: {error.evalue} (see {failed})"
+            ) from None
         _clean(executed)
         partial = output.with_name(f".{output.name}.partial")
         nbformat.write(executed, partial)

@@ -23,6 +23,7 @@ from nfcore.settings import (
     read_yaml,
 )
 
+
 PRESETS = ("smoke", "quick", "gpu", "paper")
 SOURCES = ("local", "recorded")
 FAMILIES = {"gpt2": "GPT-2", "pythia": "Pythia"}
@@ -85,7 +86,14 @@ class Preset:
         return cls(**values)
 
     def experiment(
-        self, family: str, configuration: str, budget: str, seed: int, model: Any = None, data: Any = None, training: Any = None
+        self,
+        family: str,
+        configuration: str,
+        budget: str,
+        seed: int,
+        model: Any = None,
+        data: Any = None,
+        training: Any = None,
     ) -> Experiment:
         """The run of one configuration with extra settings on top of the preset's."""
         data_settings = from_mapping(DataSettings, {**self.data, **(data or {})}, "data")
@@ -168,7 +176,9 @@ def _instability(preset: Preset) -> Iterable[dict[str, Any]]:
         for factor in (1, 10):
             yield dict(family="gpt2", configuration=c, budget="instability", training=dict(learning_rate=factor * rate))
     low = dict(residual_dtype="bfloat16")
-    yield dict(family="gpt2", configuration="SM+G", budget="instability", model=low, training=dict(precision="bfloat16"))
+    yield dict(
+        family="gpt2", configuration="SM+G", budget="instability", model=low, training=dict(precision="bfloat16")
+    )
 
 
 def _context(preset: Preset) -> Iterable[dict[str, Any]]:

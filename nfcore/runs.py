@@ -26,6 +26,7 @@ import pandas as pd
 
 from nfcore.settings import Experiment, SettingsError, digest, project_root
 
+
 FORMAT = 1
 TABLES = ("metrics", "layers", "heads")
 _SOURCES = ("settings.py", "model.py", "entropy.py", "data.py", "train.py")

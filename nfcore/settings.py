@@ -131,7 +131,6 @@ class ModelSettings:
         if self.tie_word_embeddings is None:
             object.__setattr__(self, "tie_word_embeddings", self.family == "gpt2")
 
-
     @property
     def configuration(self) -> str:
         """The paper's name: SM softmax attention, LN LayerNorm, G GELU, R ReLU; a linear FFN has no letter."""
@@ -175,7 +174,9 @@ class DataSettings:
             raise SettingsError("data.corpus: '' must be python-source, codeparrot or a path")
         at_least("data.vocab_size", self.vocab_size, 257)
         if self.vocab_size > 65535:
-            raise SettingsError(f"data.vocab_size: {self.vocab_size} does not fit the 16-bit token files (at most 65535)")
+            raise SettingsError(
+                f"data.vocab_size: {self.vocab_size} does not fit the 16-bit token files (at most 65535)"
+            )
         at_least("data.context", self.context, 2)
         choice("data.packing", self.packing, ("per-file", "packed"))
         choice("data.split_by", self.split_by, ("group", "document"))

@@ -34,6 +34,7 @@ from nfcore.entropy import attention_statistics
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import Experiment, SettingsError, TrainingSettings
 
+
 NEVER = 2**62
 
 
@@ -497,7 +498,9 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parent
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -524,4 +527,3 @@ def load_model(run: str | Path) -> NormFreeForCausalLM:
     """The trained model of a run, by id or directory."""
     directory = Path(run) if Path(run).is_dir() else runs.runs_dir() / str(run)
     return NormFreeForCausalLM.from_pretrained(directory / "model")
-

@@ -1,0 +1,48 @@
+# Every target works from a fresh clone: it first makes .venv from requirements.lock. SYSTEM_TORCH=1 leaves torch out and
+# takes the machine's; an environment made so stays so until `make clean`.
+
+# The first of these that is a Python nfcore works with; python3 if none is, to be refused with a reason.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& { echo "$$python"; exit; }; done; echo python3)
+PRESET ?= quick
+SYSTEM_TORCH ?=
+
+ifneq ($(wildcard .venv/.installed-system-torch)$(filter-out 0,$(SYSTEM_TORCH)),)
+ENVIRONMENT := .venv/.installed-system-torch
+else
+ENVIRONMENT := .venv/.installed
+endif
+
+.PHONY: help book test lint lock clean
+
+help:
+	@echo "make book [PRESET=smoke|quick|gpu|paper]  train what is missing, run the notebooks, build the book"
+	@echo "make test       run all tests and re-execute the committed notebooks"
+	@echo "make lint       check formatting, lint and types"
+	@echo "make lock       write requirements.lock anew from pyproject.toml"
+	@echo "make clean      remove .venv, the built book and the caches; trained models in runs/ stay"
+	@echo "SYSTEM_TORCH=1 make book    take the torch that this machine has"
+
+book: $(ENVIRONMENT)
+	@.venv/bin/python -m nfcore book $(PRESET)
+
+test: $(ENVIRONMENT)
+	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --nbval --nbval-current-env book/notebooks
+
+lint: $(ENVIRONMENT)
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m mypy
+
+lock: $(ENVIRONMENT)
+	.venv/bin/python -m pip install --quiet uv==0.13.9
+	.venv/bin/python -m tools.lock $(LOCK_OPTIONS)
+
+clean:
+	rm -rf .venv _build book/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(ENVIRONMENT): requirements.lock pyproject.toml tools/install.py
+	@$(PYTHON) tools/install.py $(if $(findstring system-torch,$@),--system-torch)
+	@touch $@

@@ -1,0 +1,204 @@
+"""What the notebooks share: published numbers, the look of figures, tables, and where a page's runs come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nfcore import runs
+from nfcore.entropy import QUARTERS, entropy_ceiling, quartile_shares
+from nfcore.presets import Preset
+from nfcore.settings import SettingsError, project_root
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, safe for colour-blind readers; a marker each, so that greyscale works too.
+STYLES: dict[str, dict[str, str]] = {
+    "SM+LN+G": dict(color="#0072B2", marker="o"),
+    "SM+LN+R": dict(color="#56B4E9", marker="s"),
+    "SM+G": dict(color="#D55E00", marker="^"),
+    "SM+R": dict(color="#009E73", marker="D"),
+    "SM+L(0.1)": dict(color="#CC79A7", marker="v"),
+    "SM+LN": dict(color="#666666", marker="P"),
+    "SM": dict(color="#E69F00", marker="X"),
+}
+COLORMAP = "cividis"
+
+
+def use_style() -> None:
+    """SVG figures with text as text, the same bytes from the same data."""
+    import matplotlib as mpl
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    set_matplotlib_formats("svg", metadata={"Date": None}, bbox_inches="tight")
+    mpl.rcParams |= {
+        "svg.hashsalt": "nfcore",
+        "svg.fonttype": "none",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+    }
+
+
+def published(name: str) -> dict[str, Any]:
+    """A file of ``data/published``: the paper's numbers with their sources."""
+    return json.loads((project_root() / "data" / "published" / f"{name}.json").read_text())
+
+
+def recorded(preset: str = "quick") -> runs.Runs | None:
+    """The committed records of a preset, None where there are none."""
+    directory = runs.recorded_dir(preset)
+    return runs.load_runs(directory) if directory.is_dir() else None
+
+
+def banner(preset: Preset, shown: runs.Runs) -> Any:
+    """One paragraph that says which runs a page shows and what made them."""
+    from IPython.display import Markdown
+
+    frame = shown.runs
+    devices = ", ".join(sorted(frame["provenance.device"].unique()))
+    tokens = frame["provenance.tokens"] / 1e6
+    size = f"{tokens.min():.2g}" + (f" to {tokens.max():.2g}" if tokens.max() > tokens.min() else "")
+    where = (
+        f"runs of this machine ({devices})"
+        if preset.source == "local"
+        else f"committed records (made on {devices}); **nothing was run here for this page**"
+    )
+    return Markdown(
+        f"*Preset `{preset.preset}`, {where}: {len(frame)} runs, seeds {', '.join(map(str, sorted(frame['seed'].unique())))}, "
+        f"{size} M tokens each.*"
+    )
+
+
+def markdown_table(frame: pd.DataFrame, digits: int = 3) -> Any:
+    """A frame as a Markdown table; missing values are dashes."""
+    from IPython.display import Markdown
+
+    def cell(value: Any) -> str:
+        if value is None or (isinstance(value, float) and np.isnan(value)):
+            return "-"
+        return f"{value:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+
+    return Markdown(frame.map(cell).to_markdown(index=False, disable_numparse=True))
+
+
+def sources(preset: Preset, name: str) -> dict[str, runs.Runs]:
+    """The runs to show for experiment ``name``, the page's own first: ``this machine`` and ``recorded``.
+
+    The recorded ones are those of preset ``quick`` that show the same experiment.
+    """
+    own = preset.runs(name)
+    if preset.source == "recorded":
+        return {"recorded": own}
+    committed = recorded()
+    result = {"this machine": own}
+    if committed is not None:
+        quick = Preset.load("quick", source="recorded")
+        ids = [e.id for e in quick.grid()[name]]
+        if set(ids) <= set(committed.runs["run"]):
+            result["recorded"] = committed.select(ids)
+    return result
+
+
+def perplexities(shown: runs.Runs) -> pd.Series:
+    """Mean final perplexity over seeds, indexed by (family, context, configuration); NaN where a run diverged."""
+    frame = shown.runs.astype({"perplexity": float})
+    keys = ["model.family", "data.context", "configuration"]
+    return frame.groupby(keys, sort=False)["perplexity"].apply(lambda p: p.mean(skipna=False))
+
+
+def final_heads(shown: runs.Runs, configuration: str) -> np.ndarray:
+    """Head entropies (L, H) in nats at the last probe of a configuration, averaged over its runs' seeds."""
+    ids = shown.runs.loc[shown.runs["configuration"] == configuration, "run"]
+    heads = shown.heads[shown.heads["run"].isin(ids)]
+    last = heads[heads["step"] == heads.groupby("run")["step"].transform("max")]
+    return last.groupby(["layer", "head"])["entropy"].mean().unstack().to_numpy()
+
+
+def entropy_map(axes: Axes, heads: np.ndarray, title: str, top: float, marginals: bool = True) -> Any:
+    """Head entropies (L, H) as an image on the scale [0, top], with layer and head means along the edges."""
+    image = axes.imshow(heads, vmin=0, vmax=top, cmap=COLORMAP, aspect="auto", origin="upper")
+    axes.set(title=title, xlabel="head", ylabel="layer")
+    axes.set_xticks(range(heads.shape[1]))
+    axes.set_yticks(range(heads.shape[0]))
+    axes.grid(False)
+    for layer, mean in enumerate(np.nanmean(heads, axis=1) if marginals else []):
+        axes.text(heads.shape[1] - 0.35, layer, f"{mean:.2f}", va="center", fontsize=7)
+    for head, mean in enumerate(np.nanmean(heads, axis=0) if marginals else []):
+        axes.text(
+            head, heads.shape[0] - 0.35, f"{mean:.2f}", ha="center", va="top", fontsize=5 if len(heads) > 6 else 7
+        )
+    if marginals:
+        axes.tick_params(axis="x", bottom=False, labelbottom=False)
+        axes.xaxis.labelpad = 10
+    return image
+
+
+def relative_change(value: float, base: float) -> float:
+    """Change in percent."""
+    return 100 * (value / base - 1)
+
+
+def glue(**values: Any) -> None:
+    """Name results of a notebook for the prose of the book."""
+    from myst_nb import glue as glue_value
+
+    for name, value in values.items():
+        glue_value(name, value, display=False)
+
+
+def entropy_of_text(model: str, text: Path, context: int, sequences: int) -> str:
+    """Table of head entropies of a model on the first ``sequences`` pieces of ``context`` tokens of a text file.
+
+    ``model``: the id of a finished run, a directory with a saved model and its tokenizer, or a Hub name.
+
+    Raises:
+        SettingsError: the model or the text cannot be loaded, the text is too short, or the model cannot be hooked.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+    import nfcore.model  # noqa: F401  registers our models with the Auto classes
+    from nfcore.entropy import head_entropy
+
+    try:
+        content = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{text}: not UTF-8 text") from None
+    saved = runs.runs_dir() / model / "model"
+    where = str(saved if saved.is_dir() else model)
+    try:
+        network = AutoModelForCausalLM.from_pretrained(where).eval()
+        file = Path(where) / "tokenizer.json"
+        tokenizer = (
+            PreTrainedTokenizerFast(tokenizer_file=str(file)) if file.exists() else AutoTokenizer.from_pretrained(where)
+        )
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"model: {model!r} cannot be loaded ({str(error).splitlines()[0]})") from None
+    limit = getattr(network.config, "max_position_embeddings", None) or context
+    if not 2 <= context <= limit:
+        raise SettingsError(f"context: {context} must be between 2 and the model's {limit} positions")
+    ids = tokenizer(content)["input_ids"]
+    count = min(sequences, len(ids) // context)
+    if count < 1:
+        raise SettingsError(f"{text}: {len(ids)} tokens, fewer than one sequence of {context}")
+    heads = head_entropy(network, torch.tensor(ids[: count * context]).view(count, context)).double().numpy()
+    ceiling = entropy_ceiling(context)
+    frame = pd.DataFrame(heads, columns=[f"head {h}" for h in range(heads.shape[1])])
+    frame.insert(0, "mean", np.nanmean(heads, axis=1))
+    frame.index.name = "layer"
+    shares = ", ".join(f"{q} {s:.0%}" for q, s in zip(QUARTERS, quartile_shares(heads, ceiling), strict=True))
+    return (
+        f"{frame.to_string(float_format='{:.3f}'.format)}\n\n"
+        f"nats, {count} sequences of {context} tokens; ceiling {ceiling:.4f}\nshare of heads with Max = ceiling: {shares}"
+    )

@@ -1,0 +1,110 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Instability
+#
+# Norm-free models can stop being finite (C7). A run whose values do so ends there, and the step and the first offending layer
+# are its result. Shown are norm-free GPT-2 with ReLU, GELU, a leaky slope of 0.1 and a linear feed-forward network, at the
+# preset's learning rate and at ten times that, and GELU with matrices and residual stream in bfloat16.
+
+# %% tags=["parameters", "hide-input"]
+preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
+source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
+seeds = None  # list of seeds; None, here and below: what the preset says
+models = None  # mapping, e.g. {gpt2: {num_hidden_layers: 4}}; replaces only the keys it holds, as those below
+data = None  # mapping, e.g. {corpus: path/to/folder}
+training = None  # mapping, e.g. {learning_rate: 0.001}
+steps = None  # mapping: updates of each budget, e.g. {main: 1200}
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+preset = parameters(globals())
+
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown
+
+from nfcore.report import STYLES, banner, markdown_table, sources, use_style
+
+
+use_style()
+shown = sources(preset, "instability")
+banner(preset, next(iter(shown.values())))
+
+# %% tags=["hide-input"]
+own = next(iter(shown.values()))
+rows = []
+for _, run in own.runs.iterrows():
+    heads = own.heads[own.heads["run"] == run["run"]]
+    last = heads[heads["step"] == heads["step"].max()]
+    losses = own.metrics[(own.metrics["run"] == run["run"]) & (own.metrics["name"] == "train_loss")]["value"]
+    diverged = run["status"] == "diverged"
+    rows.append(
+        {
+            "configuration": run["configuration"],
+            "learning rate": f"{run['training.learning_rate']:g}",
+            "precision": run["training.precision"],
+            "residual": run["model.residual_dtype"],
+            "outcome": f"not finite at step {int(run['diverged.step'])}, layer {int(run['diverged.layer'])}, {run['diverged.where']}"
+            if diverged
+            else f"{int(run['step'])} steps",
+            "non-finite rows": int(last["nonfinite_rows"].sum()),
+            "largest logit": heads["largest_logit"].max(),
+            "largest loss": losses.max(),
+            "last loss": losses.iloc[-1],
+        }
+    )
+markdown_table(pd.DataFrame(rows), digits=2)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads, on the probe batch, at the preset's learning rate (solid) and ten times that (dashed). A cross marks a run that stopped being finite."}, "image": {"alt": "Largest attention logits against steps on a logarithmic axis, for each norm-free configuration and learning rate."}}
+figure, panel = plt.subplots(figsize=(5.5, 3.4))
+base = own.runs["training.learning_rate"].min()
+for _, run in own.runs[own.runs["training.precision"] == own.runs["training.precision"].iloc[0]].iterrows():
+    logits = own.heads[own.heads["run"] == run["run"]].groupby("step")["largest_logit"].max()
+    high = run["training.learning_rate"] > base
+    style = STYLES[run["configuration"]]
+    panel.plot(
+        logits.index,
+        logits,
+        linestyle="--" if high else "-",
+        linewidth=1.2,
+        markersize=4,
+        label=None if high else run["configuration"],
+        **style,
+    )
+    if run["status"] == "diverged":
+        panel.axvline(run["diverged.step"], color=style["color"], linewidth=0.8, linestyle=":")
+        panel.plot(
+            [run["diverged.step"]],
+            [logits[logits.index < run["diverged.step"]].iloc[-1]],
+            marker="x",
+            color=style["color"],
+            markersize=9,
+        )
+panel.set(yscale="log", xlabel="optimiser step", ylabel="largest |attention score|")
+panel.legend()
+plt.show()
+
+# %% [markdown]
+# ## What to see
+
+# %% tags=["hide-input"]
+bad = own.runs[own.runs["status"] == "diverged"]
+names = ", ".join(
+    f"{r['configuration']} at learning rate {r['training.learning_rate']:g} (step {int(r['diverged.step'])})"
+    for _, r in bad.iterrows()
+)
+Markdown(
+    f"{len(bad)} of {len(own.runs)} runs stopped being finite"
+    + (f": {names}." if len(bad) else ".")
+    + " The published softmax-only model ended in NaNs."
+)

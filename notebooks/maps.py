@@ -1,0 +1,94 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Head entropy, head by head
+#
+# Each cell is one attention head: its entropy {eq}`eq-head-entropy`, in nats, on one fixed held-out batch. All panels of
+# a figure share one scale, from zero to the causal ceiling {eq}`eq-ceiling`. Numbers on the edges are means over a layer
+# (right) and over a head index (below).
+
+# %% tags=["parameters", "hide-input"]
+preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
+source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
+seeds = None  # list of seeds; None, here and below: what the preset says
+models = None  # mapping, e.g. {gpt2: {num_hidden_layers: 4}}; replaces only the keys it holds, as those below
+data = None  # mapping, e.g. {corpus: path/to/folder}
+training = None  # mapping, e.g. {learning_rate: 0.001}
+steps = None  # mapping: updates of each budget, e.g. {main: 1200}
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+preset = parameters(globals())
+
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from nfcore.entropy import entropy_ceiling
+from nfcore.presets import MAIN
+from nfcore.report import banner, entropy_map, final_heads, glue, markdown_table, published, sources, use_style
+
+
+use_style()
+shown = sources(preset, "maps")
+banner(preset, next(iter(shown.values())))
+
+
+# %% tags=["hide-input"]
+def four_maps(maps, top, figsize):
+    figure, axes = plt.subplots(2, 2, figsize=figsize)
+    for panel, configuration in zip(axes.flat, MAIN, strict=True):
+        image = entropy_map(panel, maps[configuration], configuration, top)
+    figure.colorbar(image, ax=axes, label="head entropy (nats)", shrink=0.6)
+    plt.show()
+
+
+own = {c: final_heads(next(iter(shown.values())), c) for c in MAIN}
+context = int(next(iter(shown.values())).runs["data.context"].iloc[0])
+theirs = {name: np.array(values) for name, values in published("head_entropy")["maps"].items()}
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-maps", "caption": "Head entropies of our four main GPT-2 runs at their last step, in nats, on one scale up to the causal ceiling."}, "image": {"alt": "Four heat maps of attention head entropy, layers by heads, one for each main configuration, measured here."}}
+four_maps(own, entropy_ceiling(context), (6.4, 5.2))
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-maps-published", "caption": "The published head entropies (GPT-2, 12 layers of 12 heads, T=128), on the same kind of scale."}, "image": {"alt": "Four heat maps of attention head entropy as published: SM+G is high in layers 0 to 7, SM+R less so."}}
+four_maps(theirs, entropy_ceiling(128), (8.4, 7.2))
+
+# %% [markdown]
+# Layer means as a share of the ceiling:
+
+# %% tags=["hide-input"]
+rows = []
+for label, maps, ceiling in (("ours", own, entropy_ceiling(context)), ("published", theirs, entropy_ceiling(128))):
+    for configuration in MAIN:
+        means = np.nanmean(maps[configuration], axis=1) / ceiling
+        rows.append({"": label, "configuration": configuration} | {f"layer {i}": float(m) for i, m in enumerate(means)})
+markdown_table(pd.DataFrame(rows), digits=2)
+
+# %% [markdown]
+# ## What to see
+
+# %% tags=["hide-input"]
+early = slice(1, 3)
+share = {c: float(np.nanmean(own[c][early]) / entropy_ceiling(context)) for c in MAIN}
+paper_share = {c: float(np.nanmean(theirs[c][early]) / entropy_ceiling(128)) for c in MAIN}
+glue(
+    **{
+        f"early_{n}": f"{share[c]:.2f}"
+        for n, c in {"ln_g": "SM+LN+G", "ln_r": "SM+LN+R", "g": "SM+G", "r": "SM+R"}.items()
+    }
+)
+Markdown(
+    f"The heads of layers 1 and 2 stand at {share['SM+G']:.2f} of the ceiling in SM+G and at {share['SM+R']:.2f} in SM+R "
+    f"(published: {paper_share['SM+G']:.2f} and {paper_share['SM+R']:.2f}); with LayerNorm at {share['SM+LN+G']:.2f} and {share['SM+LN+R']:.2f} "
+    f"(published: {paper_share['SM+LN+G']:.2f} and {paper_share['SM+LN+R']:.2f})."
+)

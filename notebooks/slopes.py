@@ -1,0 +1,109 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Learnable negative slopes
+#
+# With a leaky ReLU whose negative slope is learned, the norm-free model chooses its own activation. The paper and its
+# successor report that the slopes go to zero, that is to ReLU (C5), from 0.01 and with weight decay 0.1 on the slopes, which
+# alone moves them towards zero. Here both kinds of sharing, one slope per layer and one for all layers, are run from 0.01 with
+# that decay and from 0.25 with none.
+
+# %% tags=["parameters", "hide-input"]
+preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
+source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
+seeds = None  # list of seeds; None, here and below: what the preset says
+models = None  # mapping, e.g. {gpt2: {num_hidden_layers: 4}}; replaces only the keys it holds, as those below
+data = None  # mapping, e.g. {corpus: path/to/folder}
+training = None  # mapping, e.g. {learning_rate: 0.001}
+steps = None  # mapping: updates of each budget, e.g. {main: 1200}
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+preset = parameters(globals())
+
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown
+
+from nfcore.report import banner, markdown_table, sources, use_style
+
+
+use_style()
+shown = sources(preset, "slopes")
+banner(preset, next(iter(shown.values())))
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-slopes", "caption": "Negative slopes over training, a line per layer (or one line where all layers share it). Dotted: the initial slope. Dashed: where weight decay alone would take it."}, "image": {"alt": "Four panels of learned negative slopes against steps."}}
+own = next(iter(shown.values()))
+frame = own.runs.reset_index(drop=True)
+seed = frame["seed"].iloc[0]
+frame = frame[frame["seed"] == seed]
+figure, axes = plt.subplots(1, len(frame), figsize=(2.6 * len(frame), 3))
+for panel, (_, run) in zip(axes, frame.iterrows(), strict=True):
+    table = own.layers[own.layers["run"] == run["run"]].pivot(index="step", columns="layer", values="slope")
+    shared = run["model.slope_sharing"] == "shared"
+    for layer in table.columns[:1] if shared else table.columns:
+        panel.plot(table.index, table[layer], linewidth=1.2)
+        panel.annotate(
+            "all" if shared else str(layer),
+            (table.index[-1], table[layer].iloc[-1]),
+            xytext=(3, 0),
+            textcoords="offset points",
+            fontsize=7,
+            va="center",
+        )
+    panel.axhline(run["model.negative_slope"], linestyle=":", color="grey", linewidth=0.8)
+    rates = own.metrics[(own.metrics["run"] == run["run"]) & (own.metrics["name"] == "learning_rate")]
+    area = float((rates["value"] * rates["step"].diff().fillna(rates["step"])).sum())
+    decayed = run["model.negative_slope"] * (1 - area * run["training.slope_weight_decay"])
+    panel.axhline(decayed, linestyle="--", color="grey", linewidth=0.8)
+    panel.axhline(0, color="black", linewidth=0.6)
+    panel.set(
+        title=f"{'shared' if shared else 'per layer'}, from {run['model.negative_slope']:g}, decay {run['training.slope_weight_decay']:g}",
+        xlabel="optimiser step",
+    )
+    panel.title.set_fontsize(8)
+axes[0].set_ylabel("negative slope")
+plt.show()
+
+# %% tags=["hide-input"]
+rows = []
+for _, run in own.runs.iterrows():
+    layers = own.layers[own.layers["run"] == run["run"]]
+    last = layers[layers["step"] == layers["step"].max()].sort_values("layer")["slope"]
+    rows.append(
+        {
+            "sharing": run["model.slope_sharing"],
+            "seed": run["seed"],
+            "initial": f"{run['model.negative_slope']:g}",
+            "decay on slopes": f"{run['training.slope_weight_decay']:g}",
+            "final slopes": f"{last.iloc[0]:.3f}"
+            if run["model.slope_sharing"] == "shared"
+            else " ".join(f"{s:.3f}" for s in last),
+            "perplexity": run["perplexity"],
+            "steps": run["step"],
+        }
+    )
+table = pd.DataFrame(rows)
+markdown_table(table, digits=2)
+
+# %% [markdown]
+# ## What to see
+
+# %% tags=["hide-input"]
+free = own.runs[own.runs["training.slope_weight_decay"] == 0]
+ends = own.layers.merge(free[["run", "model.negative_slope"]], on="run")
+ends = ends[ends["step"] == ends.groupby("run")["step"].transform("max")]
+fell = int((ends["slope"].abs() < ends["model.negative_slope"]).sum())
+Markdown(
+    f"Without any decay, {fell} of {len(ends)} slopes (counted per layer and run) end nearer to zero than their start of 0.25, with mean {ends['slope'].mean():.3f}: "
+    "what remains of the drift once weight decay is taken out."
+)

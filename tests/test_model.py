@@ -1,0 +1,642 @@
+"""The decoder against Hugging Face's own, its choices one by one, and what transformers expects of a model."""
+
+import copy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from nfcore import NormFreeConfig, NormFreeForCausalLM, from_gpt2, from_gpt_neox, model, settings
+from nfcore.settings import SHAPES, SettingsError
+
+
+logging.disable_progress_bar()
+
+VOCAB = 97
+FAMILIES = ("gpt2", "pythia")
+
+
+def ours(family: str = "gpt2", **changes: Any) -> NormFreeForCausalLM:
+    """A model of two layers of width 32 in eval mode."""
+    config = NormFreeConfig.from_shape(
+        f"{family}-2x32", **{"vocab_size": VOCAB, "max_position_embeddings": 32, **changes}
+    )
+    return NormFreeForCausalLM(config).eval()
+
+
+def spread(network: nn.Module, std: float = 0.2) -> Any:
+    """Random values for every parameter, biases and gains included, so that each has a part in the result."""
+    for name, p in network.named_parameters():
+        gain = name.endswith("weight") and ("norm" in name or "ln_" in name)
+        nn.init.normal_(p, 1.0 if gain else 0.0, std)
+    return network
+
+
+def tokens(batch: int = 2, length: int = 16) -> Tensor:
+    return torch.randint(VOCAB, (batch, length))
+
+
+def reloaded(network: PreTrainedModel, folder: Any) -> Any:
+    network.save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+# --- parity with Hugging Face -----------------------------------------------------------------------------------
+
+
+class OracleRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), times the gain of the LayerNorm it replaces."""
+
+    def __init__(self, layer_norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.eps = layer_norm.weight, layer_norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+
+REPLACEMENTS: dict[str, Callable[[nn.LayerNorm], nn.Module]] = {
+    "layernorm": lambda norm: norm,
+    "rmsnorm": OracleRMSNorm,
+    "none": lambda norm: nn.Identity(),
+}
+
+
+def hf_gpt2(width: int = 32, heads: int = 4, activation: str = "gelu_new", **more: Any) -> GPT2LMHeadModel:
+    config = dict(
+        n_layer=2, n_embd=width, n_head=heads, vocab_size=VOCAB, n_positions=32, activation_function=activation
+    )
+    plain = dict(bos_token_id=0, eos_token_id=0, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    return spread(GPT2LMHeadModel(GPT2Config(**config, **plain, **more)).eval())
+
+
+def hf_gpt_neox(
+    width: int = 32, heads: int = 4, activation: str = "gelu", rotary: float = 0.25, **more: Any
+) -> GPTNeoXForCausalLM:
+    config = dict(num_hidden_layers=2, hidden_size=width, num_attention_heads=heads, intermediate_size=3 * width)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": rotary}
+    plain = dict(vocab_size=VOCAB, max_position_embeddings=32, bos_token_id=0, eos_token_id=0, hidden_act=activation)
+    return spread(GPTNeoXForCausalLM(GPTNeoXConfig(**{**config, **plain, "rope_parameters": rope, **more})).eval())
+
+
+def replace_norms(hf: PreTrainedModel, norm: str, final_norm: str) -> PreTrainedModel:
+    """A copy of ``hf`` with the modules of its norms replaced."""
+    changed = copy.deepcopy(hf)
+    if hf.config.model_type == "gpt2":
+        blocks, names, body, last = changed.transformer.h, ("ln_1", "ln_2"), changed.transformer, "ln_f"
+    else:
+        blocks, names = changed.gpt_neox.layers, ("input_layernorm", "post_attention_layernorm")
+        body, last = changed.gpt_neox, "final_layer_norm"
+    for block in blocks:
+        for name in names:
+            setattr(block, name, REPLACEMENTS[norm](getattr(block, name)))
+    setattr(body, last, REPLACEMENTS[final_norm](getattr(body, last)))
+    return changed
+
+
+def assert_parity(
+    hf: PreTrainedModel, convert: Callable[..., Any], batch: int = 2, norm: str = "layernorm", final: str = "layernorm"
+) -> None:
+    """Logits, loss and every gradient agree to 1e-5."""
+    network = convert(hf, norm=norm, final_norm=final)
+    reference = replace_norms(hf, norm, final)
+    ids = tokens(batch)
+    theirs, mine = reference(ids, labels=ids), network(ids, labels=ids)
+    assert mine.logits.std() > 0.1
+    torch.testing.assert_close(mine.logits, theirs.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine.loss, theirs.loss, rtol=1e-5, atol=1e-5)
+
+    theirs.loss.backward()
+    mine.loss.backward()
+    gradients = {name: p.grad for name, p in reference.named_parameters()}
+    holder = copy.deepcopy(hf)  # their gradients in the place of weights: the conversion puts them into our layout
+    for name, p in holder.named_parameters():
+        p.data = gradients[name] if name in gradients else torch.zeros_like(p)
+    expected = dict(convert(holder, norm=norm, final_norm=final).named_parameters())
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name].data, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+@pytest.mark.parametrize(("width", "heads", "batch"), [(32, 4, 1), (32, 1, 2), (48, 3, 3)])
+def test_parity_with_gpt2(width, heads, batch, activation):
+    assert_parity(hf_gpt2(width, heads, activation), from_gpt2, batch)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+@pytest.mark.parametrize(("width", "heads", "batch", "rotary"), [(32, 2, 1, 0.25), (32, 4, 2, 1.0), (48, 3, 3, 0.5)])
+def test_parity_with_gpt_neox(width, heads, batch, rotary, activation):
+    assert_parity(hf_gpt_neox(width, heads, activation, rotary), from_gpt_neox, batch)
+
+
+NORM_PAIRS = [
+    ("none", "layernorm"),
+    ("none", "none"),
+    ("layernorm", "none"),
+    ("rmsnorm", "rmsnorm"),
+    ("rmsnorm", "none"),
+]
+
+
+@pytest.mark.parametrize(("norm", "final"), NORM_PAIRS)
+def test_parity_with_replaced_norms(norm, final):
+    assert_parity(spread(hf_gpt2(), 0.1), from_gpt2, norm=norm, final=final)
+    assert_parity(spread(hf_gpt_neox(), 0.1), from_gpt_neox, norm=norm, final=final)
+
+
+def test_parity_with_other_sizes():
+    assert_parity(hf_gpt2(n_inner=40, layer_norm_epsilon=1e-3, tie_word_embeddings=False), from_gpt2)
+    assert_parity(hf_gpt_neox(intermediate_size=24, layer_norm_eps=1e-3, tie_word_embeddings=True), from_gpt_neox)
+
+
+def test_conversion_takes_other_changes():
+    hf = hf_gpt2()
+    changed = from_gpt2(hf, activation="learnable_leaky_relu", negative_slope=0.0)
+    ids = tokens()
+    relu = from_gpt2(hf, activation="relu")
+    torch.testing.assert_close(changed(ids).logits, relu(ids).logits)
+    assert [s.item() for s in changed.slopes] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("convert", "hf", "said"),
+    [
+        (from_gpt2, lambda: hf_gpt_neox(), "gpt_neox"),
+        (from_gpt_neox, lambda: hf_gpt2(), "gpt2"),
+        (from_gpt2, lambda: hf_gpt2(activation="silu"), "'silu'"),
+        (from_gpt2, lambda: hf_gpt2(scale_attn_by_inverse_layer_idx=True), "scaled"),
+        (from_gpt2, lambda: hf_gpt2(scale_attn_weights=False), "scaled"),
+        (from_gpt_neox, lambda: hf_gpt_neox(use_parallel_residual=False), "parallel residual"),
+        (from_gpt_neox, lambda: hf_gpt_neox(attention_bias=False), "attention biases"),
+        (
+            from_gpt_neox,
+            lambda: hf_gpt_neox(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
+            "plain rotary",
+        ),
+    ],
+)
+def test_conversion_refuses_what_it_does_not_have(convert, hf, said):
+    with pytest.raises(SettingsError, match=said):
+        convert(hf())
+
+
+@pytest.mark.parametrize("changes", [{"biases": "none"}, {"biases": "paper"}, {"hidden_size": 64}])
+def test_conversion_refuses_changes_that_do_not_fit_the_weights(changes):
+    with pytest.raises(SettingsError, match="do not fit"):
+        from_gpt2(hf_gpt2(), **changes)
+
+
+# --- configuration ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_named_shape_builds_and_has_the_size_its_name_says(shape):
+    with torch.device("meta"):
+        network = NormFreeForCausalLM(NormFreeConfig.from_shape(shape))
+    million = sum(p.numel() for p in network.parameters()) / 1e6
+    if shape.endswith("m"):
+        assert million == pytest.approx(float(shape.split("-")[1][:-1]), rel=0.01)
+    assert network.config.tie_word_embeddings == shape.startswith("gpt2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"norm": "batchnorm"}, "model.norm: 'batchnorm'"),
+        ({"hidden_size": 33}, "model.num_attention_heads: 2"),
+        ({"hidden_size": "32"}, "model.hidden_size: '32'"),
+        ({"vocab_size": 0}, "model.vocab_size: 0"),
+    ],
+)
+def test_config_refuses(changes, said):
+    with pytest.raises(SettingsError, match=said):
+        NormFreeConfig.from_shape("gpt2-2x32", **changes)
+
+
+def test_config_refuses_an_unknown_shape():
+    with pytest.raises(SettingsError, match="shape: 'gpt5' is not one of gpt2-124m"):
+        NormFreeConfig.from_shape("gpt5")
+
+
+def test_config_makes_the_round_trip(tmp_path):
+    config = NormFreeConfig.from_shape(
+        "pythia-2x32", norm="none", activation="scaled_gelu", activation_scale=4, init="width"
+    )
+    config.save_pretrained(tmp_path)
+    again = NormFreeConfig.from_pretrained(tmp_path)
+    assert again.to_diff_dict() == config.to_diff_dict()
+    assert (again.activation_scale, again.norm, again.intermediate_size) == (4.0, "none", 128)
+
+
+# --- biases, initialisation, heads ------------------------------------------------------------------------------
+
+
+def biases_of(network: nn.Module) -> set[str]:
+    """Names of the bias parameters of the first block, norms left out."""
+    names = {name for name, _ in network.blocks[0].named_parameters() if name.endswith("bias")}  # type: ignore[index]
+    return {name for name in names if "norm" not in name}
+
+
+def test_which_biases_exist():
+    assert biases_of(ours(biases="none")) == set()
+    assert biases_of(ours(biases="paper")) == {"attention.qkv_bias"}
+    assert biases_of(ours(biases="all")) == {"attention.qkv_bias", "attention.out.bias", "ffn.up.bias", "ffn.down.bias"}
+    assert ours(biases="paper").blocks[0].attention.qkv_bias.shape == (2 * 32,)
+    assert ours(biases="all").blocks[0].attention.qkv_bias.shape == (3 * 32,)
+
+
+def test_the_papers_biases_are_those_of_query_and_key():
+    """The same as all biases with those of v, output and FFN at zero; rotary positions give the key's a gradient."""
+    paper, every = spread(ours("pythia", biases="paper")), ours("pythia", biases="all")
+    state = paper.state_dict()
+    for name, p in every.named_parameters():
+        if name not in state:
+            p.data.zero_()
+        elif name.endswith("qkv_bias"):
+            p.data = F.pad(state[name], (0, 32))
+        else:
+            p.data = state[name].clone()
+    ids = tokens()
+    a, b = paper(ids, labels=ids), every(ids, labels=ids)
+    torch.testing.assert_close(a.logits, b.logits, rtol=0, atol=0)
+    a.loss.backward()
+    b.loss.backward()
+    for mine, full in zip(paper.blocks, every.blocks, strict=True):
+        gradient = mine.attention.qkv_bias.grad
+        torch.testing.assert_close(gradient, full.attention.qkv_bias.grad[:64], rtol=0, atol=0)
+        assert gradient[:32].norm() > 1e-4
+        assert gradient[32:].norm() > 1e-4
+        assert full.attention.qkv_bias.grad[64:].norm() > 1e-4  # a value bias would matter, it is not just unused
+
+
+@pytest.mark.parametrize(
+    ("init", "matrices", "writers"),
+    [("paper", 0.02, 0.02), ("gpt2", 0.02, 0.02 / (2 * 3) ** 0.5), ("width", 0.02 * 12**0.5, 0.02 * 12**0.5)],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_initial_standard_deviations(family, init, matrices, writers):
+    network = ours(family, hidden_size=64, num_hidden_layers=3, init=init, biases="all", vocab_size=400)
+    for name, p in network.named_parameters():
+        if "bias" in name:
+            assert not p.any(), name
+        elif "norm" in name:
+            assert (p == 1).all(), name
+        else:
+            embedding = name.startswith(("embed", "positions"))
+            writer = name.endswith(("attention.out.weight", "ffn.down.weight"))
+            expected = 0.02 if embedding else writers if writer else matrices
+            assert p.std().item() == pytest.approx(expected, rel=0.05), name
+            assert abs(p.mean().item()) < 0.1 * expected, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_seed_gives_all_configurations_the_same_weights(family):
+    def weights(**changes: Any) -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        return ours(family, **changes).state_dict()
+
+    plain = weights()
+    assert not torch.equal(plain["embed.weight"], ours(family).state_dict()["embed.weight"])
+    for changes in (
+        {"norm": "none"},
+        {"norm": "rmsnorm", "final_norm": "none"},
+        {"activation": "relu"},
+        {"activation": "learnable_leaky_relu"},
+        {"activation": "learnable_leaky_relu", "slope_sharing": "shared", "norm": "none"},
+        {"embd_pdrop": 0.1},
+        {"residual_dtype": "bfloat16"},
+    ):
+        other = weights(**changes)
+        same = [name for name in plain if name in other and plain[name].shape == other[name].shape]
+        assert {"embed.weight", "blocks.1.ffn.down.weight"} <= set(same)
+        for name in same:
+            assert torch.equal(plain[name], other[name]), (changes, name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False, None])
+def test_tied_and_untied_heads(family, tied, tmp_path):
+    network = ours(family, tie_word_embeddings=tied)
+    expected = family == "gpt2" if tied is None else tied
+    for m in (network, reloaded(network, tmp_path)):
+        assert (m.lm_head.weight is m.embed.weight) == expected
+        assert (m.get_output_embeddings().weight is m.get_input_embeddings().weight) == expected
+
+
+# --- activations ------------------------------------------------------------------------------------------------
+
+
+def activation(name: str, **changes: Any) -> nn.Module:
+    return model.ACTIVATIONS[name](NormFreeConfig.from_shape("gpt2-2x32", activation=name, **changes))
+
+
+X = torch.linspace(-6, 6, 1001)
+
+
+def test_every_activation_that_settings_allow_exists_and_no_other():
+    assert tuple(model.ACTIVATIONS) == settings.ACTIVATIONS
+    assert tuple(model.NORMS) == settings.NORMS
+
+
+@pytest.mark.parametrize("name", settings.ACTIVATIONS)
+def test_every_activation_trains(name):
+    network = ours(activation=name, norm="none")
+    ids = tokens()
+    network(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_activations_against_their_formulas():
+    normal = 0.5 * (1 + torch.erf(X / 2**0.5))
+    torch.testing.assert_close(activation("gelu")(X), X * normal)
+    tanh = torch.tanh((2 / torch.pi) ** 0.5 * (X + 0.044715 * X**3))
+    torch.testing.assert_close(activation("gelu_tanh")(X), 0.5 * X * (1 + tanh))
+    assert torch.equal(activation("relu")(X), X.clamp_min(0))
+    assert torch.equal(activation("identity")(X), X)
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "learnable_leaky_relu"])
+def test_leaky_relu_between_relu_and_identity(name):
+    assert torch.equal(activation(name, negative_slope=0.0)(X), activation("relu")(X))
+    assert torch.equal(activation(name, negative_slope=1.0)(X), X)
+    torch.testing.assert_close(activation(name, negative_slope=0.1)(X), torch.where(X > 0, X, 0.1 * X))
+
+
+def test_scaled_gelu_from_half_the_identity_over_gelu_to_relu():
+    assert torch.equal(activation("scaled_gelu", activation_scale=1.0)(X), activation("gelu")(X))
+    torch.testing.assert_close(activation("scaled_gelu", activation_scale=1e4)(X), X.clamp_min(0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(activation("scaled_gelu", activation_scale=1e-5)(X), X / 2, rtol=0, atol=2e-4)
+
+
+def test_relu_is_positively_homogeneous_and_gelu_is_not():
+    relu, gelu = activation("relu"), activation("gelu")
+    assert torch.equal(relu(0.25 * X), 0.25 * relu(X))
+    assert (gelu(0.25 * X) - 0.25 * gelu(X)).abs().max() > 0.1
+    homogeneous = ours(norm="none", activation="relu", biases="none").blocks[0].ffn
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(homogeneous(4 * x, relu), 4 * homogeneous(x, relu))
+
+
+def test_slopes_are_one_a_layer_or_one_in_all():
+    assert ours().slopes == []
+    assert ours(activation="leaky_relu").slopes == []
+    for sharing, count in (("per_layer", 2), ("shared", 1)):
+        network = ours(activation="learnable_leaky_relu", slope_sharing=sharing, negative_slope=0.3)
+        assert len(network.slopes) == count
+        assert [name for name, _ in network.named_parameters() if "slope" in name] == [
+            f"activations.{i}.slope" for i in range(count)
+        ]
+        assert all(torch.equal(s, torch.tensor([0.3])) for s in network.slopes)
+
+
+def test_the_gradient_of_a_shared_slope_is_the_sum_over_the_layers():
+    changes = dict(
+        activation="learnable_leaky_relu", negative_slope=0.2, num_hidden_layers=3, norm="none", init="width"
+    )
+    per_layer = ours(slope_sharing="per_layer", **changes)
+    shared = ours(slope_sharing="shared", **changes)
+    shared.load_state_dict({name: per_layer.state_dict()[name] for name in shared.state_dict()})
+    ids = tokens()
+    for network in (per_layer, shared):
+        network(ids, labels=ids).loss.backward()
+    gradients = torch.stack([s.grad for s in per_layer.slopes])
+    assert len(gradients.unique()) == 3
+    assert gradients.abs().min() > 0
+    torch.testing.assert_close(shared.slopes[0].grad, gradients.sum(0))
+    loose = {name: p.grad for name, p in shared.named_parameters() if "slope" not in name}
+    for name, p in per_layer.named_parameters():
+        if "slope" not in name:
+            torch.testing.assert_close(loose[name], p.grad)
+
+
+@pytest.mark.parametrize("sharing", ["per_layer", "shared"])
+def test_slopes_survive_saving(sharing, tmp_path):
+    network = ours(activation="learnable_leaky_relu", slope_sharing=sharing)
+    for i, slope in enumerate(network.slopes):
+        slope.data.fill_(0.3 + i)
+    again = reloaded(network, tmp_path)
+    assert [s.item() for s in again.slopes] == [s.item() for s in network.slopes]
+
+
+def test_a_new_activation_is_a_definition_and_a_line(monkeypatch, tmp_path):
+    class SquaredReLU(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x).square()
+
+    monkeypatch.setitem(model.ACTIVATIONS, "squared_relu", lambda config: SquaredReLU())
+    monkeypatch.setattr(settings, "ACTIVATIONS", (*settings.ACTIVATIONS, "squared_relu"))
+    network = spread(ours(activation="squared_relu"))
+    ids = tokens()
+    assert torch.equal(reloaded(network, tmp_path)(ids).logits, network(ids).logits)
+
+
+# --- what transformers expects of a model -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("norm", ["none", "layernorm", "rmsnorm"])
+def test_a_saved_model_gives_the_same_logits_bit_by_bit(family, norm, tmp_path):
+    network = spread(ours(family, norm=norm, biases="all"))
+    again = reloaded(network, tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    assert type(again) is NormFreeForCausalLM
+    ids = tokens()
+    assert torch.equal(again(ids).logits, network(ids).logits)
+
+
+def greedy(network: PreTrainedModel, ids: Tensor, steps: int) -> Tensor:
+    for _ in range(steps):
+        ids = torch.cat([ids, network(ids).logits[:, -1:].argmax(-1)], 1)
+    return ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_generation_with_and_without_a_cache_is_the_full_forward(family):
+    network = spread(ours(family, norm="none"))
+    ids = tokens(3, 5)
+    plain = dict(max_new_tokens=8, do_sample=False)
+    expected = greedy(network, ids, 8)
+    assert len(expected[:, 5:].unique()) > 3
+    assert torch.equal(network.generate(ids, attention_mask=torch.ones_like(ids), **plain), expected)
+    assert torch.equal(network.generate(ids, attention_mask=torch.ones_like(ids), use_cache=False, **plain), expected)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_generation_from_left_padded_prompts(family, attention, use_cache):
+    network = spread(ours(family))
+    network.set_attn_implementation(attention)
+    prompts = [tokens(1, length) for length in (3, 6)]
+    batch = torch.cat([F.pad(p, (6 - p.shape[1], 0)) for p in prompts])
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
+    made = network.generate(
+        batch, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0, use_cache=use_cache
+    )
+    for row, prompt in zip(made, prompts, strict=True):
+        assert row[6:].tolist() == greedy(network, prompt, 6)[0, prompt.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_gives_the_logits_of_the_full_forward(family):
+    network, ids = spread(ours(family)), tokens(2, 12)
+    first = network(ids[:, :7], use_cache=True)
+    second = network(ids[:, 7:], past_key_values=first.past_key_values)
+    both = torch.cat([first.logits, second.logits], 1)
+    torch.testing.assert_close(both, network(ids).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(network(ids, logits_to_keep=2).logits, both[:, -2:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_changes_no_gradient(family):
+    plain = ours(family, activation="learnable_leaky_relu", slope_sharing="shared").train()
+    checkpointed = copy.deepcopy(plain)
+    # transformers 5.23 renamed the method
+    getattr(checkpointed, "activation_checkpointing_enable", checkpointed.gradient_checkpointing_enable)()
+    calls = []
+    checkpointed.blocks[0].ffn.register_forward_pre_hook(lambda *_: calls.append(1))
+    ids = tokens()
+    for network in (plain, checkpointed):
+        network(ids, labels=ids).loss.backward()
+    assert len(calls) == 2  # once more in the backward pass
+    for p, q in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compilation_has_no_graph_break(family):
+    torch._dynamo.reset()
+    network = spread(ours(family, norm="none", activation="learnable_leaky_relu"))
+    compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend="aot_eager")
+    ids = tokens()
+    for m in (network, compiled):
+        m(ids, labels=ids).loss.backward()
+    torch.testing.assert_close(compiled(ids).logits, network(ids).logits, rtol=1e-5, atol=1e-5)
+    for p, q in zip(network.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # in torch's own compiler
+@torch.no_grad()
+def test_compilation_with_the_default_compiler():
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler, which torch.compile needs on a CPU")
+    torch._dynamo.reset()
+    network, ids = spread(ours(num_hidden_layers=1)), tokens()
+    torch.testing.assert_close(
+        torch.compile(network, fullgraph=True)(ids).logits, network(ids).logits, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_implementations_agree(family):
+    network, ids = spread(ours(family)), tokens()
+    assert network.config._attn_implementation == "sdpa"
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    real = mask.bool()
+    fused, padded = network(ids).logits, network(ids, attention_mask=mask).logits
+    network.set_attn_implementation("eager")
+    torch.testing.assert_close(network(ids).logits, fused, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(network(ids, attention_mask=mask).logits[real], padded[real], rtol=1e-5, atol=1e-5)
+    maps = network(ids, output_attentions=True).attentions
+    assert [m.shape for m in maps] == [(2, 2, 16, 16)] * 2
+    for m in maps:
+        torch.testing.assert_close(m.sum(-1), torch.ones(2, 2, 16))
+        assert not m.triu(1).any()
+
+
+def test_attention_maps_need_the_eager_implementation():
+    with pytest.raises(ValueError, match='attn_implementation="eager"'):
+        ours()(tokens(), output_attentions=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_dtype_of_the_residual_stream(dtype, autocast):
+    default = {} if dtype == "float32" else {"residual_dtype": dtype}
+    network, ids = ours(norm="none", **default), tokens()
+    streams = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda module, args, output: streams.append(output[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = network(ids).logits
+    assert streams == [getattr(torch, dtype)] * 2
+    assert logits.dtype == (torch.bfloat16 if autocast else torch.float32)
+    if not autocast:
+        torch.testing.assert_close(logits, ours_like(network)(ids).logits, rtol=0, atol=0.02)
+
+
+def ours_like(network: NormFreeForCausalLM) -> NormFreeForCausalLM:
+    """The same weights with a float32 stream."""
+    config = copy.deepcopy(network.config)
+    config.residual_dtype = "float32"
+    plain = NormFreeForCausalLM(config).eval()
+    plain.load_state_dict(network.state_dict())
+    return plain
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_next_token():
+    network, ids = spread(ours()), tokens()
+    labels = ids.clone()
+    labels[0, 5:9] = -100
+    out = network(ids, labels=labels)
+    terms = [
+        -out.logits[b, t].double().log_softmax(-1)[labels[b, t + 1]]
+        for b in range(2)
+        for t in range(15)
+        if labels[b, t + 1] != -100
+    ]
+    assert len(terms) == 26
+    torch.testing.assert_close(out.loss.double(), torch.stack(terms).mean(), rtol=1e-5, atol=1e-5)
+    assert network(ids).loss is None
+
+
+def test_only_the_embedding_drops_out_and_only_in_training():
+    network, ids = ours(embd_pdrop=0.5), tokens()
+    assert [name for name, m in network.named_modules() if isinstance(m, nn.Dropout)] == ["dropout"]
+    assert torch.equal(network(ids).logits, network(ids).logits)
+    network.train()
+    assert not torch.equal(network(ids).logits, network(ids).logits)
+    dropped = []
+    network.blocks[0].register_forward_pre_hook(lambda module, args: dropped.append((args[0] == 0).float().mean()))
+    network(ids)
+    assert 0.4 < dropped[0] < 0.6
+    without = ours().train()
+    assert torch.equal(without(ids).logits, without(ids).logits)
+
+
+def test_importing_the_package_loads_no_torch_and_reaching_for_the_model_registers_it():
+    script = (
+        "import sys, nfcore\n"
+        "from nfcore import Experiment, SettingsError\n"
+        "assert not {'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules), 'heavy import'\n"
+        "nfcore.NormFreeForCausalLM\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM\n"
+        "config = AutoConfig.for_model('normfree', hidden_size=32, num_attention_heads=2, vocab_size=9)\n"
+        "assert type(AutoModelForCausalLM.from_config(config)) is nfcore.NormFreeForCausalLM\n"
+        "try:\n"
+        "    nfcore.nonsense\n"
+        "except AttributeError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no attribute 'nonsense'" in done.stdout
