@@ -26,7 +26,7 @@ _EXPORTS = {
     "head_entropy": "entropy",
     "quartile_shares": "entropy",
     "prepare": "data",
-    "train": "train",
+    "train": "training",
     "load_runs": "runs",
     "Runs": "runs",
 }

@@ -1,4 +1,7 @@
-"""``python -m nfcore``: train, data, entropy, runs, notebook, book.  Exit code 2 is wrong input, 130 an interruption."""
+"""Train runs, measure attention entropy, execute notebooks, build the book.
+
+Exit code 2 is wrong input, 130 an interruption.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def train(args: argparse.Namespace) -> None:
     fresh = "fresh=true" in args.settings
     settings = [a for a in args.settings if a not in ("fresh=true", "fresh=false")]
     experiment = read_experiment(args.experiment, settings)
-    from nfcore import train as run
+    from nfcore.training import train as run
 
     directory = run(experiment, fresh=fresh, report_to=args.report_to, quiet=args.quiet)
     if not args.quiet:
@@ -187,12 +190,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--context", type=int, default=128, help="tokens a sequence (default 128)")
     sub.add_argument("--sequences", type=int, default=16, help="sequences from the start of the text (default 16)")
 
-    group = root_group = commands.add_parser("runs", help="list, show, verify, record").add_subparsers(required=True)
+    group = commands.add_parser("runs", help="list, show, verify, record").add_subparsers(required=True)
     sub = command("list", list_runs, "finished runs of this machine, or the runs of a preset and their state", group)
     sub.add_argument("preset", nargs="?")
     command("show", show_run, "settings, results and provenance of a run", group).add_argument("run")
     command("verify", verify_runs, "compare files with their recorded hashes", group).add_argument("run", nargs="?")
-    sub = command("record", record_runs, "copy the finished grid of a preset to data/recorded/", root_group)
+    sub = command("record", record_runs, "copy the finished grid of a preset to data/recorded/", group)
     sub.add_argument("preset")
 
     sub = command("notebook", notebook, "execute a notebook script: jupytext, papermill, the same bytes each time")
@@ -210,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
-        args.run(args) if callable(args.run) else None
+        args.run(args)
     except SettingsError as error:
         print(f"nfcore: {error}", file=sys.stderr)
         return 2

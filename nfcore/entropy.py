@@ -186,7 +186,7 @@ _RECORDING = "nfcore_recording"  # an entry of transformers' attention interface
 _measure: list[Callable[..., None]] = []
 
 
-def _recording_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):  # type: ignore[no-untyped-def]
+def _recording_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     causal = bool(kwargs.get("is_causal") if kwargs.get("is_causal") is not None else module.is_causal)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class NormFreeConfig(PreTrainedConfig):
     """
 
     model_type = "normfree"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     def __init__(self, **kwargs: Any) -> None:
         names = {f.name for f in fields(ModelSettings)}
@@ -144,6 +144,7 @@ class Attention(nn.Module):
         self.biased = {"paper": 2, "all": 3, "none": 0}[config.biases]
         self.qkv_bias = nn.Parameter(torch.zeros(self.biased * d)) if self.biased else None
         self.out = nn.Linear(d, d, bias=config.biases == "all")
+        self.out.writes_residual = True  # type: ignore[assignment]
 
     def forward(
         self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None
@@ -165,6 +166,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.biases == "all")
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.biases == "all")
+        self.down.writes_residual = True  # type: ignore[assignment]
 
     def forward(self, x: Tensor, activation: nn.Module) -> Tensor:
         return self.down(activation(self.up(x)))  # (B, T, D) -> (B, T, F) -> (B, T, D)
@@ -200,7 +202,7 @@ class NormFreePreTrainedModel(PreTrainedModel):
     config_class = NormFreeConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
+    _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -222,10 +224,10 @@ class NormFreePreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, 0.0, std)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.LayerNorm):
                 init.zeros_(module.bias)
-        elif isinstance(module, Attention) and module.qkv_bias is not None:
-            init.zeros_(module.qkv_bias)
+        elif isinstance(module, Attention) and module.biased:
+            init.zeros_(cast(nn.Parameter, module.qkv_bias))
         elif isinstance(module, LeakyReLU) and isinstance(module.slope, nn.Parameter):
             init.constant_(module.slope, module.initial_slope)
 
@@ -238,7 +240,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
     torch.Size([1, 8, 300])
     """
 
-    _tied_weights_keys = {"lm_head.weight": "embed.weight"}
+    _tied_weights_keys = {"lm_head.weight": "embed.weight"}  # noqa: RUF012
 
     def __init__(self, config: NormFreeConfig) -> None:
         super().__init__(config)
@@ -255,26 +257,25 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         )
         self.final_norm = NORMS[config.final_norm](config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        for block in self.blocks:
-            block.attention.out.writes_residual = block.ffn.down.writes_residual = True
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embed = value
+        self.embed = cast(nn.Embedding, value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings
+        self.lm_head = cast(nn.Linear, new_embeddings)
 
     @property
     def slopes(self) -> list[nn.Parameter]:
         """The learnable negative slopes: one a layer, one in all, or none."""
-        return [a.slope for a in self.activations if isinstance(getattr(a, "slope", None), nn.Parameter)]
+        slopes = (getattr(activation, "slope", None) for activation in self.activations)
+        return [slope for slope in slopes if isinstance(slope, nn.Parameter)]
 
     def forward(
         self,
@@ -296,6 +297,8 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         """
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError('output_attentions=True needs attn_implementation="eager"')
+        if use_cache and self.training and self.is_gradient_checkpointing:
+            raise ValueError("use_cache=True: gradient checkpointing recomputes and would fill the cache twice")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -314,7 +317,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
             x = x + self.positions(position_ids)
             rotary = None
         else:
-            rotary = rotary_angles(self.config, position_ids)
+            rotary = rotary_angles(cast(NormFreeConfig, self.config), position_ids)
         x = self.dropout(x).to(getattr(torch, self.config.residual_dtype))
 
         maps = []
@@ -454,4 +457,5 @@ def _build(
     wrong = [k for k in missing if ".slope" not in k] + [k for k in unused if "norm." not in k]
     if wrong:
         raise SettingsError(f"the given model's weights do not fit: {', '.join(wrong[:4])}")
-    return model.to(dtype=hf_model.dtype, device=hf_model.device).train(hf_model.training)
+    model.to(device=hf_model.device, dtype=hf_model.dtype)  # type: ignore[call-arg]
+    return model.train(hf_model.training)

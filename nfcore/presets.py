@@ -124,7 +124,7 @@ class Preset:
         """The finished runs of experiment ``name``, trained first where ``source`` is local and they are missing."""
         wanted = self.grid()[name]
         if self.source == "local":
-            from nfcore.train import train
+            from nfcore.training import train
 
             for experiment in wanted:
                 finished = (runs.runs_dir() / experiment.id / "record.json").exists()

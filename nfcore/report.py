@@ -74,10 +74,8 @@ def banner(preset: Preset, shown: runs.Runs) -> Any:
         if preset.source == "local"
         else f"committed records (made on {devices}); **nothing was run here for this page**"
     )
-    return Markdown(
-        f"*Preset `{preset.preset}`, {where}: {len(frame)} runs, seeds {', '.join(map(str, sorted(frame['seed'].unique())))}, "
-        f"{size} M tokens each.*"
-    )
+    seeds = ", ".join(map(str, sorted(frame["seed"].unique())))
+    return Markdown(f"*Preset `{preset.preset}`, {where}: {len(frame)} runs, seeds {seeds}, {size} M tokens each.*")
 
 
 def markdown_table(frame: pd.DataFrame, digits: int = 3) -> Any:
@@ -200,5 +198,6 @@ def entropy_of_text(model: str, text: Path, context: int, sequences: int) -> str
     shares = ", ".join(f"{q} {s:.0%}" for q, s in zip(QUARTERS, quartile_shares(heads, ceiling), strict=True))
     return (
         f"{frame.to_string(float_format='{:.3f}'.format)}\n\n"
-        f"nats, {count} sequences of {context} tokens; ceiling {ceiling:.4f}\nshare of heads with Max = ceiling: {shares}"
+        f"nats, {count} sequences of {context} tokens; ceiling {ceiling:.4f}\n"
+        f"share of heads with Max = ceiling: {shares}"
     )

@@ -29,7 +29,7 @@ from nfcore.settings import Experiment, SettingsError, digest, project_root
 
 FORMAT = 1
 TABLES = ("metrics", "layers", "heads")
-_SOURCES = ("settings.py", "model.py", "entropy.py", "data.py", "train.py")
+_SOURCES = ("settings.py", "model.py", "entropy.py", "data.py", "training.py")
 
 
 def runs_dir() -> Path:
@@ -88,7 +88,7 @@ def verify(directory: Path, record: dict[str, Any]) -> None:
 
 
 def experiment_of(record: dict[str, Any]) -> Experiment:
-    return Experiment.from_dict({k: v for k, v in record["settings"].items()})
+    return Experiment.from_dict(record["settings"])
 
 
 def row(record: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ writing the same run are the same run.  Wrong input raises :class:`SettingsError
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -347,10 +348,8 @@ def check_type(where: str, value: Any, kind: Any) -> None:
             return
     hint = ""
     if float in kinds and isinstance(value, str):
-        try:
-            hint = f" (YAML reads {value} as text; write {float(value):.1e})" if float(value) else ""
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            hint = f" (YAML reads {value} as text; write {float(value):.1e})"
     names = " or ".join("null" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
     raise SettingsError(f"{where}: {value!r} must be of type {names}{hint}")
 
@@ -389,10 +388,8 @@ def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> d
         except yaml.YAMLError:
             raise SettingsError(f"{key}: {text!r} is not valid YAML") from None
         if isinstance(value, str):
-            try:
+            with contextlib.suppress(ValueError):
                 value = float(value)  # 1e-3, which YAML 1.1 reads as text
-            except ValueError:
-                pass
         *sections, leaf = key.split(".")
         target = result
         for section in sections:

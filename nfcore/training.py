@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 from nfcore import runs
 from nfcore.data import Sequences, TokenData, collate, prepare
 from nfcore.entropy import attention_statistics
-from nfcore.model import NormFreeConfig, NormFreeForCausalLM
+from nfcore.model import FeedForward, NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import Experiment, SettingsError, TrainingSettings
 
 
@@ -46,7 +46,7 @@ def optimizer_and_schedule(
     slopes = model.slopes
     slope_ids = {id(p) for p in slopes}
     rest = [p for p in model.parameters() if id(p) not in slope_ids]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
         {"params": slopes, "weight_decay": settings.slope_weight_decay},
@@ -213,7 +213,8 @@ class Telemetry(TrainerCallback):
         hooks = []
         for block in model.blocks:
             hooks.append(block.register_forward_hook(lambda m, a, out: residual.append(_rms(out[0]))))
-            hooks.append(block.ffn.up.register_forward_hook(lambda m, a, out: preactivation.append(float(out.std()))))
+            up = cast(FeedForward, block.ffn).up
+            hooks.append(up.register_forward_hook(lambda m, a, out: preactivation.append(float(out.std()))))
         with self.paused(), self.trainer.compute_loss_context_manager():
             try:
                 heads = attention_statistics(model, self.probe)
@@ -325,7 +326,10 @@ def train(
     with FileLock(directory / ".lock"):
         if fresh:
             for old in directory.iterdir():
-                shutil.rmtree(old) if old.is_dir() else old.name != ".lock" and old.unlink()
+                if old.is_dir():
+                    shutil.rmtree(old)
+                elif old.name != ".lock":
+                    old.unlink()
         record = runs.read_record(directory)
         if record:
             runs.verify(directory, record)
@@ -403,7 +407,7 @@ def make_trainer(
         disable_tqdm=True,
         report_to=list(report_to) or "none",
     )
-    model.to(args.device)
+    model.to(args.device)  # type: ignore[arg-type]
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     validation = Sequences(tokens.validation[: settings.eval_sequences])
