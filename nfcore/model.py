@@ -257,6 +257,8 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         )
         self.final_norm = NORMS[config.final_norm](config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self._keys_to_ignore_on_save = ["lm_head.weight"]  # so that its absence from a checkpoint is no surprise
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

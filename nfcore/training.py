@@ -400,6 +400,7 @@ def make_trainer(
         data_seed=experiment.seed,
         bf16=settings.precision == "bfloat16",
         fp16=settings.precision == "float16",
+        use_cpu=not torch.cuda.is_available(),  # a GPU of Nvidia's kind, else the CPU
         torch_compile=settings.compile,
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),
