@@ -2,7 +2,9 @@
 #   snakemake --cores 2 --resources gpu=1 --rerun-incomplete --config preset=quick
 # Everything it writes is ignored by git. Of a run only the completion record is declared, and kept (`update`) when its
 # job starts again: Snakemake deletes declared outputs, and checkpoints have to survive.
+import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +21,8 @@ NEEDS = {name: list(dict.fromkeys(e.id for e in grid)) for name, grid in PRESET.
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.py"))
 PAGES = [p for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb" and "_build" not in p.parts]
 PYTHON = shlex.quote(sys.executable)
-RECORD = f"{runs_dir()}/{{id}}/record.json"
+RUNS_DIR = os.path.relpath(runs_dir()) if runs_dir().is_relative_to(Path.cwd()) else str(runs_dir())
+RECORD = RUNS_DIR + "/{id}/record.json"
 NFCORE = [f"nfcore/{name}.py" for name in ("report", "notebook", "presets", "runs", "settings")]
 
 
@@ -79,7 +82,20 @@ rule book:
         PAGES,
     output:
         BUILD + "/html/index.html",
-    params:
-        source=BUILD + "/book",
-    shell:
-        "{PYTHON} -m nfcore assemble {params.source:q} {output:q}"
+    log:
+        BUILD + "/book.log",
+    run:
+        source, html = Path(BUILD, "book"), Path(output[0]).parent
+        pages = {source / page.relative_to("book"): page for page in PAGES}
+        for old in source.rglob("*"):
+            if old.is_file() and old not in pages and old.suffix != ".ipynb":
+                old.unlink()
+        for target, page in pages.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(page, target)
+        options = "--config _config.yml -W -n --keep-going --quiet"
+        jupyter_book = f"{PYTHON} -c 'from jupyter_book.cli.main import main; main()'"
+        command = f"{jupyter_book} build {BUILD}/book --path-output {BUILD} {options}"
+        shell(f"{command} > {{log:q}} 2>&1 || {{{{ cat {{log:q}} >&2; exit 1; }}}}")
+        shutil.rmtree(html, ignore_errors=True)
+        shutil.copytree(Path(BUILD, "_build", "html"), html)

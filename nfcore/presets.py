@@ -16,6 +16,7 @@ from nfcore.settings import (
     Experiment,
     SettingsError,
     check_keys,
+    check_mapping,
     check_type,
     choice,
     from_mapping,
@@ -64,6 +65,8 @@ class Preset:
         if not self.seeds or any(isinstance(s, bool) or not isinstance(s, int) for s in self.seeds):
             raise SettingsError(f"seeds: {self.seeds!r} must be a list of whole numbers")
         check_keys(self.models, FAMILIES, "models")
+        for family, settings in self.models.items():
+            check_mapping(settings, f"models.{family}")
         check_keys(self.steps, BUDGETS, "steps")
         for name in BUDGETS:
             if name not in self.steps:

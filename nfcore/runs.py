@@ -72,19 +72,20 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: cannot be read ({error}); delete the run's directory to train it again") from None
-    if record.get("format") != FORMAT:
-        raise SettingsError(f"{path}: record format {record.get('format')!r}, this version reads {FORMAT}")
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise SettingsError(f"{path}: record format {found!r}, this version reads {FORMAT}")
     return record
 
 
-def verify(directory: Path, record: dict[str, Any]) -> None:
+def verify(directory: Path, record: dict[str, Any], remedy: str = "fresh=true trains the run again") -> None:
     """Raise SettingsError if a file of the run is missing or does not match its recorded hash."""
     for name, expected in record["files"].items():
         path = directory / name
         if not path.exists():
-            raise SettingsError(f"{path}: missing, though the run's record lists it; fresh=true trains the run again")
+            raise SettingsError(f"{path}: missing, though the record lists it; {remedy}")
         if sha256(path) != expected:
-            raise SettingsError(f"{path}: does not match the hash in record.json; fresh=true trains the run again")
+            raise SettingsError(f"{path}: does not match its recorded hash; {remedy}")
 
 
 def experiment_of(record: dict[str, Any]) -> Experiment:
@@ -136,7 +137,8 @@ def load_runs(source: str | Path | None = None) -> Runs:
     if not directory.is_dir():
         raise SettingsError(f"{directory}: no such directory of runs")
     if (directory / "checksums.json").exists():
-        verify(directory, {"files": json.loads((directory / "checksums.json").read_text())})
+        sums = json.loads((directory / "checksums.json").read_text())
+        verify(directory, {"files": sums}, "`python -m nfcore runs record` writes it again")
         records = json.loads((directory / "records.json").read_text())
         tables = {name: pd.read_parquet(directory / f"{name}.parquet") for name in TABLES}
     else:

@@ -98,7 +98,9 @@ class FirstBad:
         self.step = torch.zeros((), dtype=torch.int64, device=model.device)
         self.gradients = [list(block.parameters()) for block in model.blocks] if watch_gradients else []
         if watch_gradients:
-            self.gradients.append([*model.final_norm.parameters(), *model.lm_head.parameters()])
+            # A tied head gets the embedding's gradient too, which the last step of the backward pass completes.
+            tied = model.lm_head.weight is model.embed.weight
+            self.gradients.append([*model.final_norm.parameters(), *([] if tied else model.lm_head.parameters())])
         for i, module in enumerate([*model.blocks, model.lm_head]):
             module.register_forward_hook(self._hook(i))
 
@@ -191,6 +193,8 @@ class Telemetry(TrainerCallback):
         probing = step % self.settings.probe_every == 0 or last
         control.should_evaluate |= last
         control.should_save &= not last  # the finished run is saved below
+        # Trainer logs the mean loss since it last logged; a resumed one would not know those before its checkpoint.
+        control.should_log |= control.should_save or last
         if control.should_log or control.should_save or control.should_evaluate or probing:
             self.diverged = self.trainer.first_bad.event()
         if self.diverged:
@@ -221,7 +225,7 @@ class Telemetry(TrainerCallback):
             finally:
                 for hook in hooks:
                     hook.remove()
-        slopes = [float(s) for s in model.slopes]
+        slopes = [float(s.detach()) for s in model.slopes]
         for layer in range(len(model.blocks)):
             self.tables["layers"].append(
                 {
@@ -345,6 +349,8 @@ def train(
 
 def _run(experiment: Experiment, directory: Path, label: str, report_to: Sequence[str], quiet: bool) -> None:
     settings = experiment.training
+    if settings.precision == "float16" and not torch.cuda.is_available():
+        raise SettingsError("training.precision: 'float16' needs a GPU; use float32 or bfloat16")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     transformers_logging.disable_progress_bar()
@@ -410,7 +416,9 @@ def make_trainer(
     )
     model.to(args.device)  # type: ignore[arg-type]
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # transformers 5.23 renamed it and warns of the old name
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
     validation = Sequences(tokens.validation[: settings.eval_sequences])
     trainer = NormFreeTrainer(
         model,
@@ -529,6 +537,8 @@ def _version(name: str) -> str | None:
 
 
 def load_model(run: str | Path) -> NormFreeForCausalLM:
-    """The trained model of a run, by id or directory."""
+    """The trained model of a run, by id or directory. Raises SettingsError for one that is unfinished or diverged."""
     directory = Path(run) if Path(run).is_dir() else runs.runs_dir() / str(run)
+    if not (directory / "model").is_dir():
+        raise SettingsError(f"{directory}: no trained model here")
     return NormFreeForCausalLM.from_pretrained(directory / "model")

@@ -1,17 +1,25 @@
-"""What all tests share: no network, no progress bars, the same random numbers whatever the order of the tests."""
+"""What all tests share: no network, no progress bars, the same random numbers whatever the order of the tests, and
+runs and token files outside the checkout."""
 
 import json
 import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nfcore.settings import Experiment
+
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-PUBLISHED = Path(__file__).resolve().parent.parent / "data" / "published"
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "data" / "published"
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +33,97 @@ def seeded() -> None:
 def published() -> dict[str, Any]:
     """The paper's numbers, by file name."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in PUBLISHED.glob("*.json")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where runs and token files go for this session."""
+    directory = tmp_path_factory.mktemp("workspace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NFCORE_RUNS", str(directory / "runs"))
+        patch.setenv("NFCORE_DATA", str(directory / "tokens"))
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def corpus(workspace: Path) -> Path:
+    """Some 40 kB of Python in 40 files."""
+    words = ["batch", "head", "layer", "query", "key", "value", "loss", "step", "token", "width", "norm", "slope"]
+    draw = random.Random(0)
+    directory = workspace / "corpus"
+    directory.mkdir()
+    for file in range(40):
+        lines = []
+        for _ in range(20):
+            a, b, c = draw.sample(words, 3)
+            lines += [f"def {a}_{b}({c}):", f"    return {c} * {draw.randint(2, 99)}", ""]
+        (directory / f"{words[file % 12]}{file}.py").write_text("\n".join(lines))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus: Path) -> Callable[..., Experiment]:
+    """``tiny(section={field: value}, ...)``: a run of ten updates of 8 x 32 tokens with these settings changed."""
+    model = dict(shape="gpt2-2x32", init="width", norm="none", activation="relu")
+    data = dict(corpus=str(corpus), vocab_size=300, context=32, packing="packed", split_by="document")
+    training = dict(steps=10, batch_size=8, learning_rate=2e-3, warmup_fraction=0.2, eval_every=4, eval_sequences=20)
+    training |= dict(probe_every=3, probe_sequences=4, log_every=1, save_every=4, threads=1)
+
+    def experiment(**changes: Any) -> Experiment:
+        sections = {"model": model, "data": {**data, "validation_fraction": 0.2}, "training": training}
+        changed = {name: {**values, **changes.pop(name, {})} for name, values in sections.items()}
+        return Experiment.from_dict({**changed, **changes})
+
+    return experiment
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: Callable[..., Experiment]) -> Path:
+    """The directory of the finished run ``tiny()``."""
+    from nfcore import train
+
+    return train(tiny(), quiet=True)
+
+
+@pytest.fixture(scope="session")
+def diverged(tiny: Callable[..., Experiment]) -> Path:
+    """The directory of a run whose learning rate is absurd."""
+    from nfcore import train
+
+    return train(tiny(training={"learning_rate": 1e6}), quiet=True)
+
+
+@pytest.fixture(scope="session")
+def smoke_grid(workspace: Path) -> Path:
+    """The runs of this session, all those of preset smoke among them."""
+    from nfcore.presets import Preset
+    from nfcore.training import train
+
+    for experiment in Preset.load("smoke").experiments():
+        train(experiment, quiet=True)
+    return workspace / "runs"
+
+
+@pytest.fixture
+def params_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with nothing in it but the shipped parameter files; what is recorded goes there."""
+    shutil.copytree(ROOT / "notebooks" / "params", tmp_path / "project" / "notebooks" / "params")
+    monkeypatch.setenv("NFCORE_ROOT", str(tmp_path / "project"))
+    return tmp_path / "project"
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh copy of what git would hold of this project, itself a git repository with nothing changed."""
+    copy = tmp_path_factory.mktemp("checkout")
+
+    def git(*command: str, cwd: Path = copy) -> str:
+        return subprocess.run(["git", *command], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+    for name in git("ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0"):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    git("init", "--quiet")
+    git("add", "--all")
+    return copy

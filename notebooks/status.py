@@ -1,0 +1,110 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Status
+#
+# What made the numbers in this book: versions, hardware, every run, and the hashes of its data and of the sources of the
+# model, data and training code. All of it comes from the records of the runs.
+
+# %% tags=["parameters", "hide-input"]
+preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
+source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
+seeds = None  # list of seeds; None, here and below: what the preset says
+models = None  # mapping, e.g. {gpt2: {num_hidden_layers: 4}}; replaces only the keys it holds, as those below
+data = None  # mapping, e.g. {corpus: path/to/folder}
+training = None  # mapping, e.g. {learning_rate: 0.001}
+steps = None  # mapping: updates of each budget, e.g. {main: 1200}
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+preset = parameters(globals())
+
+# %% tags=["hide-input"]
+import pandas as pd
+from IPython.display import Markdown
+
+from nfcore.presets import EXPERIMENTS, FAMILIES
+from nfcore.report import markdown_table
+
+
+frame = pd.concat([preset.runs(name).runs for name in EXPERIMENTS]).drop_duplicates("run", ignore_index=True)
+where = (
+    "trained on this machine" if preset.source == "local" else "committed records; nothing was run here for this page"
+)
+Markdown(
+    f"*Preset `{preset.preset}`, {where}: {len(frame)} runs, {frame['provenance.tokens'].sum() / 1e6:.3g} M tokens.*"
+)
+
+# %% [markdown]
+# ## Versions, hardware, hashes
+#
+# More than one value in a line means that the runs differ there.
+
+# %% tags=["hide-input"]
+facts = {
+    "commit": "commit",
+    "sources (model, data, training)": "source_hash",
+    "token files": "data_hash",
+    "nfcore": "nfcore",
+    "Python": "python",
+    "torch": "torch",
+    "transformers": "transformers",
+    "accelerate": "accelerate",
+    "tokenizers": "tokenizers",
+    "datasets": "datasets",
+    "numpy": "numpy",
+    "system": "system",
+    "device": "device",
+    "torch threads": "threads",
+}
+rows = []
+for label, name in facts.items():
+    values = frame[f"provenance.{name}"]
+    count = values.fillna("unknown").astype(str).value_counts(sort=False)
+    text = "; ".join(v if len(count) == 1 else f"{v} ({n} runs)" for v, n in count.items())
+    rows.append({"": label, "value": text})
+markdown_table(pd.DataFrame(rows))
+
+# %% [markdown]
+# The token files differ with the context length and with nothing else in a preset. With the locked packages every machine
+# makes the same ones.
+
+# %% [markdown]
+# ## Runs
+#
+# Seconds are those of training, without evaluation, probes and checkpoints. How many runs shared the machine is not recorded.
+
+# %% tags=["hide-input"]
+table = pd.DataFrame(
+    {
+        "run": [f"`{run}`" for run in frame["run"]],
+        "model": frame["model.family"].map(FAMILIES),
+        "configuration": frame["configuration"],
+        "T": frame["data.context"].astype(str),
+        "rate": [f"{rate:g}" for rate in frame["training.learning_rate"]],
+        "precision": frame["training.precision"],
+        "seed": frame["seed"].astype(str),
+        "parameters": [f"{n:,}" for n in frame["provenance.parameters"]],
+        "steps": [
+            f"{step}" if status == "complete" else f"{step} ({status})"
+            for step, status in zip(frame["step"], frame["status"], strict=True)
+        ],
+        "M tokens": [f"{n / 1e6:.3g}" for n in frame["provenance.tokens"]],
+        "tokens/s": [f"{rate:,.0f}" for rate in frame["provenance.tokens_per_second"]],
+        "seconds": [f"{seconds:,.1f}" for seconds in frame["provenance.seconds"]],
+        "data": [f"`{h}`" for h in frame["provenance.data_hash"]],
+    }
+)
+markdown_table(table)
+
+# %% tags=["hide-input"]
+seconds = frame["provenance.seconds"].sum()
+Markdown(f"Training alone took {seconds / 60:.1f} minutes, added over the runs; runs may overlap in time.")

@@ -1,0 +1,343 @@
+"""The command line: what it prints, how it ends, and that it loads torch only to work."""
+
+import argparse
+import io
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from filelock import FileLock
+
+from nfcore import head_entropy, runs
+from nfcore.__main__ import main, parser
+from nfcore.presets import Preset
+from nfcore.settings import Experiment, project_root
+from nfcore.training import load_model
+
+
+Tiny = Callable[..., Experiment]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def file(tiny: Tiny, tmp_path: Path) -> Path:
+    """The run ``tiny()`` as a settings file."""
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(tiny().to_dict()))
+    return path
+
+
+def refused(capsys: Any, *arguments: Any) -> str:
+    """The one line that wrong input gets; nothing else is printed."""
+    assert main([str(a) for a in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"nfcore: [^\n]+\n", printed.err), printed.err
+    return printed.err
+
+
+# --- help -------------------------------------------------------------------------------------------------------
+
+
+def commands(root: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for action in root._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                yield (*path, name)
+                yield from commands(sub, (*path, name))
+
+
+@pytest.mark.parametrize("command", commands(parser()), ids=" ".join)
+def test_help_of_a_command(command: tuple[str, ...], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: python -m nfcore {' '.join(command)}" in capsys.readouterr().out
+
+
+def test_commands_are_the_announced_ones() -> None:
+    names = [" ".join(c) for c in commands(parser())]
+    assert {"train", "data", "entropy", "runs list", "runs show", "runs verify", "notebook", "book"} <= {*names}
+
+
+def test_help_loads_no_torch() -> None:
+    program = (
+        "import sys, runpy; sys.argv = ['nfcore', *sys.argv[1:]]\ntry: runpy.run_module('nfcore', alter_sys=True)\n"
+    )
+    program += "finally: print([n for n in ('torch', 'transformers', 'pandas', 'snakemake') if n in sys.modules])"
+    command = [sys.executable, "-W", "error", "-c", program, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    for name in ("train", "data", "entropy", "runs", "notebook", "book"):
+        assert re.search(rf"^ +{name} ", done.stdout, re.MULTILINE)
+
+
+# --- wrong input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("book",), ("runs", "list"), ("runs", "record")], ids=" ".join)
+def test_wrong_preset(command: tuple[str, ...], capsys: Capture) -> None:
+    assert "preset: 'big' is not one of smoke, quick, gpu, paper" in refused(capsys, *command, "big")
+
+
+@pytest.mark.parametrize("command", [("runs", "show"), ("runs", "verify")], ids=" ".join)
+def test_unknown_run(command: tuple[str, ...], capsys: Capture) -> None:
+    assert "0123456789ab: not a finished run" in refused(capsys, *command, "0123456789ab")
+
+
+@pytest.mark.parametrize("command", ["train", "data"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.steps", "overrides are written section.field=value"),
+        ("training.stpes=3", "training: unknown setting 'stpes'; allowed: steps"),
+        ("training.steps=many", "training.steps: 'many' must be of type int or null"),
+        ("training.steps=[", "training.steps: '[' is not valid YAML"),
+        ("training.steps.more=3", "'steps' is not a section"),
+        ("model.num_attention_heads=5", "5 heads do not divide model.hidden_size 32"),
+        ("data.context=2048", "data.context: 2048 is longer than model.max_position_embeddings 1024"),
+        ("data.vocab_size=70000", "70000 does not fit the 16-bit token files"),
+        ("model.norm=batchnorm", "model.norm: 'batchnorm' is not one of layernorm, rmsnorm, none"),
+        ("data.corpus=missing", "data.corpus: 'missing' is not python-source, codeparrot or an existing path"),
+    ],
+)
+def test_wrong_override(command: str, override: str, message: str, file: Path, capsys: Capture) -> None:
+    changes = [override]
+    if override.startswith("data.vocab_size"):
+        changes.append("model.vocab_size=70000")
+    assert message in refused(capsys, command, file, *changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "experiment.yaml: cannot be read"),
+        ("a: [", "experiment.yaml: not valid YAML"),
+        ("- 1", "experiment.yaml: [1] must be a mapping"),
+        ("model: 3", "model: 3 must be a mapping"),
+        ("training: {learning_rate: 1e-3}", "training.learning_rate: '1e-3' must be of type float"),
+        ("modle: {}", "unknown setting 'modle'"),
+    ],
+)
+def test_wrong_file(text: str | None, message: str, file: Path, capsys: Capture) -> None:
+    file.write_text(text) if text is not None else file.unlink()
+    assert message in refused(capsys, "train", file)
+
+
+def test_wrong_run_of_a_preset(capsys: Capture) -> None:
+    assert "preset smoke has no run 123; `runs list smoke` shows them" in refused(capsys, "train", "smoke/123")
+
+
+def test_wrong_input_in_a_process_of_its_own_gives_no_traceback(file: Path) -> None:
+    command = [sys.executable, "-m", "nfcore", "train", str(file), "training.batch_size=0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project_root())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "nfcore: training.batch_size: 0 must be at least 1\n"
+
+
+def test_interruption(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nfcore.training._run", interrupt)
+    assert main(["train", str(file), "seed=77"]) == 130
+    assert capsys.readouterr().err == "nfcore: interrupted; the same command goes on from the last checkpoint\n"
+
+
+# --- train, data, runs ------------------------------------------------------------------------------------------
+
+
+def test_train_with_overrides(tiny: Tiny, file: Path, capsys: Capture) -> None:
+    experiment = tiny(training={"steps": 2, "learning_rate": 3e-3})
+    changes = ["training.steps=2", "training.learning_rate=3e-3", "name=mine"]
+    assert main(["train", str(file), *changes]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"  mine [{experiment.id}]: step 2/2, loss ")
+    record = runs.read_record(runs.runs_dir() / experiment.id)
+    assert record is not None
+    perplexity = f"{record['final']['perplexity']:.3f}"
+    assert last == f"{runs.runs_dir() / experiment.id}: perplexity {perplexity} after 2 steps"
+    assert main(["train", str(file), *changes, "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["train", str(file), *changes]) == 0
+    assert "finished before, reused" in capsys.readouterr().out
+    assert main(["train", str(file), *changes, "fresh=true"]) == 0
+    assert "step 2/2" in capsys.readouterr().out
+
+
+def test_train_reports_divergence_as_a_result(file: Path, diverged: Path, capsys: Capture) -> None:
+    assert main(["train", str(file), "training.learning_rate=1e6"]) == 0
+    assert re.search(r"diverged: \{'step': \d+, 'layer': \d, 'where': '\w+'\}", capsys.readouterr().out)
+
+
+def test_data(file: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["data", str(file), "--verify", "--mark", str(tmp_path / "marks" / "one")]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert Path(printed["directory"]).is_dir()
+    assert printed["train"]["sequences"] > printed["validation"]["sequences"] > 20
+    assert re.fullmatch(r"[0-9a-f]{12}\n", (tmp_path / "marks" / "one").read_text())
+
+
+def test_runs_list(trained: Path, diverged: Path, capsys: Capture) -> None:
+    assert main(["runs", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(trained.name in line and line.endswith("complete") for line in lines)
+    assert any(diverged.name in line and line.endswith("diverged") for line in lines)
+
+
+def test_runs_list_of_a_preset(smoke_grid: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for state in ("complete", "not run"):
+        assert main(["runs", "list", "smoke"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == [e.id for e in Preset.load("smoke").experiments()]
+        assert sum(state in line for line in lines) > len(lines) / 2
+        monkeypatch.setenv("NFCORE_RUNS", str(smoke_grid / "none"))
+
+
+def test_no_runs(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
+    assert "no finished runs" in refused(capsys, "runs", "list")
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "none"))
+    assert "no such directory of runs" in refused(capsys, "runs", "list")
+
+
+def test_runs_show(trained: Path, capsys: Capture) -> None:
+    assert main(["runs", "show", trained.name]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == runs.read_record(trained)
+
+
+def test_runs_verify(
+    trained: Path, diverged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    for run in (trained, diverged):
+        shutil.copytree(run, tmp_path / run.name)
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
+    assert main(["runs", "verify"]) == 0
+    assert capsys.readouterr().out == "2 runs match their recorded hashes\n"
+    (tmp_path / trained.name / "heads.parquet").write_bytes(b"")
+    assert "heads.parquet: does not match" in refused(capsys, "runs", "verify")
+    assert main(["runs", "verify", diverged.name]) == 0
+
+
+def test_runs_record(smoke_grid: Path, params_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    assert main(["runs", "record", "smoke"]) == 0
+    target = params_root / "data" / "recorded" / "smoke"
+    assert capsys.readouterr().out == f"{target}\n"
+    assert {*runs.load_runs(target).runs["run"]} == {e.id for e in Preset.load("smoke").experiments()}
+    monkeypatch.setenv("NFCORE_RUNS", str(params_root / "none"))
+    assert "not a finished run of this machine; train it first" in refused(capsys, "runs", "record", "smoke")
+    assert not runs.load_runs(target).runs.empty
+
+
+# --- entropy ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.py"
+    path.write_text("".join(file.read_text() for file in sorted(corpus.iterdir())[:3]))
+    return path
+
+
+def test_entropy_of_a_run(trained: Path, text: Path, capsys: Capture) -> None:
+    import torch
+    from tokenizers import Tokenizer
+
+    assert main(["entropy", trained.name, str(text), "--context", "16", "--sequences", "5"]) == 0
+    table, _, summary = capsys.readouterr().out.partition("\n\n")
+    printed = np.loadtxt(io.StringIO(table), skiprows=2)  # a line of names, one with the index's
+    ids = Tokenizer.from_file(str(trained / "model" / "tokenizer.json")).encode(text.read_text()).ids
+    expected = head_entropy(load_model(trained), torch.tensor(ids[:80]).view(5, 16)).numpy()
+    np.testing.assert_array_equal(printed[:, 0], [0, 1])
+    np.testing.assert_allclose(printed[:, 1], expected.mean(1), atol=6e-4)
+    np.testing.assert_allclose(printed[:, 2:], expected, atol=6e-4)
+    ceiling = sum(np.log(np.arange(1, 17))) / 16
+    assert f"nats, 5 sequences of 16 tokens; ceiling {ceiling:.4f}" in summary
+
+
+def test_entropy_of_a_saved_directory_is_that_of_the_run(trained: Path, text: Path, capsys: Capture) -> None:
+    printed = []
+    for model in (trained.name, str(trained / "model")):
+        assert main(["entropy", model, str(text), "--context", "16"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_entropy_of_wrong_input(trained: Path, diverged: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert "context: 2048 must be between 2 and the model's 1024" in refused(
+        capsys, "entropy", trained.name, text, "--context", 2048
+    )
+    assert "missing.txt" in refused(capsys, "entropy", trained.name, tmp_path / "missing.txt")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    assert "not UTF-8 text" in refused(capsys, "entropy", trained.name, tmp_path / "binary")
+    (tmp_path / "short").write_text("x")
+    assert "1 tokens, fewer than one sequence of 128" in refused(capsys, "entropy", trained.name, tmp_path / "short")
+    assert "model: 'no/model' cannot be loaded" in refused(capsys, "entropy", "no/model", text)
+    assert "cannot be loaded" in refused(capsys, "entropy", diverged.name, text)
+
+
+# --- notebook, book ---------------------------------------------------------------------------------------------
+
+
+def test_notebook(tmp_path: Path, capsys: Capture) -> None:
+    script, output = tmp_path / "small.py", tmp_path / "out.ipynb"
+    assert "no such notebook script" in refused(capsys, "notebook", script, output)
+    script.write_text('# %% tags=["parameters"]\npreset = "quick"\n\n# %%\nprint(preset)\n')
+    assert "unknown setting 'stpes'" in refused(capsys, "notebook", script, output, "stpes=3")
+    assert not output.exists()
+    assert main(["notebook", str(script), str(output), "preset=smoke"]) == 0
+    assert capsys.readouterr().out == f"{output}\n"
+    assert '"smoke\\n"' in output.read_text()
+    script.write_text("# %%\n1 / 0\n")
+    assert main(["notebook", str(script), str(output)]) == 1
+    assert re.fullmatch(r"nfcore: .*: cell \d: ZeroDivisionError: [^\n]+\n", capsys.readouterr().err)
+
+
+@pytest.fixture
+def project(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NFCORE_ROOT", str(checkout))
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "runs"))
+    return checkout
+
+
+def changes(project: Path) -> str:
+    """What `git status` of the copy shows beside the files it began with."""
+    command = ["git", "status", "--porcelain"]
+    lines = subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout.splitlines()
+    return "\n".join(line for line in lines if not line.startswith("A  "))
+
+
+def test_book_dry_run_says_what_it_would_do(project: Path, capfd: Capture) -> None:
+    assert main(["book", "smoke", "--dry-run", "--cores", "1"]) == 0
+    printed = "".join(capfd.readouterr())
+    assert re.search(r"^run +29$", printed, re.MULTILINE), printed
+    assert re.search(rf"^notebook +{len(list((project / 'notebooks').glob('*.py')))}$", printed, re.MULTILINE), printed
+    assert changes(project) == ""
+    assert not runs.runs_dir().exists()
+
+
+def test_second_book_waits_for_nobody(project: Path, capsys: Capture) -> None:
+    (project / ".snakemake").mkdir(exist_ok=True)
+    with FileLock(project / ".snakemake" / "nfcore.lock"):
+        assert "another `make book` is running here" in refused(capsys, "book", "smoke", "--dry-run")
+
+
+def test_stale_lock_is_recovered(project: Path, capfd: Capture) -> None:
+    """As a process leaves it that was killed: files in ``.snakemake/locks`` that nobody holds."""
+    locks = project / ".snakemake" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    (locks / "0.input.lock").write_text("_config.yml\n")
+    (locks / "0.output.lock").write_text("_build/smoke/html/index.html\n")
+    assert main(["book", "smoke", "--dry-run", "--cores", "1"]) == 0
+    assert not list(locks.glob("*"))
+
+
+def test_book_needs_a_checkout(params_root: Path, capsys: Capture) -> None:
+    assert "no Snakefile; the book is built from a checkout" in refused(capsys, "book", "smoke")

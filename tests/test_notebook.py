@@ -1,0 +1,209 @@
+"""Notebooks: parameters, execution to the same bytes, and every script at preset smoke, training included."""
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import pytest
+
+from nfcore import notebook
+from nfcore.notebook import execute, parameters
+from nfcore.presets import Preset, params_file
+from nfcore.settings import SettingsError, project_root
+
+
+SCRIPTS = sorted((project_root() / "notebooks").glob("*.py"))
+SMALL = """
+# %% [markdown]
+# # A title
+
+# %% tags=["parameters"]
+preset = "smoke"
+seeds = None
+
+# %%
+from nfcore.notebook import parameters
+preset = parameters(globals())
+
+# %% mystnb={"figure": {"name": "fig-x", "caption": "A line."}}
+import matplotlib.pyplot as plt
+from nfcore.report import use_style
+use_style()
+plt.plot([1, 2])
+plt.show()
+
+# %%
+print(preset.preset, preset.seeds)
+{1, 2}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    script = tmp_path / "small.py"
+    script.write_text(SMALL)
+    return script
+
+
+def code_cells(path: Path) -> list[Any]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def outputs(path: Path) -> list[Any]:
+    return [output for cell in code_cells(path) for output in cell.outputs]
+
+
+# --- parameters -------------------------------------------------------------------------------------------------
+
+
+def test_parameters_ignore_what_a_notebook_holds_anyway() -> None:
+    namespace = dict(
+        In=[""], Out={1: 2}, _=3, _i1="x", __name__="__main__", math=math, parameters=parameters, Path=Path
+    )
+    given = dict(preset="smoke", source="local", seeds=None, steps={"main": 3})
+    assert parameters({**namespace, **given}) == Preset.load("smoke", steps={"main": 3})
+    assert parameters(namespace) == Preset.load("quick")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(seed=1), "unknown setting 'seed'; allowed: preset, source, seeds"),
+        (dict(preset=3), "preset: 3 must be of type str"),
+        (dict(preset="big"), "preset: 'big' is not one of smoke"),
+        (dict(seeds=0), "seeds: 0 must be of type"),
+        (dict(training={"learning_rate": "1e-3"}), "learning_rate: '1e-3' must be of type float .* write 1.0e-03"),
+        (dict(steps="many"), "steps: 'many' must be of type"),
+    ],
+)
+def test_wrong_parameters_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        parameters({"preset": "smoke", **given})
+
+
+# --- execution --------------------------------------------------------------------------------------------------
+
+
+def test_two_executions_are_the_same_bytes(small: Path, tmp_path: Path) -> None:
+    first, second = (execute(small, tmp_path / name / "out.ipynb", seeds=[1, 2]) for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(path.name for path in first.parent.iterdir()) == ["out.ipynb"]
+    executed = nbformat.read(first, as_version=4)
+    nbformat.validate(executed)
+    assert "".join(o.get("text", "") for o in outputs(first)) == "smoke [1, 2]\n"
+    figure = next(o.data["image/svg+xml"] for o in outputs(first) if "image/svg+xml" in o.get("data", {}))
+    assert "<dc:date>" not in figure
+    tags = [cell.metadata.get("tags", []) for cell in executed.cells]
+    assert ["parameters", "remove-cell"] in tags, "the defaults would show beside the parameters that were used"
+    assert ["injected-parameters"] in tags
+    assert any("mystnb" in cell.metadata for cell in executed.cells)
+    assert "papermill" not in executed.metadata
+    assert len({cell["id"] for cell in executed.cells}) == len(executed.cells)
+    assert str(tmp_path) not in first.read_text()
+
+
+def test_failed_notebook_replaces_nothing(small: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.ipynb"
+    output.write_text("old")
+    small.write_text(SMALL + "\n# %%\nraise KeyError('missing')\n")
+    with pytest.raises(RuntimeError, match=r"small\.py: cell \d+: KeyError: 'missing' \(see .*out\.failed\.ipynb\)"):
+        execute(small, output)
+    assert output.read_text() == "old"
+    partial = tmp_path / "out.failed.ipynb"
+    assert any(o.output_type == "error" for o in outputs(partial))
+    small.write_text("# %%\n1\n")
+    execute(small, output)
+    assert not partial.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ipynb", "small.py"]
+
+
+@pytest.mark.parametrize("values", [dict(stpes={}), dict(preset="big"), dict(training={"learning_rate": "1e-3"})])
+def test_wrong_parameters_start_no_kernel(
+    small: Path, tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("papermill.execute_notebook", lambda *args, **kwargs: pytest.fail("started a kernel"))
+    with pytest.raises(SettingsError):
+        execute(small, tmp_path / "new" / "out.ipynb", **values)
+    assert not (tmp_path / "new").exists()
+
+
+def test_missing_script(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"none\.py: no such notebook script"):
+        execute(tmp_path / "none.py", tmp_path / "new" / "out.ipynb")
+    assert not (tmp_path / "new").exists()
+
+
+def test_cell_ids_come_from_the_text(small: Path) -> None:
+    ids = [cell["id"] for cell in notebook.read(small).cells]
+    assert ids == [cell["id"] for cell in notebook.read(small).cells]
+    small.write_text(SMALL.replace("A title", "Another"))
+    changed = [cell["id"] for cell in notebook.read(small).cells]
+    assert [a == b for a, b in zip(ids, changed, strict=True)] == [False, *[True] * (len(ids) - 1)]
+
+
+# --- the project's notebooks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_parameters_of_a_script(script: Path) -> None:
+    """The cell tagged parameters has every parameter, so that papermill knows it, and nothing is read before."""
+    cells = [cell for cell in notebook.read(script).cells if cell.cell_type == "code"]
+    assert cells[0].metadata["tags"][0] == "parameters"
+    given: dict[str, Any] = {}
+    exec(cells[0].source, given)
+    names = {name for name in given if not name.startswith("_")}
+    assert names == {*notebook.parameter_names()}
+    assert (given["preset"], given["source"]) == ("quick", "local")
+    assert "parameters(globals())" in cells[1].source
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_script_runs_at_smoke(script: Path, smoke_grid: Path, tmp_path: Path) -> None:
+    before = {record: record.stat().st_mtime_ns for record in smoke_grid.glob("*/record.json")}
+    executed = execute(script, tmp_path / "out.ipynb", preset="smoke", source="local")
+    assert all(cell.execution_count for cell in code_cells(executed) if cell.source)
+    shown = outputs(executed)
+    assert not [o for o in shown if o.output_type == "error"]
+    assert not [o.text for o in shown if o.get("name") == "stderr"]
+    assert any("data" in o for o in shown), "shows nothing"
+    text = executed.read_text()
+    assert str(tmp_path) not in text
+    assert str(Path.home()) not in text
+    assert before == {record: record.stat().st_mtime_ns for record in smoke_grid.glob("*/record.json")}, "trained again"
+
+
+def papermill(source: Path, target: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(source), str(target), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script ``curves`` as plain jupytext converts it."""
+    target = tmp_path_factory.mktemp("converted") / "curves.ipynb"
+    jupytext.write(jupytext.read(project_root() / "notebooks" / "curves.py"), target)
+    return target
+
+
+@pytest.mark.parametrize("options", [("-f", str(params_file("smoke"))), ("-p", "preset", "smoke")], ids=["-f", "-p"])
+def test_papermill_by_hand(converted: Path, tmp_path: Path, smoke_grid: Path, options: tuple[str, ...]) -> None:
+    done = papermill(converted, tmp_path / "out.ipynb", *options)
+    assert done.returncode == 0, done.stderr
+    shown = "".join(str(o.get("data", {}).get("text/markdown", "")) for o in outputs(tmp_path / "out.ipynb"))
+    assert "Preset `smoke`, runs of this machine" in shown
+
+
+def test_papermill_with_a_wrong_parameter_file_fails_at_the_top(converted: Path, tmp_path: Path) -> None:
+    text = params_file("smoke").read_text()
+    wrong = re.sub(r"learning_rate: \S+", "learning_rate: 1e-3", text)
+    assert wrong != text
+    (tmp_path / "wrong.yaml").write_text(wrong)
+    done = papermill(converted, tmp_path / "out.ipynb", "-f", str(tmp_path / "wrong.yaml"))
+    assert done.returncode != 0
+    assert "SettingsError: training.learning_rate: '1e-3' must be of type float" in done.stderr
+    assert sum(bool(cell.outputs) for cell in code_cells(tmp_path / "out.ipynb")) <= 2, "ran on"

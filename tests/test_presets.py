@@ -1,0 +1,207 @@
+"""The shipped parameter files and the grids they stand for; nothing is trained at their sizes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from nfcore import NormFreeConfig, NormFreeForCausalLM
+from nfcore.presets import CONFIGURATIONS, EXPERIMENTS, MAIN, PRESETS, Preset, merge, params_file
+from nfcore.runs import export
+from nfcore.settings import SHAPES, Experiment, SettingsError
+
+
+SIZES = dict(perplexity=14, curves=4, maps=4, shares=4, layers=4, slopes=4, instability=9, context=8)
+STEPS = dict(main=8, table=6, slopes=6, instability=6, context=6)
+
+
+def refusal(name: Any = "smoke", **changes: Any) -> str:
+    with pytest.raises(SettingsError) as caught:
+        Preset.load(name, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_parameter_file_is_a_preset() -> None:
+    assert {path.stem for path in params_file("smoke").parent.iterdir()} == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_run_of_a_preset_builds_its_model(name: str) -> None:
+    preset = Preset.load(name)
+    assert (preset.preset, preset.source) == (name, "local")
+    for experiment in preset.experiments():
+        with torch.device("meta"):
+            model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
+        assert len(model.blocks) == experiment.model.num_hidden_layers
+        assert Experiment.from_dict(experiment.to_dict()) == experiment
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_grid(name: str) -> None:
+    preset = Preset.load(name)
+    grid = preset.grid()
+    assert {key: len(runs) for key, runs in grid.items()} == SIZES
+    for key, runs in grid.items():
+        assert len({e.id for e in runs}) == len(runs), f"{key} has one run twice"
+    everything = preset.experiments()
+    assert len({e.id for e in everything}) == len(everything)
+    assert {e.id for e in everything} == {e.id for runs in grid.values() for e in runs}
+    assert [e.model.configuration for e in everything[:4]] == [*MAIN]
+    assert [e.id for e in grid["curves"]] == [e.id for e in grid["maps"]] == [e.id for e in everything[:4]]
+    assert len({e.name for runs in (grid["perplexity"], grid["context"]) for e in runs}) == 18
+
+
+@pytest.mark.parametrize(("name", "count"), [("smoke", 29), ("quick", 31), ("gpu", 31), ("paper", 27)])
+def test_runs_are_shared_between_experiments(name: str, count: int) -> None:
+    assert len(Preset.load(name).experiments()) == count
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configurations_differ_in_nothing_else(name: str) -> None:
+    """The comparison is fair: one data, one seed, and one training setting for all of a family's main runs."""
+    first, *rest = Preset.load(name).grid()["perplexity"][: len(CONFIGURATIONS)]
+    for experiment in rest:
+        assert (experiment.data, experiment.seed) == (first.data, first.seed)
+        same = {k: v for k, v in vars(experiment.training).items() if k != "steps"}
+        assert same == {k: v for k, v in vars(first.training).items() if k != "steps"}
+        changed = {k for k, v in vars(experiment.model).items() if v != getattr(first.model, k)}
+        assert changed <= {"norm", "activation", "negative_slope"}
+
+
+def test_context_doubles_at_equal_tokens_a_batch() -> None:
+    for name in PRESETS:
+        runs = Preset.load(name).grid()["context"]
+        for short, long in zip(runs[::2], runs[1::2], strict=True):
+            assert short.model.configuration == long.model.configuration
+            assert long.data.context == 2 * short.data.context
+            for size in ("batch_size", "micro_batch_size"):
+                assert 2 * getattr(long.training, size) == getattr(short.training, size)
+
+
+def test_quick_main_runs_are_long_enough() -> None:
+    for experiment in Preset.load("quick").grid()["curves"]:
+        assert experiment.model.family == "gpt2"
+        assert experiment.training.steps is not None
+        assert experiment.training.steps >= 600
+        assert experiment.training.batch_size * experiment.data.context == 4096
+        assert experiment.data.corpus == "python-source"
+
+
+@pytest.mark.parametrize("name", ["gpu", "paper"])
+def test_full_sizes_are_the_papers(name: str) -> None:
+    for experiment in Preset.load(name).grid()["perplexity"]:
+        shape = SHAPES["gpt2-124m" if experiment.model.family == "gpt2" else "pythia-70m"]
+        assert shape.items() <= vars(experiment.model).items()
+        assert (experiment.data.corpus, experiment.data.vocab_size) == ("codeparrot", 50000)
+        assert experiment.training.batch_size * experiment.data.context == 512 * 128
+    paper = Preset.load("paper").grid()["perplexity"][0]
+    assert paper.training.steps is None
+    assert (paper.model.embd_pdrop, paper.training.precision) == (0.1, "float16")
+
+
+def test_seeds_multiply_the_grid() -> None:
+    one, two = Preset.load("smoke"), Preset.load("smoke", seeds=[3, 4])
+    assert len(two.experiments()) == 2 * len(one.experiments())
+    assert {e.seed for e in two.experiments()} == {3, 4}
+
+
+# --- parameters -------------------------------------------------------------------------------------------------
+
+
+def test_mappings_replace_only_the_keys_they_hold() -> None:
+    preset = Preset.load("smoke", models={"gpt2": {"hidden_size": 16}}, steps={"main": 3}, training={"threads": 2})
+    gpt2, *_ = preset.grid()["curves"]
+    assert (gpt2.model.hidden_size, gpt2.model.num_hidden_layers, gpt2.model.init) == (16, 2, "width")
+    assert (gpt2.training.steps, gpt2.training.threads, gpt2.training.batch_size) == (3, 2, 8)
+    assert preset.models["pythia"] == Preset.load("smoke").models["pythia"]
+    assert preset.steps == {**STEPS, "main": 3}
+
+
+def test_merge() -> None:
+    base = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert merge(base, {"a": {"c": {"f": 4}}, "e": {"g": 5}}) == {"a": {"b": 1, "c": {"d": 2, "f": 4}}, "e": {"g": 5}}
+    assert merge(base, {"a": None}) == {"a": None, "e": 3}
+    assert base == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (dict(name="big"), ["preset: 'big'", "smoke, quick, gpu, paper"]),
+        (dict(name=None), ["preset: None", "smoke, quick, gpu, paper"]),
+        (dict(source="remote"), ["source: 'remote'", "local, recorded"]),
+        (dict(sorce="local"), ["parameters: unknown setting 'sorce'", "source"]),
+        (dict(seeds=3), ["seeds: 3", "list"]),
+        (dict(seeds=[]), ["seeds: []"]),
+        (dict(seeds=["0"]), ["seeds: ['0']", "whole numbers"]),
+        (dict(seeds=[True]), ["seeds: [True]"]),
+        (dict(seeds=[-1]), ["seed: -1", "between 0 and"]),
+        (dict(steps=100), ["steps: 100", "dict"]),
+        (dict(steps={"man": 5}), ["steps: unknown setting 'man'", "main, table, slopes"]),
+        (dict(steps={"main": "5"}), ["steps.main: '5'", "int"]),
+        (dict(steps={"main": 1.5}), ["steps.main: 1.5", "int"]),
+        (dict(steps={"main": 0}), ["training.steps: 0", "at least 1"]),
+        (dict(models={"llama": {}}), ["models: unknown setting 'llama'", "gpt2, pythia"]),
+        (dict(models={"gpt2": 3}), ["models.gpt2: 3", "mapping"]),
+        (dict(models={"gpt2": {"shape": "gpt2-xl"}}), ["model.shape: 'gpt2-xl'", "gpt2-124m"]),
+        (dict(models={"gpt2": {"num_attention_heads": 5}}), ["5 heads do not divide", "32"]),
+        (dict(models={"pythia": {"norms": "none"}}), ["model: unknown setting 'norms'", "final_norm"]),
+        (dict(data={"context": 4096}), ["data.context: 4096", "max_position_embeddings"]),
+        (dict(data={"context": "64"}), ["context: '64'", "int"]),
+        (dict(data={"vocab_size": 70000}), ["data.vocab_size: 70000", "65535"]),
+        (dict(data=["python-source"]), ["data", "dict"]),
+        (dict(training={"learning_rate": "1e-3"}), ["learning_rate: '1e-3'", "float", "write 1.0e-03"]),
+        (dict(training={"batch_size": "8"}), ["batch_size: '8'", "int"]),
+        (dict(training={"precison": "bfloat16"}), ["training: unknown setting 'precison'", "precision"]),
+    ],
+    ids=str,
+)
+def test_wrong_parameters_are_refused(changes: dict[str, Any], parts: list[str]) -> None:
+    message = refusal(**changes)
+    assert all(part in message for part in parts), message
+
+
+def test_missing_budget_is_refused(params_root: Path) -> None:
+    file = params_root / "notebooks" / "params" / "smoke.yaml"
+    values = yaml.safe_load(file.read_text())
+    del values["steps"]["context"]
+    file.write_text(yaml.safe_dump(values))
+    assert "steps: no budget for 'context'" in refusal()
+    file.unlink()
+    assert "smoke.yaml: cannot be read" in refusal()
+
+
+# --- runs -------------------------------------------------------------------------------------------------------
+
+
+def test_local_runs_are_trained_where_missing(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = dict(corpus=str(corpus), vocab_size=300, packing="packed", split_by="document", validation_fraction=0.2)
+    preset = Preset.load("smoke", data=small, steps=dict.fromkeys(STEPS, 1))
+    shown = preset.runs("maps")
+    assert shown.runs["run"].tolist() == [e.id for e in preset.grid()["maps"]]
+    assert shown.runs["configuration"].tolist() == [*MAIN]
+    assert capsys.readouterr().out.count("step 1/1") == 4
+    monkeypatch.setattr("nfcore.training._run", lambda *args: pytest.fail("trained again"))
+    assert preset.runs("curves").runs.equals(shown.runs)
+    assert capsys.readouterr().out == ""
+
+
+def test_recorded_runs(smoke_grid: Path, params_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = Preset.load("smoke", source="recorded")
+    with pytest.raises(SettingsError, match="source: nothing is recorded for preset 'smoke'; use source=local"):
+        preset.runs("maps")
+    export("smoke", [e.id for e in preset.grid()["maps"]])
+    monkeypatch.setenv("NFCORE_RUNS", str(params_root / "none"))
+    assert preset.runs("shares").runs["run"].tolist() == [e.id for e in preset.grid()["maps"]]
+    with pytest.raises(SettingsError, match=r"not recorded under data/recorded/smoke: .*Pythia SM\+R T=64 seed 0") as e:
+        preset.runs("context")
+    assert "\n" not in str(e.value)
+
+
+def test_experiments_are_those_of_the_notebooks() -> None:
+    assert {*EXPERIMENTS} <= {script.stem for script in params_file("smoke").parent.parent.glob("*.py")}

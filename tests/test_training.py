@@ -1,0 +1,562 @@
+"""Training: the optimiser and its schedule, what a run leaves behind, resuming, and divergence as a result."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors.torch import load_file
+
+from nfcore import NormFreeConfig, NormFreeForCausalLM, head_entropy, prepare, runs, train, training
+from nfcore.data import Sequences, collate
+from nfcore.settings import Experiment, SettingsError, TrainingSettings
+from nfcore.training import FirstBad, Telemetry, load_model, optimizer_and_schedule
+
+
+Tiny = Callable[..., Experiment]
+VOCAB = 50
+
+
+def network(**changes: Any) -> NormFreeForCausalLM:
+    return NormFreeForCausalLM(NormFreeConfig.from_shape("gpt2-2x32", vocab_size=VOCAB, norm="none", **changes))
+
+
+def table(run: Path, name: str) -> pd.DataFrame:
+    return pd.read_parquet(run / f"{name}.parquet")
+
+
+def metric(run: Path, name: str) -> pd.Series:
+    """A metric by step; a step that was logged twice fails."""
+    rows = table(run, "metrics").query("name == @name").set_index("step")["value"]
+    assert rows.index.is_unique
+    return rows
+
+
+def record(run: Path) -> dict[str, Any]:
+    found = runs.read_record(run)
+    assert found is not None
+    return found
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Equal to the last bit in all tables and weights."""
+    for name in runs.TABLES:
+        pd.testing.assert_frame_equal(table(first, name), table(second, name), check_exact=True)
+    assert (first / "model/model.safetensors").read_bytes() == (second / "model/model.safetensors").read_bytes()
+
+
+def probe_and_validation(experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = torch.from_numpy(prepare(experiment.data).validation.astype(np.int64))
+    return rows[: experiment.training.probe_sequences], rows[: experiment.training.eval_sequences]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory for runs."""
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
+    return tmp_path
+
+
+# --- optimiser and schedule -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "fraction"), [(20, 0.25), (7, 0.0), (1, 0.05), (10, 1.0)])
+def test_learning_rate_rises_linearly_then_falls_linearly(steps: int, fraction: float) -> None:
+    settings = TrainingSettings(learning_rate=0.01, final_learning_rate=1e-4, warmup_fraction=fraction)
+    optimizer, schedule = optimizer_and_schedule(network(), settings, steps)
+    warmup = round(fraction * steps)
+    for step in range(steps + 1):
+        left = (steps - step) / max(1, steps - warmup)
+        expected = 0.01 * (step + 1) / warmup if step < warmup else 1e-4 + (0.01 - 1e-4) * left
+        assert schedule.get_last_lr() == [pytest.approx(expected, rel=1e-12)] * len(optimizer.param_groups)
+        optimizer.step()
+        schedule.step()
+    assert schedule.get_last_lr()[0] == pytest.approx(1e-4)
+
+
+def test_the_run_used_that_learning_rate(trained: Path) -> None:
+    expected = [1e-3, 2e-3, *(1e-7 + (2e-3 - 1e-7) * (10 - step) / 8 for step in range(2, 10))]
+    assert metric(trained, "learning_rate").tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia"])
+@pytest.mark.parametrize(("sharing", "slopes"), [("per_layer", 2), ("shared", 1)])
+def test_decay_is_on_matrices_and_slopes_have_their_own(family: str, sharing: str, slopes: int) -> None:
+    model = NormFreeForCausalLM(
+        NormFreeConfig.from_shape(
+            f"{family}-2x32",
+            vocab_size=VOCAB,
+            norm="layernorm",
+            biases="all",
+            activation="learnable_leaky_relu",
+            slope_sharing=sharing,
+        )
+    )
+    settings = TrainingSettings(weight_decay=0.1, slope_weight_decay=0.03, beta1=0.8, beta2=0.99, epsilon=1e-7)
+    optimizer, _ = optimizer_and_schedule(model, settings, 10)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decay), "a parameter is in two groups"
+    assert decay.keys() == {id(p) for p in model.parameters()}
+    for name, p in model.named_parameters():
+        slope = name.startswith("activations")
+        plain = name.endswith("bias") or "norm" in name
+        assert decay[id(p)] == (0.03 if slope else 0.0 if plain else 0.1), name
+    assert list(decay.values()).count(0.03) == slopes
+    for group in optimizer.param_groups:
+        assert (group["betas"], group["eps"]) == ((0.8, 0.99), 1e-7)
+
+
+def test_models_without_slopes_have_two_groups() -> None:
+    optimizer, _ = optimizer_and_schedule(network(), TrainingSettings(), 10)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+# --- equal runs -------------------------------------------------------------------------------------------------
+
+
+def test_accumulation_equals_the_full_batch(tiny: Tiny) -> None:
+    # A larger epsilon keeps AdamW from turning the rounding of a gradient that is nearly zero into a whole step.
+    full, parts = (train(tiny(training={"micro_batch_size": size, "epsilon": 1e-4}), quiet=True) for size in (8, 2))
+    for name in ("train_loss", "eval_loss", "grad_norm"):
+        np.testing.assert_allclose(metric(full, name), metric(parts, name), rtol=1e-6)
+    for name, expected in weights(full).items():
+        torch.testing.assert_close(weights(parts)[name], expected, rtol=0, atol=1e-6)
+
+
+def interrupt_at(step: int, experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until ``step`` updates are done, then press Ctrl-C."""
+
+    def interrupt(self: Telemetry, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Telemetry, "on_step_begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(experiment, quiet=True)
+
+
+def test_resumed_equals_uninterrupted(
+    tiny: Tiny, trained: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(6, tiny(), monkeypatch)
+    run = elsewhere / tiny().id
+    assert runs.read_record(run) is None
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["checkpoint-4"]
+
+    # What a process that was killed while it saved step 8 leaves behind: nothing to resume from.
+    shutil.copytree(run / "checkpoints/checkpoint-4", run / "checkpoints/checkpoint-8")
+    (run / "checkpoints/checkpoint-8" / Telemetry.FILE).unlink()
+    assert train(tiny()) == run
+    assert "resumes at step 4" in capsys.readouterr().out
+    assert_same_run(run, trained)
+    assert not (run / "checkpoints").exists()
+
+
+def test_killed_run_resumes(tiny: Tiny, trained: Path, elsewhere: Path) -> None:
+    # Dies as by `kill -9`, with no chance to clean up, half way into the second checkpoint.
+    program = (
+        "import os, sys, yaml\n"
+        "from nfcore.training import NormFreeTrainer, train\n"
+        "save = NormFreeTrainer.save_model\n"
+        "def save_model(self, *args, **kwargs):\n"
+        "    save(self, *args, **kwargs)\n"
+        "    if self.state.global_step == 8:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "NormFreeTrainer.save_model = save_model\n"
+        "train(yaml.safe_load(sys.stdin), quiet=True)\n"
+    )
+    settings = yaml.safe_dump(tiny().to_dict())
+    done = subprocess.run([sys.executable, "-c", program], input=settings, text=True, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    checkpoints = elsewhere / tiny().id / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-4", "checkpoint-8"]
+    assert training.last_checkpoint(checkpoints) == checkpoints / "checkpoint-4"
+    assert_same_run(train(tiny(), quiet=True), trained)
+
+
+def test_resumed_equals_uninterrupted_when_it_logs_seldom(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny(training={"log_every": 3})
+    whole = train(experiment, quiet=True)
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
+
+    interrupt_at(5, experiment, monkeypatch)
+    assert_same_run(train(experiment, quiet=True), whole)
+
+
+def batches(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Every batch that a run of this experiment reads, (steps, B, T)."""
+    seen: list[torch.Tensor] = []
+    step = training.NormFreeTrainer.training_step
+
+    def spy(self: Any, model: Any, inputs: Any, *args: Any) -> torch.Tensor:
+        seen.append(inputs["input_ids"].clone())
+        return step(self, model, inputs, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.NormFreeTrainer, "training_step", spy)
+        train(experiment, quiet=True)
+    return torch.stack(seen)
+
+
+def test_configurations_of_one_seed_read_the_same_batches(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = batches(tiny(training={"steps": 3}), monkeypatch)
+    other = dict(shape="pythia-2x32", norm="layernorm", activation="learnable_leaky_relu", embd_pdrop=0.1)
+    assert torch.equal(first, batches(tiny(model=other, training={"steps": 3}), monkeypatch))
+    assert not torch.equal(first, batches(tiny(training={"steps": 3}, seed=1), monkeypatch))
+
+
+def test_other_seed_gives_other_weights(tiny: Tiny, trained: Path) -> None:
+    other = train(tiny(seed=1, training={"steps": 1}), quiet=True)
+    assert metric(other, "eval_loss")[0] != metric(trained, "eval_loss")[0], "the initial weights are the same"
+
+
+# --- finished runs ----------------------------------------------------------------------------------------------
+
+
+def test_finished_run_is_reused_and_says_so(
+    tiny: Tiny, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (trained / "record.json").stat().st_mtime_ns
+    monkeypatch.setattr(training, "_run", lambda *args: pytest.fail("trained again"))
+    assert train(tiny().to_dict()) == trained
+    assert "reused" in capsys.readouterr().out
+    train(tiny(), quiet=True)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(runs, "source_hash", lambda: "other")
+    train(tiny(), quiet=True)
+    message = capsys.readouterr().out
+    assert "other model, data or training code" in message
+    assert "fresh=true" in message
+    assert (trained / "record.json").stat().st_mtime_ns == before
+
+
+def test_tampered_run_is_refused_and_fresh_trains_the_same_again(tiny: Tiny, trained: Path, elsewhere: Path) -> None:
+    run = Path(shutil.copytree(trained, elsewhere / trained.name))
+    (run / "metrics.parquet").write_bytes(b"tampered")
+    with pytest.raises(SettingsError, match=r"metrics\.parquet: does not match its recorded hash.*fresh=true"):
+        train(tiny(), quiet=True)
+    train(tiny(), fresh=True, quiet=True)
+    assert_same_run(run, trained)
+
+
+def test_record_says_what_was_run(tiny: Tiny, trained: Path) -> None:
+    found = record(trained)
+    assert (found["id"], found["status"], found["diverged"]) == (tiny().id, "complete", None)
+    assert runs.experiment_of(found) == tiny()
+    facts = found["provenance"]
+    assert facts["tokens"] == 10 * 8 * 32
+    assert facts["parameters"] == sum(p.numel() for p in load_model(trained).parameters())
+    assert facts["source_hash"] == runs.source_hash()
+    assert facts["data_hash"] == prepare(tiny().data).hash
+    assert facts["torch"] == torch.__version__
+    assert facts["seconds"] > 0
+    assert facts["tokens_per_second"] == pytest.approx(facts["tokens"] / facts["seconds"], rel=0.05)
+    assert not any(str(Path.home()) in str(value) for value in facts.values())
+
+
+def test_nothing_is_left_but_what_the_record_lists(trained: Path) -> None:
+    left = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    assert left - {".lock"} == {*record(trained)["files"], "record.json"}
+
+
+def test_load_model_by_id_and_directory(tiny: Tiny, trained: Path, diverged: Path) -> None:
+    by_id, by_path = load_model(tiny().id), load_model(trained)
+    assert all(torch.equal(p, q) for p, q in zip(by_id.parameters(), by_path.parameters(), strict=True))
+    assert not by_id.training
+    with pytest.raises(SettingsError, match="no trained model"):
+        load_model(diverged)
+    with pytest.raises(SettingsError, match="no trained model"):
+        load_model("0123456789ab")
+
+
+# --- measurements -----------------------------------------------------------------------------------------------
+
+
+def test_steps_of_measurements(trained: Path) -> None:
+    for name in ("eval_loss", "eval_loss_median", "eval_loss_p95"):
+        assert metric(trained, name).index.tolist() == [0, 4, 8, 10]
+    for name in ("train_loss", "grad_norm", "learning_rate"):
+        assert metric(trained, name).index.tolist() == list(range(1, 11))
+    layers, heads = table(trained, "layers"), table(trained, "heads")
+    probes = [0, 3, 6, 9, 10]
+    assert layers[["step", "layer"]].to_numpy().tolist() == [[s, i] for s in probes for i in range(2)]
+    assert heads[["step", "layer", "head"]].to_numpy().tolist() == [
+        [s, i, h] for s in probes for i in range(2) for h in range(2)
+    ]
+    assert layers["slope"].isna().all()
+    assert (heads["nonfinite_rows"] == 0).all()
+
+
+def test_evaluation_is_over_tokens(tiny: Tiny, trained: Path) -> None:
+    model, (_, ids) = load_model(trained), probe_and_validation(tiny())
+    losses = []
+    with torch.no_grad():
+        for row in ids:
+            logits = model(input_ids=row[None]).logits[0, :-1].double()
+            losses += [
+                float(scores.logsumexp(0) - scores[target]) for scores, target in zip(logits, row[1:], strict=True)
+            ]
+    final = record(trained)["final"]
+    assert len(losses) == 20 * 31
+    assert final["eval_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert final["eval_loss_median"] == pytest.approx(np.median(losses), abs=1e-5)
+    assert final["eval_loss_p95"] == pytest.approx(np.quantile(losses, 0.95), abs=1e-5)
+    assert final["perplexity"] == pytest.approx(np.exp(final["eval_loss"]), rel=1e-12)
+    assert final["step"] == 10
+    curve = metric(trained, "eval_loss")
+    assert (final["best_step"], final["best_eval_loss"]) == (curve.idxmin(), curve.min())
+    assert final["eval_loss"] == curve[10]
+
+
+def test_train_loss_is_that_of_the_batch_before_the_update(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny(training={"steps": 2})
+    read = batches(experiment, monkeypatch)
+    torch.manual_seed(experiment.seed)
+    initial = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
+    logged = metric(runs.runs_dir() / experiment.id, "train_loss")
+    expected = F.cross_entropy(initial(read[0]).logits[:, :-1].flatten(0, 1), read[0][:, 1:].flatten()).detach()
+    assert logged[1] == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize(("family", "sharing"), [("gpt2", "per_layer"), ("pythia", "shared")])
+def test_telemetry_equals_direct_calculation(tiny: Tiny, family: str, sharing: str) -> None:
+    model = dict(shape=f"{family}-2x32", activation="learnable_leaky_relu", slope_sharing=sharing, negative_slope=0.25)
+    experiment = tiny(model=model, training={"steps": 4})
+    run = train(experiment, quiet=True)
+    loaded, (probe, _) = load_model(run), probe_and_validation(experiment)
+    layers = table(run, "layers").query("step == 4")
+    heads = table(run, "heads").query("step == 4")
+
+    entropy = head_entropy(loaded, probe)
+    np.testing.assert_allclose(heads["entropy"].to_numpy().reshape(2, 2), entropy, atol=1e-5)
+
+    residual, up = {}, {}
+    for i, block in enumerate(loaded.blocks):
+        block.register_forward_hook(lambda m, a, out, i=i: residual.update({i: out[0]}))
+        block.ffn.up.register_forward_hook(lambda m, a, out, i=i: up.update({i: out}))
+    with torch.no_grad():
+        loaded(input_ids=probe)
+    for i in range(2):
+        row = layers.query("layer == @i").iloc[0]
+        assert row["residual_rms"] == pytest.approx(float((residual[i].double() ** 2).mean() ** 0.5), rel=1e-5)
+        assert row["preactivation_std"] == pytest.approx(float(up[i].double().std()), rel=1e-5)
+        assert row["slope"] == pytest.approx(float(loaded.slopes[i % len(loaded.slopes)].detach()))
+    assert (table(run, "layers").query("step == 0")["slope"] == 0.25).all()
+    assert (layers["slope"] != 0.25).all()
+
+
+def test_probing_leaves_training_untouched(tiny: Tiny, trained: Path) -> None:
+    changes = dict(probe_every=1, eval_every=1, save_every=3)
+    often = train(tiny(training=changes), quiet=True)
+    assert metric(often, "train_loss").tolist() == metric(trained, "train_loss").tolist()
+    assert (often / "model/model.safetensors").read_bytes() == (trained / "model/model.safetensors").read_bytes()
+
+
+def test_dropout_is_off_in_measurements(tiny: Tiny, trained: Path) -> None:
+    run = train(tiny(model={"embd_pdrop": 0.5}, training={"steps": 1}), quiet=True)
+    for name in ("layers", "heads"):
+        first = [table(r, name).query("step == 0").reset_index(drop=True) for r in (run, trained)]
+        pd.testing.assert_frame_equal(*first)
+    assert metric(run, "eval_loss")[0] == metric(trained, "eval_loss")[0]
+    assert metric(run, "train_loss")[1] != metric(trained, "train_loss")[1]
+
+
+# --- divergence -------------------------------------------------------------------------------------------------
+
+
+def test_diverged_run_is_a_result(
+    tiny: Tiny, diverged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = record(diverged)
+    assert found["status"] == "diverged"
+    event = found["diverged"]
+    assert 1 < event["step"] < 10
+    assert 0 <= event["layer"] <= 2
+    assert event["where"] in ("forward", "backward")
+    assert found["final"]["perplexity"] is None
+    assert found["final"]["eval_loss"] is None
+    assert np.isfinite(found["final"]["best_eval_loss"])
+    assert not (diverged / "model").exists()
+    assert metric(diverged, "train_loss").index.max() == event["step"]
+    assert table(diverged, "heads")["step"].max() == event["step"]
+    assert table(diverged, "layers")["step"].min() == 0
+    monkeypatch.setattr(training, "_run", lambda *args: pytest.fail("trained again"))
+    assert train(tiny(training={"learning_rate": 1e6})) == diverged
+    assert "reused" in capsys.readouterr().out
+
+
+def backward(model: NormFreeForCausalLM) -> None:
+    ids = torch.randint(VOCAB, (2, 8))
+    model.train()
+    model(input_ids=ids, labels=ids).loss.backward()
+
+
+def test_healthy_model_raises_no_flag() -> None:
+    model = network()
+    bad = FirstBad(model, watch_gradients=True)
+    for step in (1, 2):
+        bad.step.fill_(step)
+        backward(model)
+        bad.check_gradients()
+    assert bad.event() is None
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_bad_weights_are_found_in_the_forward_pass(layer: int) -> None:
+    model = network(tie_word_embeddings=False)
+    bad = FirstBad(model, watch_gradients=True)
+    for step in (1, 2, 3):
+        if step == 2:
+            weight = model.lm_head.weight if layer == 2 else model.blocks[layer].ffn.down.weight
+            weight.data[0, 0] = float("nan")
+        bad.step.fill_(step)
+        backward(model)
+        bad.check_gradients()
+    assert bad.event() == {"step": 2, "layer": layer, "where": "forward"}
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_bad_gradients_are_found_in_the_backward_pass(layer: int, value: float, tied: bool) -> None:
+    model = network(tie_word_embeddings=tied)
+    bad = FirstBad(model, watch_gradients=True)
+    model.blocks[layer].ffn.down.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], value),))
+    bad.step.fill_(5)
+    backward(model)
+    bad.check_gradients()
+    assert bad.event() == {"step": 5, "layer": layer, "where": "backward"}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bad_gradient_of_the_logits_is_the_heads(tied: bool) -> None:
+    model = network(tie_word_embeddings=tied)
+    bad = FirstBad(model, watch_gradients=True)
+    model.lm_head.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], float("nan")),))
+    bad.step.fill_(1)
+    backward(model)
+    bad.check_gradients()
+    assert bad.event() == {"step": 1, "layer": 2, "where": "backward"}
+
+
+def test_gradients_are_left_alone_where_loss_scaling_overflows_them() -> None:
+    model = network()
+    bad = FirstBad(model, watch_gradients=False)
+    model.blocks[0].ffn.down.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], float("inf")),))
+    backward(model)
+    bad.check_gradients()
+    assert bad.event() is None
+
+
+def test_evaluation_raises_no_flag() -> None:
+    model = network()
+    bad = FirstBad(model, watch_gradients=True)
+    model.blocks[0].ffn.down.weight.data.fill_(float("nan"))
+    model.eval()(input_ids=torch.randint(VOCAB, (2, 8)))
+    assert bad.event() is None
+
+
+# --- options ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", ["float32", "bfloat16"])
+def test_bfloat16_keeps_the_residual_stream_as_asked(tiny: Tiny, residual: str) -> None:
+    seen = set()
+    experiment = tiny(model={"residual_dtype": residual}, training={"precision": "bfloat16", "steps": 3})
+    forward = training.NormFreeTrainer.training_step
+
+    def spy(self: Any, model: Any, *args: Any) -> Any:
+        hook = model.blocks[0].register_forward_hook(lambda m, a, out: seen.add((a[0].dtype, out[0].dtype)))
+        try:
+            return forward(self, model, *args)
+        finally:
+            hook.remove()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.NormFreeTrainer, "training_step", spy)
+        run = train(experiment, quiet=True)
+    dtype = getattr(torch, residual)
+    assert seen == {(dtype, dtype)}
+    assert record(run)["status"] == "complete"
+    assert {w.dtype for w in weights(run).values()} == {torch.float32}
+    assert metric(run, "train_loss").iloc[-1] < metric(run, "train_loss").iloc[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16")
+def test_float16_without_a_gpu_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(SettingsError, match=r"training\.precision: 'float16' needs a GPU"):
+        train(tiny(training={"precision": "float16"}), quiet=True)
+
+
+def test_gradient_checkpointing_changes_no_loss(tiny: Tiny, trained: Path) -> None:
+    run = train(tiny(training={"gradient_checkpointing": True}), quiet=True)
+    np.testing.assert_allclose(metric(run, "train_loss"), metric(trained, "train_loss"), rtol=1e-6)
+
+
+def test_no_steps_are_one_epoch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny(data={"max_documents": 3}, training={"steps": None})
+    rows = np.asarray(prepare(experiment.data).train)
+    assert len(rows) > 16
+    seen = batches(experiment, monkeypatch).flatten(0, 1).tolist()
+    assert len(seen) == len(rows) // 8 * 8
+    assert record(runs.runs_dir() / experiment.id)["final"]["step"] == len(rows) // 8
+    left = rows.tolist()
+    for row in seen:
+        left.remove(row)  # fails for a sequence read twice
+
+
+@pytest.mark.parametrize("steps", [1, None])
+def test_batch_larger_than_the_data_is_refused(tiny: Tiny, steps: int | None) -> None:
+    with pytest.raises(SettingsError, match=r"training\.batch_size: 4096 is more than the \d+ training sequences"):
+        train(tiny(training={"batch_size": 4096, "steps": steps}), quiet=True)
+
+
+def test_micro_batches_over_processes_must_divide_the_batch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SettingsError, match=r"micro_batch_size: 8 x 3 processes does not divide 8"):
+        training.make_trainer(tiny(), prepare(tiny().data), Path("unused"), 1)
+
+
+def test_progress_says_what_is_left(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(name="a label", training={"steps": 2}), fresh=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("  a label [")
+    assert "step 2/2" in lines[0]
+    assert lines[0].endswith("0:00 left")
+
+
+def test_training_imports_no_logger() -> None:
+    # `datasets` is not among them: Trainer imports it where it is installed.
+    names = ["wandb", "tensorboard", "trackio", "papermill", "snakemake", "matplotlib", "IPython"]
+    program = f"import sys, nfcore.training; print([n for n in {names} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_token_losses_leave_the_mode_of_the_model() -> None:
+    model = network().train()
+    rows = Sequences(np.random.default_rng(0).integers(0, VOCAB, (5, 8)))
+    losses = training.token_losses(model, rows, batch_size=2)
+    assert losses.shape == (5, 7)
+    assert losses.dtype == torch.float32
+    assert model.training
+    ids = collate([rows[i] for i in range(5)])["input_ids"]
+    assert float(losses.mean()) == pytest.approx(float(model.eval()(input_ids=ids, labels=ids).loss.detach()), abs=1e-6)

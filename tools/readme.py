@@ -1,0 +1,72 @@
+"""Write the results block of README.md and its picture from the recorded quick runs and the executed notebooks.
+
+``python -m tools.readme`` after ``make notebooks``; a test checks that the committed README is what it writes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from nfcore.entropy import entropy_ceiling
+from nfcore.presets import MAIN, Preset
+from nfcore.report import final_heads, perplexities, published, relative_change
+
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results: written by tools/readme.py -->", "<!-- end of results -->"
+
+
+def picture() -> str:
+    """The SVG of figure ``fig-main`` in the committed results notebook."""
+    notebook = json.loads((ROOT / "book" / "notebooks" / "results.ipynb").read_text())
+    for cell in notebook["cells"]:
+        if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == "fig-main":
+            for output in cell["outputs"]:
+                if "image/svg+xml" in output.get("data", {}):
+                    return "".join(output["data"]["image/svg+xml"])
+    raise SystemExit("book/notebooks/results.ipynb holds no figure fig-main; run `make notebooks` first")
+
+
+def block() -> str:
+    """Table of published and recorded results, with what made them."""
+    runs = Preset.load("quick", source="recorded").runs("maps")
+    frame = runs.runs
+    context = int(frame["data.context"].iloc[0])
+    ours = perplexities(runs).droplevel(["model.family", "data.context"])
+    paper, maps = published("perplexity")["GPT2_T128"], published("head_entropy")["maps"]
+
+    def early(heads: np.ndarray, t: int) -> float:
+        return float(np.nanmean(heads[1:3]) / entropy_ceiling(t))
+
+    lines = [
+        "| GPT-2 shape | perplexity, paper | perplexity, ours | entropy / ceiling in layers 1 and 2, paper | ours |",
+        "|---|---|---|---|---|",
+    ]
+    for name in MAIN:
+        entropies = f"{early(np.array(maps[name]), 128):.2f} | {early(final_heads(runs, name), context):.2f}"
+        lines.append(f"| `{name}` | {paper[name][0]:.3f} | {ours[name]:.2f} | {entropies} |")
+    gain, theirs = (-relative_change(p["SM+R"], p["SM+G"]) for p in (ours, {k: v[0] for k, v in paper.items()}))
+    tokens = frame["provenance.tokens"].max() / 1e6
+    share = 2.1e9 / frame["provenance.tokens"].max()
+    device = ", ".join(sorted(frame["provenance.device"].unique()))
+    lines += [
+        "",
+        f"Without LayerNorm, ReLU's perplexity is {gain:.1f} % below GELU's here (paper: {theirs:.1f} %). Ours: preset "
+        f"`quick`, width {frame['model.hidden_size'].iloc[0]}, {frame['model.num_hidden_layers'].iloc[0]} layers, "
+        f"{tokens:.1f} M tokens a run, about {share:,.0f} times fewer than the paper's 2.1 B, one seed, on {device}.",
+    ]
+    return "\n".join(lines)
+
+
+def written(readme: str) -> str:
+    """``readme`` with a fresh results block."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{block()}\n\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    (ROOT / "book" / "_assets" / "main.svg").write_text(picture())
+    (ROOT / "README.md").write_text(written((ROOT / "README.md").read_text()))
