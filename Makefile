@@ -14,12 +14,13 @@ else
 ENVIRONMENT := .venv/.installed
 endif
 
-.PHONY: help book test lint lock clean
+.PHONY: help book test lint notebooks lock clean
 
 help:
 	@echo "make book [PRESET=smoke|quick|gpu|paper]  train what is missing, run the notebooks, build the book"
 	@echo "make test       run all tests and re-execute the committed notebooks"
 	@echo "make lint       check formatting, lint and types"
+	@echo "make notebooks  execute the committed notebooks on data/recorded/quick again, and write README's results"
 	@echo "make lock       write requirements.lock anew from pyproject.toml"
 	@echo "make clean      remove .venv, the built book and the caches; trained models in runs/ stay"
 	@echo "SYSTEM_TORCH=1 make book    take the torch that this machine has"
@@ -29,12 +30,17 @@ book: $(ENVIRONMENT)
 
 test: $(ENVIRONMENT)
 	.venv/bin/python -m pytest
-	.venv/bin/python -m pytest --nbval --nbval-current-env book/notebooks
+	.venv/bin/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg book/notebooks
 
 lint: $(ENVIRONMENT)
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m mypy
+
+notebooks: $(ENVIRONMENT)
+	for script in notebooks/*.py; do .venv/bin/python -m nfcore notebook "$$script" \
+		"book/notebooks/$$(basename "$$script" .py).ipynb" preset=quick source=recorded || exit 1; done
+	.venv/bin/python -m tools.readme
 
 lock: $(ENVIRONMENT)
 	.venv/bin/python -m pip install --quiet uv==0.13.9

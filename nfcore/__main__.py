@@ -134,11 +134,19 @@ def book(args: argparse.Namespace) -> None:
     from filelock import FileLock, Timeout
 
     from nfcore.presets import Preset
+    from nfcore.runs import read_record, runs_dir
 
     preset = Preset.load(args.preset)
     root = project_root()
     if not (root / "Snakefile").exists():
         raise SettingsError(f"{root}: no Snakefile; the book is built from a checkout of the project")
+    if preset.preset in ("gpu", "paper") and not args.dry_run:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SettingsError(f"preset: {preset.preset!r} needs a CUDA device; smoke and quick run on a CPU")
+    left = [e for e in preset.experiments() if read_record(runs_dir() / e.id) is None]
+    print(f"Preset {preset.preset}: {len(preset.experiments())} runs, {len(left)} to train", flush=True)
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
     command += ["--config", f"preset={preset.preset}"]
     environment = {**ALLOCATOR, "TOKENIZERS_PARALLELISM": "true", **os.environ}
@@ -165,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, text: str, parent: Any = commands) -> argparse.ArgumentParser:
         sub = parent.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
+        sub.set_defaults(action=run)  # "run" is an argument of some commands
         return sub
 
     for name, run, text in (
@@ -213,7 +221,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
-        args.run(args)
+        args.action(args)
     except SettingsError as error:
         print(f"nfcore: {error}", file=sys.stderr)
         return 2
@@ -222,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nfcore: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if args.run is not notebook:
+        if args.action is not notebook:
             raise
         print(f"nfcore: {error}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 import types
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -30,6 +31,8 @@ def parameters(namespace: Mapping[str, Any]) -> Preset:
     Raises:
         SettingsError: unknown parameter, wrong type or value.
     """
+    # From tqdm, for want of a widget; it would put a path of this machine into the notebook.
+    warnings.filterwarnings("ignore", "IProgress not found")
     shell = ("In", "Out", "exit", "quit", "get_ipython", "open")
     given = {
         name: value

@@ -178,10 +178,9 @@ def _instability(preset: Preset) -> Iterable[dict[str, Any]]:
     for c in ("SM+R", "SM+G", "SM+L(0.1)", "SM"):
         for factor in (1, 10):
             yield dict(family="gpt2", configuration=c, budget="instability", training=dict(learning_rate=factor * rate))
-    low = dict(residual_dtype="bfloat16")
-    yield dict(
-        family="gpt2", configuration="SM+G", budget="instability", model=low, training=dict(precision="bfloat16")
-    )
+    for precision in ("bfloat16", "float16") if preset.preset in ("gpu", "paper") else ("bfloat16",):
+        low, settings = dict(residual_dtype=precision), dict(precision=precision)
+        yield dict(family="gpt2", configuration="SM+G", budget="instability", model=low, training=settings)
 
 
 def _context(preset: Preset) -> Iterable[dict[str, Any]]:

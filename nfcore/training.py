@@ -339,7 +339,8 @@ def train(
             runs.verify(directory, record)
             changed = record["provenance"]["source_hash"] != runs.source_hash()
             if changed:
-                print(f"  {label}: made by other model, data or training code than now (fresh=true retrains)")
+                note = "made by other model, data or training code than now (fresh=true retrains)"
+                print(f"  {label}: {note}", file=sys.stderr)
             elif not quiet:
                 print(f"  {label}: finished before, reused")
             return directory
@@ -350,7 +351,7 @@ def train(
 def _run(experiment: Experiment, directory: Path, label: str, report_to: Sequence[str], quiet: bool) -> None:
     settings = experiment.training
     if settings.precision == "float16" and not torch.cuda.is_available():
-        raise SettingsError("training.precision: 'float16' needs a GPU; use float32 or bfloat16")
+        raise SettingsError("training.precision: 'float16' needs a CUDA device; float32 and bfloat16 run everywhere")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     transformers_logging.disable_progress_bar()

@@ -54,7 +54,7 @@ def commands(root: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Itera
                 yield from commands(sub, (*path, name))
 
 
-@pytest.mark.parametrize("command", commands(parser()), ids=" ".join)
+@pytest.mark.parametrize("command", [*commands(parser())], ids=" ".join)
 def test_help_of_a_command(command: tuple[str, ...], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
@@ -68,10 +68,12 @@ def test_commands_are_the_announced_ones() -> None:
 
 
 def test_help_loads_no_torch() -> None:
+    heavy = ["torch", "transformers", "pandas", "snakemake"]
     program = (
-        "import sys, runpy; sys.argv = ['nfcore', *sys.argv[1:]]\ntry: runpy.run_module('nfcore', alter_sys=True)\n"
+        "import runpy, sys\n"
+        "try: runpy.run_module('nfcore', run_name='__main__', alter_sys=True)\n"
+        f"finally: print([name for name in {heavy} if name in sys.modules])"
     )
-    program += "finally: print([n for n in ('torch', 'transformers', 'pandas', 'snakemake') if n in sys.modules])"
     command = [sys.executable, "-W", "error", "-c", program, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")

@@ -18,7 +18,7 @@ from nfcore.settings import SettingsError, project_root
 
 
 SCRIPTS = sorted((project_root() / "notebooks").glob("*.py"))
-SMALL = """
+SMALL = """\
 # %% [markdown]
 # # A title
 

@@ -257,7 +257,7 @@ def test_tampered_run_is_refused_and_fresh_trains_the_same_again(tiny: Tiny, tra
 def test_record_says_what_was_run(tiny: Tiny, trained: Path) -> None:
     found = record(trained)
     assert (found["id"], found["status"], found["diverged"]) == (tiny().id, "complete", None)
-    assert runs.experiment_of(found) == tiny()
+    assert Experiment.from_dict(found["settings"]) == tiny()
     facts = found["provenance"]
     assert facts["tokens"] == 10 * 8 * 32
     assert facts["parameters"] == sum(p.numel() for p in load_model(trained).parameters())
