@@ -5,6 +5,7 @@ A preset is a file ``notebooks/params/<name>.yaml``; its keys are the parameters
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -123,16 +124,22 @@ class Preset:
         """All runs of the grid, each once, the main ones first."""
         return list({e.id: e for name in EXPERIMENTS for e in self.grid()[name]}.values())
 
-    def runs(self, name: str) -> runs.Runs:
-        """The finished runs of experiment ``name``, trained first where ``source`` is local and they are missing."""
-        wanted = self.grid()[name]
-        if self.source == "local":
-            from nfcore.training import train
+    def runs(self, name: str | None = None) -> runs.Runs:
+        """The finished runs of experiment ``name`` (None: of the whole grid), each once.
 
+        Where ``source`` is local, missing ones are trained first, and it is said how many were made by other sources
+        than the present ones.
+        """
+        wanted = self.experiments() if name is None else list({e.id: e for e in self.grid()[name]}.values())
+        if self.source == "local":
             for experiment in wanted:
-                finished = (runs.runs_dir() / experiment.id / "record.json").exists()
-                train(experiment, quiet=finished)  # progress is worth showing, reuse is not
-            return runs.load_runs().select(e.id for e in wanted)
+                _finish(experiment)
+            found = runs.load_runs().select(e.id for e in wanted)
+            changed = int((found.runs["provenance.source_hash"] != runs.source_hash()).sum())
+            if changed:
+                note = "were made by other model, data or training code than the present (fresh=true retrains)"
+                print(f"{changed} of {len(wanted)} runs {note}", file=sys.stderr)
+            return found
         directory = runs.recorded_dir(self.preset)
         if not directory.is_dir():
             raise SettingsError(f"source: nothing is recorded for preset {self.preset!r}; use source=local")
@@ -141,6 +148,18 @@ class Preset:
         if missing:
             raise SettingsError(f"source: not recorded under data/recorded/{self.preset}: {'; '.join(missing)}")
         return recorded.select(e.id for e in wanted)
+
+
+def _finish(experiment: Experiment) -> None:
+    """Train the run unless it is finished; the files of a finished one are checked against its record."""
+    directory = runs.runs_dir() / experiment.id
+    record = runs.read_record(directory)
+    if record:
+        runs.verify(directory, record)
+    else:
+        from nfcore.training import train
+
+        train(experiment)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,8 +66,8 @@ axes[0].legend()
 plt.show()
 
 # %% [markdown]
-# All shares in percent. *Counted* is our count on the published two-decimal maps: plain counting reproduces 13 of the 16
-# printed numbers, whichever of the two conventions is used.
+# All shares in percent. *Counted* is our count on the published two-decimal maps; below the table stands how many of the
+# 16 printed shares it reproduces under each convention. The rest needs entries within rounding distance of a boundary.
 
 # %% tags=["hide-input"]
 rows = []

@@ -31,11 +31,11 @@ preset = parameters(globals())
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.presets import EXPERIMENTS, FAMILIES
+from nfcore.presets import FAMILIES
 from nfcore.report import markdown_table
 
 
-frame = pd.concat([preset.runs(name).runs for name in EXPERIMENTS]).drop_duplicates("run", ignore_index=True)
+frame = preset.runs().runs
 where = (
     "trained on this machine" if preset.source == "local" else "committed records; nothing was run here for this page"
 )

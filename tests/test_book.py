@@ -120,7 +120,13 @@ def test_figures_have_captions_and_alternative_texts() -> None:
 
 @pytest.mark.skipif(not COMMITTED, reason="book/notebooks holds no executed notebook")
 def test_book_builds_with_warnings_as_errors(checkout: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jupyter_book", "build", str(checkout / "book"), "--path-output", str(tmp_path)]
+    command = [
+        str(Path(sys.executable).with_name("jupyter-book")),
+        "build",
+        str(checkout / "book"),
+        "--path-output",
+        str(tmp_path),
+    ]
     done = subprocess.run([*command, "-W", "-n", "--keep-going"], capture_output=True, text=True, cwd=checkout)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     html = tmp_path / "_build" / "html"

@@ -497,9 +497,9 @@ def test_bfloat16_keeps_the_residual_stream_as_asked(tiny: Tiny, residual: str) 
     assert metric(run, "train_loss").iloc[-1] < metric(run, "train_loss").iloc[0]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16")
-def test_float16_without_a_gpu_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(SettingsError, match=r"training\.precision: 'float16' needs a GPU"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device has float16")
+def test_float16_without_a_cuda_device_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(SettingsError, match=r"training\.precision: 'float16' needs a CUDA device"):
         train(tiny(training={"precision": "float16"}), quiet=True)
 
 

@@ -1,0 +1,142 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Presets, time and cost
+#
+# One set of notebooks and one grid of runs, in four sizes. A preset is a file in `notebooks/params/`; its keys are the
+# parameters of every notebook. The tables below are computed from those files.
+
+# %% tags=["parameters", "hide-input"]
+preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
+source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
+seeds = None  # list of seeds; None, here and below: what the preset says
+models = None  # mapping, e.g. {gpt2: {num_hidden_layers: 4}}; replaces only the keys it holds, as those below
+data = None  # mapping, e.g. {corpus: path/to/folder}
+training = None  # mapping, e.g. {learning_rate: 0.001}
+steps = None  # mapping: updates of each budget, e.g. {main: 1200}
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+preset = parameters(globals())
+
+# %% tags=["hide-input"]
+import pandas as pd
+import torch
+from IPython.display import Markdown
+
+from nfcore.model import NormFreeConfig, NormFreeForCausalLM
+from nfcore.presets import PRESETS, Preset
+from nfcore.report import glue, markdown_table
+
+
+presets = {name: Preset.load(name) for name in PRESETS}
+EPOCH_TOKENS = 2.11e9  # of the paper's 600,000 files, as published
+
+
+def size(experiment):
+    """Parameters, and those of them that stand in a matrix product (the embeddings do not; a tied head does)."""
+    with torch.device("meta"):
+        model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
+    total = sum(p.numel() for p in model.parameters())
+    looked_up = 0 if model.positions is None else model.positions.weight.numel()
+    looked_up += 0 if experiment.model.tie_word_embeddings else model.embed.weight.numel()
+    return total, total - looked_up
+
+
+def tokens(experiment):
+    steps = experiment.training.steps
+    return EPOCH_TOKENS if steps is None else steps * experiment.training.batch_size * experiment.data.context
+
+
+def count(number):
+    for unit, name in ((1e9, " billion"), (1e6, " M")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number / 1e6:.2g} M"
+
+
+sizes = {}
+for preset_of in presets.values():
+    for experiment in preset_of.experiments():
+        sizes.setdefault(experiment.model, size(experiment))
+
+# %% [markdown]
+# ## Sizes
+
+# %% tags=["hide-input"]
+rows = []
+for name, preset_of in presets.items():
+    runs = preset_of.experiments()
+    families = {family: next(e for e in runs if e.model.family == family) for family in ("gpt2", "pythia")}
+    shapes = [f"{e.model.num_hidden_layers} layers, d = {e.model.hidden_size}" for e in families.values()]
+    first = families["gpt2"]
+    rows.append(
+        {
+            "preset": f"`{name}`",
+            "GPT-2 shape": shapes[0],
+            "Pythia shape": shapes[1],
+            "parameters, GPT-2 / Pythia": " / ".join(count(sizes[e.model][0]) for e in families.values()),
+            "corpus": first.data.corpus,
+            "vocabulary": f"{first.data.vocab_size:,}",
+            "T": str(first.data.context),
+            "tokens an update": f"{first.training.batch_size * first.data.context:,}",
+            "updates of main runs": "one epoch" if first.training.steps is None else f"{first.training.steps:,}",
+            "precision": first.training.precision,
+            "residual stream": first.model.residual_dtype,
+            "runs": str(len(runs)),
+            "tokens of the grid": count(sum(map(tokens, runs))),
+        }
+    )
+markdown_table(pd.DataFrame(rows).set_index("preset").T.reset_index(names=""))
+
+# %% [markdown]
+# The context experiment also runs Pythia at twice T. Runs with the same settings are one run, whichever notebooks show
+# them, which is why the number of runs differs between presets.
+#
+# ## Time and cost, estimated
+#
+# Training takes about 6 floating-point operations for each token and each parameter in a matrix product; attention adds a
+# few per cent at T = 128 and is left out. Assumed are 2 × 10¹⁴ operations a second, a fifth of the 16-bit peak of a GPU of
+# the H100 class, and 2 dollars a GPU-hour. A model this small may get less, and evaluation comes on top; an A100 takes about
+# three times as long.
+
+# %% tags=["hide-input"]
+RATE, PRICE = 2e14, 2.0
+rows = []
+for name in ("gpu", "paper"):
+    operations = sum(6 * sizes[e.model][1] * tokens(e) for e in presets[name].experiments())
+    hours = operations / RATE / 3600
+    rows.append(
+        {
+            "preset": f"`{name}`",
+            "operations of the grid": f"{operations:.2g}",
+            "GPU-hours": f"{hours:.0f}",
+            "dollars": f"{hours * PRICE:.0f}",
+        }
+    )
+markdown_table(pd.DataFrame(rows))
+
+# %% [markdown]
+# ## Time, measured
+
+# %% tags=["hide-input"]
+frame = preset.runs().runs
+seconds, seen = frame["provenance.seconds"].sum(), frame["provenance.tokens"].sum()
+devices = ", ".join(sorted(frame["provenance.device"].unique()))
+threads = ", ".join(map(str, sorted(frame["provenance.threads"].unique())))
+glue(
+    grid_minutes=f"{seconds / 60:.0f}", grid_tokens=count(seen), grid_rate=f"{seen / seconds:,.0f}", grid_device=devices
+)
+Markdown(
+    f"The runs of preset `{preset.preset}` that this book shows took {seconds / 60:.1f} minutes of training, added over the {len(frame)} runs, for "
+    f"{count(seen)} tokens: {seen / seconds:,.0f} tokens a second a run, on {devices}, with {threads} thread(s) a run. As many runs go at the "
+    "same time as there are cores. [Status](status.ipynb) has each run."
+)
