@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -77,8 +77,9 @@ def token_losses(model: NormFreeForCausalLM, sequences: Any, batch_size: int) ->
     for start in range(0, len(sequences), batch_size):
         stop = min(start + batch_size, len(sequences))
         ids = collate([sequences[i] for i in range(start, stop)])["input_ids"].to(model.device)
-        logits = model(input_ids=ids).logits[:, :-1].float()  # (B, T - 1, V)
-        losses.append(F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").cpu())
+        logits = model(input_ids=ids).logits.float().flatten(0, 1)  # (B T, V)
+        all_losses = F.cross_entropy(logits, ids.roll(-1, 1).flatten(), reduction="none").view(ids.shape)
+        losses.append(all_losses[:, :-1].cpu())  # the last position has nothing to predict
     model.train(training)
     return torch.cat(losses)
 
@@ -294,7 +295,7 @@ class NormFreeTrainer(Trainer):
         """``eval_loss`` (mean), ``eval_loss_median`` and ``eval_loss_p95`` over tokens of the first ``eval_sequences``
         validation sequences, in nats per token."""
         with self.telemetry.paused(), self.compute_loss_context_manager():
-            losses = token_losses(self.raw_model, self.eval_dataset, 2 * self.args.per_device_train_batch_size)
+            losses = token_losses(self.raw_model, self.eval_dataset, self.args.per_device_train_batch_size)
         values = losses.double().flatten().numpy()
         median, p95 = np.quantile(values, [0.5, 0.95])
         metrics = {"eval_loss": values.mean(), "eval_loss_median": median, "eval_loss_p95": p95}
@@ -327,8 +328,9 @@ def train(
     label = f"{experiment.name or experiment.model.configuration} [{experiment.id}]"
     directory = runs.runs_dir() / experiment.id
     directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory / ".lock"):
-        if fresh:
+    first = int(os.environ.get("RANK", 0)) == 0  # of several processes only the first writes
+    with FileLock(directory / ".lock") if first else nullcontext():
+        if fresh and first:
             for old in directory.iterdir():
                 if old.is_dir():
                     shutil.rmtree(old)
