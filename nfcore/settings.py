@@ -188,6 +188,8 @@ class DataSettings:
                 at_least(f"data.{name}", getattr(self, name), 1)
         if (self.train_files is None) != (self.validation_files is None):
             raise SettingsError("data.train_files and data.validation_files: give both or neither")
+        if self.train_files is not None and self.corpus != "codeparrot":
+            raise SettingsError(f"data.train_files: only for data.corpus codeparrot, which here is {self.corpus!r}")
 
 
 @dataclass(frozen=True)

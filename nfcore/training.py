@@ -502,6 +502,7 @@ def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenDa
         "parameters": sum(p.numel() for p in trainer.raw_model.parameters()),
         "data_hash": tokens.hash,
         "unique_tokens": int(tokens.train.size),
+        "validation_overlap": round(tokens.meta["validation_overlap"], 4),
         "tokens": seen,
         "seconds": round(telemetry.seconds, 2),
         "tokens_per_second": round(seen / max(telemetry.seconds, 1e-9), 1),

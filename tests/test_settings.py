@@ -154,6 +154,7 @@ def test_seed_range(seed):
             ("model.vocab_size", "301", "data.vocab_size 300"),
         ),
         ({"data": {"train_files": "a.parquet"}}, ("data.train_files", "data.validation_files", "both")),
+        ({"data": {"train_files": "a", "validation_files": "b"}}, ("data.train_files", "codeparrot", "python-source")),
     ],
 )
 def test_other_refusals(settings, names):
@@ -227,8 +228,8 @@ OTHER_VALUES: dict[tuple[str, str], Any] = {
 
 @pytest.mark.parametrize(("section", "name"), OTHER_VALUES)
 def test_any_other_setting_is_another_run(section, name):
-    files = {"train_files": "train", "validation_files": "validation"}
-    base = {"data": files} if name in files else {}
+    files = {"corpus": "codeparrot", "train_files": "train", "validation_files": "validation"}
+    base = {"data": files} if name.endswith("_files") else {}
     changed = {**base, section: {**base.get(section, {}), name: OTHER_VALUES[section, name]}}
     assert Experiment.from_dict(changed).id != Experiment.from_dict(base).id
 
