@@ -8,7 +8,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from nfcore.presets import EXPERIMENTS, Preset, params_file
+from filelock import FileLock, Timeout
+from snakemake.exceptions import WorkflowError
+
+from nfcore.presets import Preset, params_file
 from nfcore.runs import runs_dir
 from nfcore.settings import digest
 
@@ -17,20 +20,31 @@ NAME = PRESET.preset
 BUILD = f"_build/{NAME}"
 RUNS = {e.id: e for e in PRESET.experiments()}
 MAIN = {e.id for e in PRESET.grid()["curves"]}
-NEEDS = {name: list(dict.fromkeys(e.id for e in grid)) for name, grid in PRESET.grid().items()}
+NEEDS = {name: [e.id for e in grid] for name, grid in PRESET.grid().items()}
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.py"))
 PAGES = [p for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb" and "_build" not in p.parts]
 PYTHON = shlex.quote(sys.executable)
 RUNS_DIR = os.path.relpath(runs_dir()) if runs_dir().is_relative_to(Path.cwd()) else str(runs_dir())
 RECORD = RUNS_DIR + "/{id}/record.json"
-NFCORE = [f"nfcore/{name}.py" for name in ("report", "notebook", "presets", "runs", "settings")]
+SHOWS = [f"nfcore/{name}.py" for name in ("entropy", "report", "notebook", "presets", "runs", "settings")]
+SHOWS += sorted(map(str, [*Path("data/published").glob("*.json"), *Path("data/recorded").rglob("*.*")]))
 
 
 def marker(experiment):
     return f"{BUILD}/tokens/{digest(vars(experiment.data))}"
 
 
-MARKERS = {marker(e): e.id for e in RUNS.values()}
+MARKERS = {}
+for e in RUNS.values():
+    MARKERS.setdefault(marker(e), e.id)
+
+if workflow.is_main_process:
+    # One Snakemake a folder. Its own lock outlives a killed process; this one does not (`nfcore book` removes the other).
+    LOCK = FileLock(".snakemake/nfcore.lock")
+    try:
+        LOCK.acquire(timeout=0)
+    except Timeout:
+        raise WorkflowError("another Snakemake is at work here; wait for it or stop it")
 
 
 wildcard_constraints:
@@ -68,34 +82,34 @@ rule notebook:
         lambda wildcards: expand(RECORD, id=NEEDS.get(wildcards.name, RUNS)),
         script="notebooks/{name}.py",
         params=params_file(NAME),
-        code=NFCORE,
+        shows=SHOWS,
     output:
-        BUILD + "/book/notebooks/{name}.ipynb",
+        BUILD + "/notebooks/{name}.ipynb",
     shell:
         "{PYTHON} -m nfcore notebook {input.script:q} {output:q} preset={NAME} source=local > /dev/null"
 
 
+# In shell alone: a `run:` block breaks where the path of Python has a space.
 rule book:
     input:
-        expand(BUILD + "/book/notebooks/{name}.ipynb", name=NOTEBOOKS),
+        expand(BUILD + "/notebooks/{name}.ipynb", name=NOTEBOOKS),
         "_config.yml",
         PAGES,
+        sorted(Path("nfcore").glob("*.py")),  # docstrings are pages too
     output:
         BUILD + "/html/index.html",
     log:
         BUILD + "/book.log",
-    run:
-        source, html = Path(BUILD, "book"), Path(output[0]).parent
-        pages = {source / page.relative_to("book"): page for page in PAGES}
-        for old in source.rglob("*"):
-            if old.is_file() and old not in pages and old.suffix != ".ipynb":
-                old.unlink()
-        for target, page in pages.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(page, target)
-        options = "--config _config.yml -W -n --keep-going --quiet"
-        jupyter_book = f"{PYTHON} -c 'from jupyter_book.cli.main import main; main()'"
-        command = f"{jupyter_book} build {BUILD}/book --path-output {BUILD} {options}"
-        shell(f"{command} > {{log:q}} 2>&1 || {{{{ cat {{log:q}} >&2; exit 1; }}}}")
-        shutil.rmtree(html, ignore_errors=True)
-        shutil.copytree(Path(BUILD, "_build", "html"), html)
+    params:
+        build="build {BUILD}/book --path-output {BUILD} --config _config.yml -W -n --keep-going --quiet".format(BUILD=BUILD),
+    shell:
+        """
+        rm -rf {BUILD}/book {BUILD}/html
+        cp -R book {BUILD}/book
+        rm -rf {BUILD}/book/_build {BUILD}/book/notebooks
+        cp -R {BUILD}/notebooks {BUILD}/book/notebooks
+        rm -f {BUILD}/book/notebooks/*.failed.ipynb
+        {PYTHON} -c 'from jupyter_book.cli.main import main; main()' {params.build} > {log} 2>&1 \
+            || {{ cat {log} >&2; exit 1; }}
+        cp -R {BUILD}/_build/html {BUILD}/html
+        """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,7 +127,7 @@ def _record(run: str) -> tuple[Path, dict[str, Any]]:
 def notebook(args: argparse.Namespace) -> None:
     from nfcore.notebook import execute
 
-    print(execute(args.script, args.output, **override({}, args.parameters)))
+    print(execute(args.script, args.output, override({}, args.parameters)))
 
 
 def book(args: argparse.Namespace) -> None:
@@ -134,7 +135,7 @@ def book(args: argparse.Namespace) -> None:
     from filelock import FileLock, Timeout
 
     from nfcore.presets import Preset
-    from nfcore.runs import read_record, runs_dir
+    from nfcore.runs import read_record, runs_dir, source_hash
 
     preset = Preset.load(args.preset)
     root = project_root()
@@ -145,22 +146,31 @@ def book(args: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise SettingsError(f"preset: {preset.preset!r} needs a CUDA device; smoke and quick run on a CPU")
-    left = [e for e in preset.experiments() if read_record(runs_dir() / e.id) is None]
-    print(f"Preset {preset.preset}: {len(preset.experiments())} runs, {len(left)} to train", flush=True)
+    records = [read_record(runs_dir() / e.id) for e in preset.experiments()]
+    print(f"Preset {preset.preset}: {len(records)} runs, {records.count(None)} to train", flush=True)
+    changed = sum(r is not None and r["provenance"]["source_hash"] != source_hash() for r in records)
+    if changed:
+        print(
+            f"{changed} finished runs were made by other model, data or training code than the present; "
+            "`python -m nfcore train PRESET/ID fresh=true` retrains one",
+            file=sys.stderr,
+        )
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
     command += ["--config", f"preset={preset.preset}"]
     environment = {**ALLOCATOR, "TOKENIZERS_PARALLELISM": "true", **os.environ}
     (root / ".snakemake").mkdir(exist_ok=True)
     try:
-        # Snakemake's own lock outlives a killed process; this one does not, so it tells a live lock from a stale one.
+        # Held by every live Snakemake of this folder (see the Snakefile), and gone with it however it ends: so what
+        # Snakemake's own lock says is stale when this one is free.
         with FileLock(root / ".snakemake" / "nfcore.lock", timeout=0):
-            if any((root / ".snakemake" / "locks").glob("*")):
-                subprocess.run([*command, "--unlock", "--quiet"], check=True, env=environment)
-            options = ["--cores", str(args.cores), "--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
-            options += ["--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
-            done = subprocess.run([*command, *options], env=environment)
+            stale = any((root / ".snakemake" / "locks").glob("*"))
     except Timeout:
-        raise SettingsError(f"{root}: another `make book` is running here; wait for it or stop it") from None
+        raise SettingsError(f"{root}: another Snakemake is at work here; wait for it or stop it") from None
+    if stale and subprocess.run([*command, "--unlock", "--quiet"], env=environment).returncode:
+        raise SettingsError(f"{root}: the lock of an earlier Snakemake could not be removed")
+    options = ["--cores", str(args.cores), "--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
+    options += ["--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
+    done = subprocess.run([*command, *options], env=environment)
     if done.returncode:
         raise SystemExit(done.returncode)
     if not args.dry_run:
@@ -229,11 +239,22 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"nfcore: {where}{error.strerror or error}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        print(
+            f"nfcore: {error}; it comes with the environment of `make`, or with `pip install nfcore[book]`",
+            file=sys.stderr,
+        )
+        return 2
     except RuntimeError as error:
-        if args.action is not notebook:
+        if args.action is notebook:
+            print(f"nfcore: {error}", file=sys.stderr)
+            return 1
+        free = shutil.disk_usage(project_root()).free
+        if free > 2**24:
             raise
-        print(f"nfcore: {error}", file=sys.stderr)
-        return 1
+        # torch and safetensors raise errors of their own kinds
+        print(f"nfcore: {project_root()}: the disk is full ({free / 2**20:.0f} MiB left); {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("nfcore: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,18 @@ def attention_entropy(
         return _chunked(q, k, scale, causal)[0]
 
 
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep mixed precision out of a function of (q, k, ...): its matrix products would be rounded to 8 bits."""
+
+    @wraps(function)
+    def plain(q: Tensor, k: Tensor, *args: Any) -> Any:
+        with torch.autocast(q.device.type, enabled=False):
+            return function(q, k, *args)
+
+    return plain
+
+
+@_without_autocast
 def _exact(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
     scores = scale * q @ k.transpose(-1, -2)  # (B, H, T, S)
     allowed = _allowed(0, q.shape[2], k.shape[2], causal, q.device)
@@ -126,6 +139,7 @@ def _allowed(start: int, stop: int, keys: int, causal: bool, device: torch.devic
     return torch.arange(keys, device=device) <= torch.arange(start, stop, device=device)[:, None]
 
 
+@_without_autocast
 def _chunked(q: Tensor, k: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """Row entropies and largest absolute scores, each (B, H, T) float32, a block of queries at a time."""
     q, k = q.float(), k.float()
@@ -149,6 +163,7 @@ def _chunked(q: Tensor, k: Tensor, scale: float, causal: bool) -> tuple[Tensor, 
 
 
 @torch.no_grad()
+@_without_autocast
 def _streaming(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
     """H_i = LSE_i - E_p[s_ij] from one flash-attention call with the keys as values.
 

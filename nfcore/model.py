@@ -3,8 +3,8 @@
 Axes: B batch, T positions, S keys (cache included), D model width, H heads, K head width (D / H), F feed-forward
 width, V vocabulary, L layers.
 
-To add an activation: write a class that takes the config, and give it a line in ``ACTIVATIONS`` (and its name in
-``nfcore.settings.ACTIVATIONS``, which is what settings files are checked against). A norm likewise in ``NORMS``.
+To add an activation: write a module and give it a line in ``ACTIVATIONS``, a function from the config to the module. A
+norm likewise in ``NORMS``.
 """
 
 from __future__ import annotations

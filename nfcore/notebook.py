@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 import types
 import warnings
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nfcore.presets import Preset
-from nfcore.settings import SettingsError, check_type
+from nfcore.settings import SettingsError, check_keys, check_type
 
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -34,19 +35,23 @@ def parameters(namespace: Mapping[str, Any]) -> Preset:
     # From tqdm, for want of a widget; it would put a path of this machine into the notebook.
     warnings.filterwarnings("ignore", "IProgress not found")
     shell = ("In", "Out", "exit", "quit", "get_ipython", "open")
-    given = {
-        name: value
-        for name, value in namespace.items()
-        if not name.startswith("_") and name not in shell and not isinstance(value, types.ModuleType)
-    }
-    values = {name: value for name, value in given.items() if not callable(value) and value is not None}
-    return _preset(values)
+    if isinstance(namespace.get("preset"), Preset):
+        raise SettingsError("preset: this notebook has read its parameters already; restart the kernel to change them")
+    return _preset(
+        {
+            name: value
+            for name, value in namespace.items()
+            if not (name.startswith("_") or name in shell or callable(value) or isinstance(value, types.ModuleType))
+        }
+    )
 
 
 def _preset(values: dict[str, Any]) -> Preset:
-    name = values.pop("preset", "quick")
+    check_keys(values, [f.name for f in fields(Preset)], "parameters")
+    given = {name: value for name, value in values.items() if value is not None}
+    name = given.pop("preset", "quick")
     check_type("preset", name, str)
-    return Preset.load(name, **values)
+    return Preset.load(name, **given)
 
 
 def read(script: Path) -> Any:
@@ -62,7 +67,7 @@ def read(script: Path) -> Any:
     return notebook
 
 
-def execute(script: Path, output: Path, **values: Any) -> Path:
+def execute(script: Path, output: Path, values: dict[str, Any]) -> Path:
     """Run ``script`` by papermill with parameters ``values`` and write the executed notebook to ``output``.
 
     Parameters are checked before a kernel starts. ``output`` is only replaced by a notebook that ran to its end; one
@@ -75,7 +80,7 @@ def execute(script: Path, output: Path, **values: Any) -> Path:
     import nbformat
     import papermill
 
-    _preset(dict(values))
+    _preset(values)
     notebook = read(script)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -88,11 +93,12 @@ def execute(script: Path, output: Path, **values: Any) -> Path:
                 values,
                 progress_bar=False,
                 record_timing=False,
-                extra_arguments=["--IPKernelApp.log_level=40"],
+                extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except papermill.PapermillExecutionError as error:
             failed = output.with_suffix(".failed.ipynb")
-            os.replace(target, failed) if target.exists() else None
+            if target.exists():
+                shutil.move(target, failed)  # perhaps to another file system
             raise RuntimeError(
                 f"{script}: cell {error.cell_index}: {error.ename}: {error.evalue} (see {failed})"
             ) from None
@@ -117,7 +123,3 @@ def _clean(notebook: Any) -> None:
             cell["id"] = hashlib.sha256(f"injected {number} {cell.source}".encode()).hexdigest()[:8]
         for output in cell.get("outputs", []):
             output.pop("execution_count", None) if output.output_type != "execute_result" else None
-
-
-def parameter_names() -> tuple[str, ...]:
-    return tuple(f.name for f in fields(Preset))

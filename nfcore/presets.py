@@ -13,14 +13,12 @@ from typing import Any, get_type_hints
 
 from nfcore import runs
 from nfcore.settings import (
-    DataSettings,
     Experiment,
     SettingsError,
     check_keys,
     check_mapping,
     check_type,
     choice,
-    from_mapping,
     project_root,
     read_yaml,
 )
@@ -73,13 +71,21 @@ class Preset:
             if name not in self.steps:
                 raise SettingsError(f"steps: no budget for {name!r}; needed: {', '.join(BUDGETS)}")
             check_type(f"steps.{name}", self.steps[name], int | None)
+        if "steps" in self.training:
+            raise SettingsError("training: 'steps' has no effect on the grid; give the budgets in steps")
+        for family, model in self.models.items():
+            fixed = sorted({"norm", "activation", "negative_slope", "slope_sharing"} & set(model))
+            if fixed:
+                raise SettingsError(
+                    f"models.{family}: {', '.join(fixed)} are what the grid compares, and not for presets"
+                )
         self.grid()  # builds, and so checks, every run
 
     @classmethod
     def load(cls, name: str, **changes: Any) -> Preset:
         """The preset ``name`` with parameters replaced; a mapping replaces only the keys it holds."""
         choice("preset", name, PRESETS)
-        values = read_yaml(project_root() / "notebooks" / "params" / f"{name}.yaml")
+        values = read_yaml(params_file(name))
         hints = get_type_hints(cls)
         check_keys({**values, **changes}, [f.name for f in fields(cls)], "parameters")
         for key, value in changes.items():
@@ -100,7 +106,6 @@ class Preset:
         training: Any = None,
     ) -> Experiment:
         """The run of one configuration with extra settings on top of the preset's."""
-        data_settings = from_mapping(DataSettings, {**self.data, **(data or {})}, "data")
         experiment = Experiment.from_dict(
             {
                 "model": {**self.models.get(family, {}), **CONFIGURATIONS[configuration], **(model or {})},
@@ -109,16 +114,18 @@ class Preset:
                 "seed": seed,
             }
         )
-        name = f"{FAMILIES[family]} {experiment.model.configuration} T={data_settings.context} seed {seed}"
+        name = f"{FAMILIES[family]} {experiment.model.configuration} T={experiment.data.context} seed {seed}"
         return replace(experiment, name=name)
 
     def grid(self) -> dict[str, list[Experiment]]:
         """The runs of each experiment. Runs with equal settings are one run, whichever experiments show them."""
-        grids: dict[str, list[Experiment]] = {name: [] for name in EXPERIMENTS}
+        grids: dict[str, dict[str, Experiment]] = {name: {} for name in EXPERIMENTS}
         for seed in self.seeds:
             for name, runs_of in EXPERIMENTS.items():
-                grids[name] += [self.experiment(seed=seed, **run) for run in runs_of(self)]
-        return grids
+                for run in runs_of(self):
+                    experiment = self.experiment(seed=seed, **run)
+                    grids[name].setdefault(experiment.id, experiment)
+        return {name: list(grid.values()) for name, grid in grids.items()}
 
     def experiments(self) -> list[Experiment]:
         """All runs of the grid, each once, the main ones first."""
@@ -130,7 +137,7 @@ class Preset:
         Where ``source`` is local, missing ones are trained first, and it is said how many were made by other sources
         than the present ones.
         """
-        wanted = self.experiments() if name is None else list({e.id: e for e in self.grid()[name]}.values())
+        wanted = self.experiments() if name is None else self.grid()[name]
         if self.source == "local":
             for experiment in wanted:
                 _finish(experiment)
@@ -139,6 +146,10 @@ class Preset:
             if changed:
                 note = "were made by other model, data or training code than the present (fresh=true retrains)"
                 print(f"{changed} of {len(wanted)} runs {note}", file=sys.stderr)
+            settings = found.runs.filter(regex=r"^data\.").astype(str)
+            tokens = settings.assign(tokens=found.runs["provenance.data_hash"])
+            if len(tokens.drop_duplicates()) > len(settings.drop_duplicates()):
+                print("some runs with the same data settings were made from other tokens", file=sys.stderr)
             return found
         directory = runs.recorded_dir(self.preset)
         if not directory.is_dir():

@@ -29,6 +29,7 @@ STYLES: dict[str, dict[str, str]] = {
     "SM": dict(color="#E69F00", marker="X"),
 }
 COLORMAP = "cividis"
+NAMES = {"ln_g": "SM+LN+G", "ln_r": "SM+LN+R", "g": "SM+G", "r": "SM+R"}  # in the names of glued results
 
 
 def use_style() -> None:
@@ -69,13 +70,28 @@ def banner(preset: Preset, shown: runs.Runs) -> Any:
     devices = ", ".join(sorted(frame["provenance.device"].unique()))
     tokens = frame["provenance.tokens"] / 1e6
     size = f"{tokens.min():.2g}" + (f" to {tokens.max():.2g}" if tokens.max() > tokens.min() else "")
+    seeds = ", ".join(map(str, sorted(frame["seed"].unique())))
     where = (
         f"runs of this machine ({devices})"
         if preset.source == "local"
         else f"committed records (made on {devices}); **nothing was run here for this page**"
     )
-    seeds = ", ".join(map(str, sorted(frame["seed"].unique())))
-    return Markdown(f"*Preset `{preset.preset}`, {where}: {len(frame)} runs, seeds {seeds}, {size} M tokens each.*")
+    text = f"*Preset `{preset.preset}`, {where}: {len(frame)} runs, seeds {seeds}, {size} M tokens each.*"
+    committed = recorded()
+    if preset.source == "local" and committed is not None and other_data(shown, committed):
+        text += (
+            " **The token files differ from those of the committed records**, though the settings of the data are the"
+            " same; so the numbers need not agree."
+        )
+    return Markdown(text)
+
+
+def other_data(own: runs.Runs, committed: runs.Runs) -> bool:
+    """Whether some runs with the same data settings were made from other tokens."""
+    keys = [name for name in own.runs.columns if name.startswith("data.")]
+    mine, theirs = (r.runs[[*keys, "provenance.data_hash"]].astype(str).drop_duplicates() for r in (own, committed))
+    both = mine.merge(theirs, on=keys, suffixes=("", ".committed"))
+    return bool((both["provenance.data_hash"] != both["provenance.data_hash.committed"]).any())
 
 
 def markdown_table(frame: pd.DataFrame, digits: int = 3) -> Any:
@@ -104,7 +120,7 @@ def sources(preset: Preset, name: str) -> dict[str, runs.Runs]:
         quick = Preset.load("quick", source="recorded")
         ids = [e.id for e in quick.grid()[name]]
         if set(ids) <= set(committed.runs["run"]):
-            result["recorded"] = committed.select(ids)
+            result["recorded" if preset.preset == "quick" else "recorded (quick)"] = committed.select(ids)
     return result
 
 
@@ -123,22 +139,41 @@ def final_heads(shown: runs.Runs, configuration: str) -> np.ndarray:
     return last.groupby(["layer", "head"])["entropy"].mean().unstack().to_numpy()
 
 
-def entropy_map(axes: Axes, heads: np.ndarray, title: str, top: float, marginals: bool = True) -> Any:
+def early_share(heads: np.ndarray, context: int) -> float:
+    """Mean entropy of the heads (L, H) of layers 1 and 2 over the ceiling."""
+    return float(np.nanmean(heads[1:3]) / entropy_ceiling(context))
+
+
+def layer_entropy(shown: runs.Runs, configuration: str) -> pd.DataFrame:
+    """Mean head entropy in nats, steps by layers, averaged over the seeds of a configuration."""
+    ids = shown.runs.loc[shown.runs["configuration"] == configuration, "run"]
+    heads = shown.heads[shown.heads["run"].isin(ids)]
+    return heads.groupby(["step", "layer"])["entropy"].mean().unstack()
+
+
+def leaves_ceiling(shown: runs.Runs, configuration: str) -> float:
+    """First probe at which layers 1 and 2 stand below nine tenths of the ceiling; infinity if none does."""
+    table = layer_entropy(shown, configuration)
+    early = table[[layer for layer in (1, 2) if layer in table]].mean(axis=1)
+    below = early.index[early < 0.9 * entropy_ceiling(int(shown.runs["data.context"].iloc[0]))]
+    return float(below[0]) if len(below) else float("inf")
+
+
+def entropy_map(axes: Axes, heads: np.ndarray, title: str, top: float) -> Any:
     """Head entropies (L, H) as an image on the scale [0, top], with layer and head means along the edges."""
     image = axes.imshow(heads, vmin=0, vmax=top, cmap=COLORMAP, aspect="auto", origin="upper")
     axes.set(title=title, xlabel="head", ylabel="layer")
     axes.set_xticks(range(heads.shape[1]))
     axes.set_yticks(range(heads.shape[0]))
     axes.grid(False)
-    for layer, mean in enumerate(np.nanmean(heads, axis=1) if marginals else []):
+    for layer, mean in enumerate(np.nanmean(heads, axis=1)):
         axes.text(heads.shape[1] - 0.35, layer, f"{mean:.2f}", va="center", fontsize=7)
-    for head, mean in enumerate(np.nanmean(heads, axis=0) if marginals else []):
+    for head, mean in enumerate(np.nanmean(heads, axis=0)):
         axes.text(
             head, heads.shape[0] - 0.35, f"{mean:.2f}", ha="center", va="top", fontsize=5 if len(heads) > 6 else 7
         )
-    if marginals:
-        axes.tick_params(axis="x", bottom=False, labelbottom=False)
-        axes.xaxis.labelpad = 10
+    axes.tick_params(axis="x", bottom=False, labelbottom=False)
+    axes.xaxis.labelpad = 10
     return image
 
 
@@ -173,8 +208,11 @@ def entropy_of_text(model: str, text: Path, context: int, sequences: int) -> str
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise SettingsError(f"{text}: not UTF-8 text") from None
-    saved = runs.runs_dir() / model / "model"
-    where = str(saved if saved.is_dir() else model)
+    saved = runs.runs_dir() / model
+    record = runs.read_record(saved)
+    if record:
+        runs.verify(saved, record)
+    where = str(saved / "model" if record else model)
     try:
         network = AutoModelForCausalLM.from_pretrained(where).eval()
         file = Path(where) / "tokenizer.json"

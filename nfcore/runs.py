@@ -14,7 +14,6 @@ Frames, each with the column ``run`` (the id):
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ from typing import Any
 
 import pandas as pd
 
+from nfcore.data import file_sha256
 from nfcore.settings import ModelSettings, SettingsError, digest, project_root
 
 
@@ -46,11 +46,6 @@ def source_hash() -> str:
     return digest({name: (Path(__file__).parent / name).read_text() for name in _SOURCES})
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
@@ -59,7 +54,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_record(directory: Path, record: dict[str, Any], files: Iterable[Path]) -> None:
     """Complete a run: checksum ``files`` and put ``record.json`` in place."""
-    sums = {str(f.relative_to(directory)): sha256(f) for f in sorted(files)}
+    sums = {str(f.relative_to(directory)): file_sha256(f) for f in sorted(files)}
     write_atomically(directory / "record.json", json.dumps({"format": FORMAT, **record, "files": sums}, indent=1))
 
 
@@ -84,7 +79,7 @@ def verify(directory: Path, record: dict[str, Any], remedy: str = "fresh=true tr
         path = directory / name
         if not path.exists():
             raise SettingsError(f"{path}: missing, though the record lists it; {remedy}")
-        if sha256(path) != expected:
+        if file_sha256(path) != expected:
             raise SettingsError(f"{path}: does not match its recorded hash; {remedy}")
 
 
@@ -136,7 +131,10 @@ def load_runs(source: str | Path | None = None) -> Runs:
     if not directory.is_dir():
         raise SettingsError(f"{directory}: no such directory of runs")
     if (directory / "checksums.json").exists():
-        sums = json.loads((directory / "checksums.json").read_text())
+        try:
+            sums = json.loads((directory / "checksums.json").read_text())
+        except ValueError as error:
+            raise SettingsError(f"{directory / 'checksums.json'}: cannot be read ({error})") from None
         verify(directory, {"files": sums}, "`python -m nfcore runs record` writes it again")
         records = json.loads((directory / "records.json").read_text())
         tables = {name: pd.read_parquet(directory / f"{name}.parquet") for name in TABLES}
@@ -168,5 +166,5 @@ def export(preset: str, ids: Iterable[str]) -> Path:
     for name in TABLES:
         _stack(((r, runs_dir() / r) for r in ids), name).to_parquet(target / f"{name}.parquet", index=False)
     files = [target / "records.json", *(target / f"{name}.parquet" for name in TABLES)]
-    write_atomically(target / "checksums.json", json.dumps({f.name: sha256(f) for f in files}, indent=1))
+    write_atomically(target / "checksums.json", json.dumps({f.name: file_sha256(f) for f in files}, indent=1))
     return target

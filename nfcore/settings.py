@@ -7,7 +7,9 @@ writing the same run are the same run.  Wrong input raises :class:`SettingsError
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -39,6 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 FAMILIES = ("gpt2", "pythia")
+# The names in the registries of nfcore.model; others are looked up there, which costs loading torch.
 NORMS = ("layernorm", "rmsnorm", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "leaky_relu", "learnable_leaky_relu", "identity", "scaled_gelu")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -56,6 +59,12 @@ def choice(where: str, value: object, allowed: typing.Iterable[object]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:
         raise SettingsError(f"{where}: {value!r} is not one of {', '.join(map(str, allowed))}")
+
+
+def registered(where: str, name: str, registry: str) -> None:
+    """Raise unless ``name`` is in this registry (``NORMS`` or ``ACTIVATIONS``) of :mod:`nfcore.model`."""
+    if name not in globals()[registry]:
+        choice(where, name, getattr(importlib.import_module("nfcore.model"), registry))
 
 
 def at_least(where: str, value: float, low: float, high: float = math.inf) -> None:
@@ -111,9 +120,9 @@ class ModelSettings:
                 f"model.num_attention_heads: {self.num_attention_heads} heads do not divide "
                 f"model.hidden_size {self.hidden_size}"
             )
-        choice("model.norm", self.norm, NORMS)
-        choice("model.final_norm", self.final_norm, NORMS)
-        choice("model.activation", self.activation, ACTIVATIONS)
+        registered("model.norm", self.norm, "NORMS")
+        registered("model.final_norm", self.final_norm, "NORMS")
+        registered("model.activation", self.activation, "ACTIVATIONS")
         choice("model.slope_sharing", self.slope_sharing, ("per_layer", "shared"))
         choice("model.biases", self.biases, ("paper", "all", "none"))
         choice("model.init", self.init, ("paper", "gpt2", "width"))
@@ -135,13 +144,17 @@ class ModelSettings:
     @property
     def configuration(self) -> str:
         """The paper's name: SM softmax attention, LN LayerNorm, G GELU, R ReLU; a linear FFN has no letter."""
-        letters = {"gelu": "G", "gelu_tanh": "G(tanh)", "relu": "R", "identity": "", "scaled_gelu": "G"}
-        letter = letters.get(self.activation)
-        if letter is None:
-            kind = {"leaky_relu": "L", "learnable_leaky_relu": f"LL {self.slope_sharing.replace('_', ' ')}"}
-            letter = f"{kind.get(self.activation, self.activation)}({self.negative_slope:g})"
-        if self.activation == "scaled_gelu":
-            letter += f"(s={self.activation_scale:g})"
+        slope = f"({self.negative_slope:g})"
+        letters = {
+            "gelu": "G",
+            "gelu_tanh": "G(tanh)",
+            "scaled_gelu": f"G(s={self.activation_scale:g})",
+            "relu": "R",
+            "leaky_relu": f"L{slope}",
+            "learnable_leaky_relu": f"LL {self.slope_sharing.replace('_', ' ')}{slope}",
+            "identity": "",
+        }
+        letter = letters.get(self.activation, self.activation)
         norm = {"layernorm": "LN", "rmsnorm": "RMS", "none": ""}.get(self.norm, self.norm)
         return "+".join(part for part in ("SM", norm, letter) if part)
 
@@ -198,7 +211,7 @@ class TrainingSettings:
 
     ``steps``: optimiser updates; None is one epoch. ``batch_size``: sequences per update, in micro-batches of
     ``micro_batch_size``. ``slope_weight_decay``: of learnable slopes, None for the same as ``weight_decay``.
-    ``eval_sequences`` and ``probe_sequences`` are taken from the start of the validation part.
+    ``eval_sequences`` (None: all) and ``probe_sequences`` are taken from the start of the validation part.
     """
 
     steps: int | None = 600
@@ -217,7 +230,7 @@ class TrainingSettings:
     compile: bool = False
     gradient_checkpointing: bool = False
     eval_every: int = 100
-    eval_sequences: int = 512
+    eval_sequences: int | None = 512
     probe_every: int = 50
     probe_sequences: int = 16
     log_every: int = 10
@@ -225,10 +238,9 @@ class TrainingSettings:
     threads: int | None = None  # None: what torch finds
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_every", "eval_sequences", "probe_every", "probe_sequences", "log_every"):
+        for name in ("batch_size", "eval_every", "probe_every", "probe_sequences", "log_every", "save_every"):
             at_least(f"training.{name}", getattr(self, name), 1)
-        at_least("training.save_every", self.save_every, 1)
-        for name in ("steps", "threads"):
+        for name in ("steps", "threads", "eval_sequences"):
             if getattr(self, name) is not None:
                 at_least(f"training.{name}", getattr(self, name), 1)
         micro = self.batch_size if self.micro_batch_size is None else self.micro_batch_size
@@ -285,7 +297,8 @@ class Experiment:
             SettingsError: unknown field, wrong type or value.
         """
         top = check_keys(mapping, ("model", "data", "training", "seed", "name"), where or "experiment")
-        parts = {name: check_mapping(top.get(name) or {}, name) for name in ("model", "data", "training")}
+        sections = {name: top.get(name) for name in ("model", "data", "training")}
+        parts = {name: {} if part is None else check_mapping(part, name) for name, part in sections.items()}
         data = from_mapping(DataSettings, parts["data"], "data")
         model = dict(parts["model"])
         shape = model.pop("shape", None)
@@ -351,7 +364,7 @@ def check_type(where: str, value: Any, kind: Any) -> None:
     hint = ""
     if float in kinds and isinstance(value, str):
         with contextlib.suppress(ValueError):
-            hint = f" (YAML reads {value} as text; write {float(value):.1e})"
+            hint = f" (YAML reads {value} as text; write {yaml.safe_dump(float(value)).split()[0]})"
     names = " or ".join("null" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
     raise SettingsError(f"{where}: {value!r} must be of type {names}{hint}")
 
@@ -380,7 +393,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> dict[str, Any]:
     """Apply ``section.field=value`` assignments of a command line to nested settings; values are YAML, or numbers."""
-    result = json.loads(json.dumps(dict(mapping)))
+    result = copy.deepcopy(dict(mapping))
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:

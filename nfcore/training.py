@@ -6,6 +6,7 @@ Axes: B batch, T positions, D model width, F feed-forward width, L layers, H hea
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -23,16 +24,17 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as transformers_logging
 
 from nfcore import runs
 from nfcore.data import Sequences, TokenData, collate, prepare
 from nfcore.entropy import attention_statistics
 from nfcore.model import FeedForward, NormFreeConfig, NormFreeForCausalLM
-from nfcore.settings import Experiment, SettingsError, TrainingSettings
+from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 
 
 NEVER = 2**62
@@ -153,6 +155,15 @@ class Telemetry(TrainerCallback):
         self.diverged: dict[str, Any] | None = None
         self.seconds = 0.0  # of training, without evaluation, probes and checkpoints
         self._since: float | None = None
+        self.sources = [
+            f"{git_commit() or 'unknown'} {runs.source_hash()}"
+        ]  # read now: they may change while the run goes on
+        self.wall_before, self._started = 0.0, time.perf_counter()  # before an interruption; since this start
+
+    @property
+    def wall_seconds(self) -> float:
+        """From start to now, everything included, over all the starts of a resumed run."""
+        return self.wall_before + time.perf_counter() - self._started
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -172,7 +183,8 @@ class Telemetry(TrainerCallback):
 
     def load(self, checkpoint: Path) -> None:
         saved = json.loads((checkpoint / self.FILE).read_text())
-        self.tables, self.seconds = saved["tables"], saved["seconds"]
+        self.tables, self.seconds, self.wall_before = saved["tables"], saved["seconds"], saved["wall_seconds"]
+        self.sources = list(dict.fromkeys([*saved["sources"], *self.sources]))
 
     def add(self, step: int, **values: float) -> None:
         self.tables["metrics"] += [{"step": step, "name": name, "value": float(v)} for name, v in values.items()]
@@ -207,8 +219,11 @@ class Telemetry(TrainerCallback):
             self._stop_clock()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        runs.write_atomically(checkpoint / self.FILE, json.dumps({"tables": self.tables, "seconds": self.seconds}))
+        saved = {name: getattr(self, name) for name in ("tables", "seconds", "wall_seconds", "sources")}
+        runs.write_atomically(checkpoint / self.FILE, json.dumps(saved))
 
     def measure(self, step: int) -> None:
         """Rows of the tables ``layers`` and ``heads`` from the probe batch, dropout off."""
@@ -300,6 +315,11 @@ class NormFreeTrainer(Trainer):
         median, p95 = np.quantile(values, [0.5, 0.95])
         metrics = {"eval_loss": values.mean(), "eval_loss_median": median, "eval_loss_p95": p95}
         metrics = {name: float(value) for name, value in metrics.items()}
+        if not np.isfinite(metrics["eval_loss"]) and self.telemetry.diverged is None:
+            layer = len(self.raw_model.blocks)  # the head's
+            self.telemetry.diverged = {"step": self.state.global_step, "layer": layer, "where": "evaluation"}
+            self.control.should_training_stop = True
+            self.control.should_save = False
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -328,29 +348,52 @@ def train(
     label = f"{experiment.name or experiment.model.configuration} [{experiment.id}]"
     directory = runs.runs_dir() / experiment.id
     directory.mkdir(parents=True, exist_ok=True)
-    first = int(os.environ.get("RANK", 0)) == 0  # of several processes only the first writes
-    with FileLock(directory / ".lock") if first else nullcontext():
-        if fresh and first:
-            for old in directory.iterdir():
-                if old.is_dir():
-                    shutil.rmtree(old)
-                elif old.name != ".lock":
-                    old.unlink()
-        record = runs.read_record(directory)
-        if record:
+    with _only_writer(directory, label):
+        record = None if fresh else runs.read_record(directory)
+        if record is None:
+            _run(experiment, directory, label, fresh, report_to, quiet)
+        else:
             runs.verify(directory, record)
-            changed = record["provenance"]["source_hash"] != runs.source_hash()
-            if changed:
-                note = "made by other model, data or training code than now (fresh=true retrains)"
-                print(f"  {label}: {note}", file=sys.stderr)
-            elif not quiet:
+            for difference in _differences(experiment, record):
+                print(f"  {label}: made {difference} (fresh=true retrains)", file=sys.stderr)
+            if not quiet:
                 print(f"  {label}: finished before, reused")
-            return directory
-        _run(experiment, directory, label, report_to, quiet)
     return directory
 
 
-def _run(experiment: Experiment, directory: Path, label: str, report_to: Sequence[str], quiet: bool) -> None:
+@contextmanager
+def _only_writer(directory: Path, label: str) -> Iterator[None]:
+    """Hold the run's lock, which ends with the process. Of several processes of one job only the first writes."""
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"  {label}: waits for another process that trains it", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _differences(experiment: Experiment, record: dict[str, Any]) -> Iterator[str]:
+    """How the sources and the data of a finished run differ from the present ones."""
+    if record["provenance"]["source_hash"] != runs.source_hash():
+        yield "by other model, data or training code than now"
+    try:
+        tokens = prepare(experiment.data).hash
+    except SettingsError:
+        return  # the data are not at hand any more; the run is
+    if record["provenance"]["data_hash"] != tokens:
+        yield f"from other tokens ({record['provenance']['data_hash']}, now {tokens})"
+
+
+def _run(
+    experiment: Experiment, directory: Path, label: str, fresh: bool, report_to: Sequence[str], quiet: bool
+) -> None:
     settings = experiment.training
     if settings.precision == "float16" and not torch.cuda.is_available():
         raise SettingsError("training.precision: 'float16' needs a CUDA device; float32 and bfloat16 run everywhere")
@@ -363,6 +406,15 @@ def _run(experiment: Experiment, directory: Path, label: str, report_to: Sequenc
         raise SettingsError(
             f"training.batch_size: {settings.batch_size} is more than the {len(tokens.train)} training sequences"
         )
+    known = get_available_reporting_integrations()
+    for logger in report_to:
+        choice("report_to", logger, known)
+    if fresh:  # only now that nothing can be wrong with the settings
+        for name in ("checkpoints", "model"):
+            shutil.rmtree(directory / name, ignore_errors=True)
+        for file in directory.glob("*.*"):
+            if file.name != ".lock":
+                file.unlink()
     trainer = make_trainer(experiment, tokens, directory / "checkpoints", steps, report_to)
     if not quiet:
         trainer.add_callback(Progress(label, steps, settings.batch_size * experiment.data.context))
@@ -478,7 +530,7 @@ def final_metrics(metrics: list[dict[str, Any]], diverged: bool) -> dict[str, fl
     best = min(evaluations, key=lambda step: evaluations[step])
     final: dict[str, float | int | None] = {"step": max(m["step"] for m in metrics)}
     final |= {name: None if diverged else value for name, value in last.items()}
-    final["perplexity"] = None if diverged else float(np.exp(last["eval_loss"]))
+    final["perplexity"] = None if diverged else math.exp(min(last["eval_loss"], 700.0))
     final |= {"best_step": best, "best_eval_loss": evaluations[best]}
     return final
 
@@ -489,10 +541,11 @@ def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenDa
     step = trainer.state.global_step
     seen = step * experiment.training.batch_size * experiment.data.context
     device = trainer.args.device
+    sources = [tuple(made_by.split()) for made_by in telemetry.sources]
     packages = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
     return {
-        "commit": git_commit(),
-        "source_hash": runs.source_hash(),
+        "commit": " ".join(commit for commit, _ in sources),
+        "source_hash": " ".join(source for _, source in sources),  # several, if it was resumed with other sources
         "nfcore": _version("nfcore"),
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
@@ -505,6 +558,7 @@ def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenDa
         "validation_overlap": round(tokens.meta["validation_overlap"], 4),
         "tokens": seen,
         "seconds": round(telemetry.seconds, 2),
+        "wall_seconds": round(telemetry.wall_seconds, 2),
         "tokens_per_second": round(seen / max(telemetry.seconds, 1e-9), 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -543,6 +597,8 @@ def _version(name: str) -> str | None:
 def load_model(run: str | Path) -> NormFreeForCausalLM:
     """The trained model of a run, by id or directory. Raises SettingsError for one that is unfinished or diverged."""
     directory = Path(run) if Path(run).is_dir() else runs.runs_dir() / str(run)
-    if not (directory / "model").is_dir():
+    record = runs.read_record(directory)
+    if not record or record["status"] == "diverged":
         raise SettingsError(f"{directory}: no trained model here")
+    runs.verify(directory, record)
     return NormFreeForCausalLM.from_pretrained(directory / "model")

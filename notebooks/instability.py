@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Instability
 #
-# Norm-free models can stop being finite (C7). A run whose values do so ends there, and the step and the first offending layer
-# are its result. Shown are norm-free GPT-2 with ReLU, GELU, a leaky slope of 0.1 and a linear feed-forward network, at the
-# preset's learning rate and at ten times that, and GELU with matrices and residual stream in bfloat16.
+# Norm-free models can stop being finite (C7). A run whose values do so ends there, and the step and the first offending
+# layer are its result. Shown are norm-free GPT-2 with ReLU, GELU, a leaky slope of 0.1 and a linear feed-forward
+# network, at the preset's learning rate and at ten times that, and GELU with matrices and residual stream in bfloat16.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -33,30 +33,49 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.report import STYLES, banner, markdown_table, sources, use_style
+from nfcore.report import STYLES, banner, markdown_table, published, sources, use_style
 
 
 use_style()
 shown = sources(preset, "instability")
 banner(preset, next(iter(shown.values())))
 
+# %% [markdown]
+# Published are the final perplexities of SM+R and SM+G, NaNs for SM, and the file name of a plot script that speaks of
+# NaNs for a leaky slope of 0.1. They belong to the paper's learning rate and to float16; they stand beside our runs at
+# that of the preset. The outcome names the step and the place of the first value that is not finite.
+
 # %% tags=["hide-input"]
+paper = published("perplexity")
+theirs = {name: f"perplexity {value[0]:.3f}" for name, value in paper["GPT2_T128"].items()}
+theirs |= {"SM": paper["GPT2_T128_softmax_only"]["SM"], "SM+L(0.1)": "NaNs (script name)"}
+
+
+def outcome(run):
+    """How far a run came, and where it stopped being finite."""
+    if run["status"] != "diverged":
+        return f"{int(run['step'])} steps"
+    head = run["diverged.layer"] == run["model.num_hidden_layers"]
+    place = "head" if head else f"layer {int(run['diverged.layer'])}"
+    where = run["diverged.where"] if run["diverged.where"] == "evaluation" else f"{run['diverged.where']} pass"
+    return f"not finite at step {int(run['diverged.step'])}, {place}, {where}"
+
+
 own = next(iter(shown.values()))
+base = own.runs["training.learning_rate"].min()
 rows = []
 for _, run in own.runs.iterrows():
     heads = own.heads[own.heads["run"] == run["run"]]
     last = heads[heads["step"] == heads["step"].max()]
     losses = own.metrics[(own.metrics["run"] == run["run"]) & (own.metrics["name"] == "train_loss")]["value"]
-    diverged = run["status"] == "diverged"
     rows.append(
         {
             "configuration": run["configuration"],
             "learning rate": f"{run['training.learning_rate']:g}",
             "precision": run["training.precision"],
             "residual": run["model.residual_dtype"],
-            "outcome": f"not finite at step {int(run['diverged.step'])}, layer {int(run['diverged.layer'])}, {run['diverged.where']}"
-            if diverged
-            else f"{int(run['step'])} steps",
+            "published": theirs[run["configuration"]] if run["training.learning_rate"] == base else "-",
+            "outcome": outcome(run),
             "non-finite rows": int(last["nonfinite_rows"].sum()),
             "largest logit": heads["largest_logit"].max(),
             "largest loss": losses.max(),
@@ -67,7 +86,6 @@ markdown_table(pd.DataFrame(rows), digits=2)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads, on the probe batch, at the preset's learning rate (solid) and ten times that (dashed). A cross marks a run that stopped being finite."}, "image": {"alt": "Largest attention logits against steps on a logarithmic axis, for each norm-free configuration and learning rate."}}
 figure, panel = plt.subplots(figsize=(5.5, 3.4))
-base = own.runs["training.learning_rate"].min()
 for _, run in own.runs[own.runs["training.precision"] == own.runs["training.precision"].iloc[0]].iterrows():
     logits = own.heads[own.heads["run"] == run["run"]].groupby("step")["largest_logit"].max()
     high = run["training.learning_rate"] > base

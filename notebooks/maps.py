@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Head entropy, head by head
 #
-# Each cell is one attention head: its entropy {eq}`eq-head-entropy`, in nats, on one fixed held-out batch. All panels of
-# a figure share one scale, from zero to the causal ceiling {eq}`eq-ceiling`. Numbers on the edges are means over a layer
-# (right) and over a head index (below).
+# Each cell is one attention head: its entropy {eq}`eq-head-entropy`, in nats, on one fixed held-out batch. All panels
+# of a figure share one scale, from zero to the causal ceiling {eq}`eq-ceiling`. Numbers on the edges are means over a
+# layer (right) and over a head index (below).
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -36,7 +36,18 @@ from IPython.display import Markdown
 
 from nfcore.entropy import entropy_ceiling
 from nfcore.presets import MAIN
-from nfcore.report import banner, entropy_map, final_heads, glue, markdown_table, published, sources, use_style
+from nfcore.report import (
+    NAMES,
+    banner,
+    early_share,
+    entropy_map,
+    final_heads,
+    glue,
+    markdown_table,
+    published,
+    sources,
+    use_style,
+)
 
 
 use_style()
@@ -78,15 +89,9 @@ markdown_table(pd.DataFrame(rows), digits=2)
 # ## What to see
 
 # %% tags=["hide-input"]
-early = slice(1, 3)
-share = {c: float(np.nanmean(own[c][early]) / entropy_ceiling(context)) for c in MAIN}
-paper_share = {c: float(np.nanmean(theirs[c][early]) / entropy_ceiling(128)) for c in MAIN}
-glue(
-    **{
-        f"early_{n}": f"{share[c]:.2f}"
-        for n, c in {"ln_g": "SM+LN+G", "ln_r": "SM+LN+R", "g": "SM+G", "r": "SM+R"}.items()
-    }
-)
+share = {c: early_share(own[c], context) for c in MAIN}
+paper_share = {c: early_share(theirs[c], 128) for c in MAIN}
+glue(**{f"early_{name}": f"{share[c]:.2f}" for name, c in NAMES.items()})
 Markdown(
     f"The heads of layers 1 and 2 stand at {share['SM+G']:.2f} of the ceiling in SM+G and at {share['SM+R']:.2f} in SM+R "
     f"(published: {paper_share['SM+G']:.2f} and {paper_share['SM+R']:.2f}); with LayerNorm at {share['SM+LN+G']:.2f} and {share['SM+LN+R']:.2f} "

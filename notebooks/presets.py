@@ -56,6 +56,10 @@ def tokens(experiment):
     return EPOCH_TOKENS if steps is None else steps * experiment.training.batch_size * experiment.data.context
 
 
+def updates(steps):
+    return "one epoch" if steps is None else f"{steps:,}"
+
+
 def count(number):
     for unit, name in ((1e9, " billion"), (1e6, " M")):
         if number >= unit:
@@ -88,7 +92,11 @@ for name, preset_of in presets.items():
             "vocabulary": f"{first.data.vocab_size:,}",
             "T": str(first.data.context),
             "tokens an update": f"{first.training.batch_size * first.data.context:,}",
-            "updates of main runs": "one epoch" if first.training.steps is None else f"{first.training.steps:,}",
+            "peak learning rate": f"{first.training.learning_rate:g}",
+            "updates of main runs": updates(preset_of.steps["main"]),
+            "updates of other runs": ", ".join(
+                f"{budget} {updates(steps)}" for budget, steps in preset_of.steps.items() if budget != "main"
+            ),
             "precision": first.training.precision,
             "residual stream": first.model.residual_dtype,
             "runs": str(len(runs)),
@@ -103,10 +111,10 @@ markdown_table(pd.DataFrame(rows).set_index("preset").T.reset_index(names=""))
 #
 # ## Time and cost, estimated
 #
-# Training takes about 6 floating-point operations for each token and each parameter in a matrix product; attention adds a
-# few per cent at T = 128 and is left out. Assumed are 2 × 10¹⁴ operations a second, a fifth of the 16-bit peak of a GPU of
-# the H100 class, and 2 dollars a GPU-hour. A model this small may get less, and evaluation comes on top; an A100 takes about
-# three times as long.
+# Training takes about 6 floating-point operations for each token and each parameter in a matrix product; attention adds
+# a few per cent at T = 128 and is left out. Assumed are 2 × 10¹⁴ operations a second, a fifth of the 16-bit peak of a
+# GPU of the H100 class, and 2 dollars a GPU-hour. A model this small may get less, and evaluation comes on top; an A100
+# takes about three times as long.
 
 # %% tags=["hide-input"]
 RATE, PRICE = 2e14, 2.0

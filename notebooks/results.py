@@ -39,6 +39,7 @@ from nfcore.report import (
     STYLES,
     banner,
     final_heads,
+    leaves_ceiling,
     markdown_table,
     perplexities,
     published,
@@ -80,10 +81,10 @@ plt.show()
 # %% [markdown]
 # ## Claim by claim
 #
-# *Direction* compares signs only, of our first column of results with the published statement: `same`, `opposite`, `equal`
-# (at the printed precision) or `-` (nothing comparable, for example runs of different length). The published numbers and,
-# unless more seeds are given, ours come from a single seed. So this table says which way a result points and passes no
-# verdict on a claim: that takes several seeds and their spread.
+# *Direction* compares signs only, of our first column of results with the published statement: `same`, `opposite`,
+# `equal` (at the printed precision) or `-` (nothing comparable, for example runs of different length). The published
+# numbers and, unless more seeds are given, ours come from a single seed. So this table says which way a result points
+# and passes no verdict on a claim: that takes several seeds and their spread.
 
 # %% tags=["hide-input"]
 paper = published("perplexity")
@@ -113,14 +114,6 @@ def percent(value, published_value):
         return "-", "-"
     direction = "equal" if abs(value) < 0.05 else "same" if value * published_value > 0 else "opposite"
     return f"{value:+.1f} %", direction
-
-
-def leaves_ceiling(runs, configuration):
-    """First probe after which layers 1 and 2 stand below nine tenths of the ceiling; infinity if they never do."""
-    ids = runs.runs.loc[runs.runs["configuration"] == configuration, "run"]
-    heads = runs.heads[runs.heads["run"].isin(ids) & runs.heads["layer"].isin([1, 2])]
-    early = heads.groupby("step")["entropy"].mean() / entropy_ceiling(int(runs.runs["data.context"].iloc[0]))
-    return min(early.index[early < 0.9], default=float("inf"))
 
 
 def slope_ends(runs, decay):
@@ -223,9 +216,9 @@ for number, (claim, statement, theirs, _, direction, steps) in enumerate(compare
 markdown_table(pd.DataFrame(rows))
 
 # %% [markdown]
-# C5 without decay has no published counterpart: the public code always decays the slopes. For C7, `not seen` means that all
-# runs shown stayed finite for as long as they were trained, and `same` that at least one did not. Learning rates are those
-# of the preset and ten times that.
+# C5 without decay has no published counterpart: the public code always decays the slopes. For C7, `not seen` means that
+# all runs shown stayed finite for as long as they were trained, and `same` that at least one did not. Learning rates
+# are those of the preset and ten times that.
 
 # %% [markdown]
 # ## What to see

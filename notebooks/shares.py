@@ -9,10 +9,10 @@
 # %% [markdown]
 # # How many heads are overloaded
 #
-# The left panel of the paper's first figure: the share of heads in each quarter of the entropy range [0, Max]. *Entropic
-# overload* is a disproportionate share in the last quarter, *entropy collapse* one in the first. What Max is the paper
-# does not say; both conventions that its numbers allow are shown: the largest head entropy observed over the compared
-# models, and the causal ceiling {eq}`eq-ceiling`.
+# The left panel of the paper's first figure: the share of heads in each quarter of the entropy range [0, Max].
+# *Entropic overload* is a disproportionate share in the last quarter, *entropy collapse* one in the first. What Max is
+# the paper does not say; both conventions that its numbers allow are shown: the largest head entropy observed over the
+# compared models, and the causal ceiling {eq}`eq-ceiling`.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -37,7 +37,7 @@ from IPython.display import Markdown
 
 from nfcore.entropy import QUARTERS, shares_by_convention
 from nfcore.presets import MAIN
-from nfcore.report import STYLES, banner, final_heads, glue, markdown_table, published, sources, use_style
+from nfcore.report import NAMES, STYLES, banner, final_heads, glue, markdown_table, published, sources, use_style
 
 
 use_style()
@@ -66,8 +66,9 @@ axes[0].legend()
 plt.show()
 
 # %% [markdown]
-# All shares in percent. *Counted* is our count on the published two-decimal maps; below the table stands how many of the
-# 16 printed shares it reproduces under each convention. The rest needs entries within rounding distance of a boundary.
+# All shares in percent. *Counted* is our count on the published two-decimal maps; below the table stands how many of
+# the 16 printed shares it reproduces under each convention. The rest needs entries within rounding distance of a
+# boundary.
 
 # %% tags=["hide-input"]
 rows = []
@@ -96,12 +97,7 @@ print(f"printed shares reproduced by counting on the published maps: {agree}")
 
 # %% tags=["hide-input"]
 last = {c: 100 * ours["ceiling"][c][3] for c in MAIN}
-glue(
-    **{
-        f"overload_{n}": f"{last[c]:.0f}"
-        for n, c in {"ln_g": "SM+LN+G", "ln_r": "SM+LN+R", "g": "SM+G", "r": "SM+R"}.items()
-    }
-)
+glue(**{f"overload_{name}": f"{last[c]:.0f}" for name, c in NAMES.items()})
 Markdown(
     f"In the last quarter stand {last['SM+G']:.0f} % of the heads of SM+G and {last['SM+R']:.0f} % of SM+R (published: {printed['SM+G'][3]} % and "
     f"{printed['SM+R'][3]} %), with LayerNorm {last['SM+LN+G']:.0f} % and {last['SM+LN+R']:.0f} % (published: {printed['SM+LN+G'][3]} % and {printed['SM+LN+R'][3]} %). "

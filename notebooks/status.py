@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Status
 #
-# What made the numbers in this book: versions, hardware, every run, and the hashes of its data and of the sources of the
-# model, data and training code. All of it comes from the records of the runs.
+# What made the numbers in this book: versions, hardware, every run, and the hashes of its data and of the sources of
+# the model, data and training code. All of it comes from the records of the runs.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -53,6 +53,7 @@ facts = {
     "commit": "commit",
     "sources (model, data, training)": "source_hash",
     "token files": "data_hash",
+    "validation lines in training": "validation_overlap",
     "nfcore": "nfcore",
     "Python": "python",
     "torch": "torch",
@@ -65,22 +66,33 @@ facts = {
     "device": "device",
     "torch threads": "threads",
 }
+
+
+def provenance(name):
+    """A fact of each run; `unknown` where its record has none."""
+    values = frame.get(f"provenance.{name}", pd.Series(None, index=frame.index, dtype=object))
+    return values.astype(object).where(values.notna(), "unknown")
+
+
 rows = []
 for label, name in facts.items():
-    values = frame[f"provenance.{name}"]
-    count = values.fillna("unknown").astype(str).value_counts(sort=False)
+    values = provenance(name)
+    count = values.astype(str).value_counts(sort=False)
     text = "; ".join(v if len(count) == 1 else f"{v} ({n} runs)" for v, n in count.items())
     rows.append({"": label, "value": text})
 markdown_table(pd.DataFrame(rows))
 
 # %% [markdown]
-# The token files differ with the context length and with nothing else in a preset. With the locked packages every machine
-# makes the same ones.
+# The token files differ with the context length and with nothing else in a preset. With the locked packages every
+# machine makes the same ones. *Validation lines in training* is the share of the distinct validation lines of 20
+# characters or more that also occur in the training part: a measure of how much of the validation loss a model could
+# have memorised.
 
 # %% [markdown]
 # ## Runs
 #
-# Seconds are those of training, without evaluation, probes and checkpoints. How many runs shared the machine is not recorded.
+# Seconds are those of training, without evaluation, probes and checkpoints; wall seconds have all of that, but not the
+# pauses of an interrupted run. How many runs shared the machine is not recorded.
 
 # %% tags=["hide-input"]
 table = pd.DataFrame(
@@ -100,6 +112,7 @@ table = pd.DataFrame(
         "M tokens": [f"{n / 1e6:.3g}" for n in frame["provenance.tokens"]],
         "tokens/s": [f"{rate:,.0f}" for rate in frame["provenance.tokens_per_second"]],
         "seconds": [f"{seconds:,.1f}" for seconds in frame["provenance.seconds"]],
+        "wall seconds": [s if s == "unknown" else f"{s:,.1f}" for s in provenance("wall_seconds")],
         "data": [f"`{h}`" for h in frame["provenance.data_hash"]],
     }
 )

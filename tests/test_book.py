@@ -1,5 +1,6 @@
 """The book: every page is there, the committed notebooks come from the scripts, and it builds without a warning."""
 
+import json
 import re
 import subprocess
 import sys
@@ -102,6 +103,18 @@ def test_pages_name_no_machine() -> None:
     for page in BOOK.rglob("*.md"):
         if "_build" not in page.parts:
             assert not MACHINE.findall(page.read_text()), page
+
+
+def test_table_of_private_inference_has_the_published_numbers() -> None:
+    published = json.loads((ROOT / "data" / "published" / "private_inference.json").read_text())
+    names = published["_cols"]
+    page = (BOOK / "background.md").read_text()
+    rows = re.findall(r"^\* - (SM\S+)\n  - ([\d.]+)\n  - ([\d.]+)\n  - ([\d.]+)$", page, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["SM+LN+G", "SM+LN+R", "SM+ScFFN"]
+    for name, *shown in rows:
+        costs = published["GPT2_12L_T128"]["AERO SM+ScFFN" if name == "SM+ScFFN" else name]
+        costs = dict(zip(names, costs, strict=True))
+        assert [*map(float, shown)] == [costs[key] for key in ("ppl", "comm_GB", "latency_min")], name
 
 
 def test_figures_have_captions_and_alternative_texts() -> None:

@@ -551,3 +551,11 @@ def test_a_model_with_its_own_attention_cannot_be_hooked(measure):
 def test_head_entropy_refuses_an_unknown_method():
     with pytest.raises(SettingsError, match="method: 'fast'"):
         head_entropy(ours(), ids(), method="fast")
+
+
+@pytest.mark.parametrize("method", ["exact", "chunked", "lse"])
+def test_mixed_precision_does_not_round_the_entropy(method):
+    q, k = 3 * torch.randn(2, 2, 32, 16), torch.randn(2, 2, 32, 16)
+    plain = attention_entropy(q, k, method=method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attention_entropy(q, k, method=method), plain)

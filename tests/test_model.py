@@ -439,7 +439,6 @@ def test_a_new_activation_is_a_definition_and_a_line(monkeypatch, tmp_path):
             return F.relu(x).square()
 
     monkeypatch.setitem(model.ACTIVATIONS, "squared_relu", lambda config: SquaredReLU())
-    monkeypatch.setattr(settings, "ACTIVATIONS", (*settings.ACTIVATIONS, "squared_relu"))
     network = spread(ours(activation="squared_relu"))
     ids = tokens()
     assert torch.equal(reloaded(network, tmp_path)(ids).logits, network(ids).logits)

@@ -77,7 +77,7 @@ def test_parameters_ignore_what_a_notebook_holds_anyway() -> None:
         (dict(preset=3), "preset: 3 must be of type str"),
         (dict(preset="big"), "preset: 'big' is not one of smoke"),
         (dict(seeds=0), "seeds: 0 must be of type"),
-        (dict(training={"learning_rate": "1e-3"}), "learning_rate: '1e-3' must be of type float .* write 1.0e-03"),
+        (dict(training={"learning_rate": "1e-3"}), "learning_rate: '1e-3' must be of type float .* write 0.001"),
         (dict(steps="many"), "steps: 'many' must be of type"),
     ],
 )

@@ -43,7 +43,8 @@ def test_every_run_of_a_preset_builds_its_model(name: str) -> None:
 def test_grid(name: str) -> None:
     preset = Preset.load(name)
     grid = preset.grid()
-    assert {key: len(runs) for key, runs in grid.items()} == SIZES
+    sizes = SIZES | ({"instability": 10} if name == "gpu" else {})  # in float16, too, which is what paper has already
+    assert {key: len(runs) for key, runs in grid.items()} == sizes
     for key, runs in grid.items():
         assert len({e.id for e in runs}) == len(runs), f"{key} has one run twice"
     everything = preset.experiments()
@@ -54,7 +55,7 @@ def test_grid(name: str) -> None:
     assert len({e.name for runs in (grid["perplexity"], grid["context"]) for e in runs}) == 18
 
 
-@pytest.mark.parametrize(("name", "count"), [("smoke", 29), ("quick", 31), ("gpu", 31), ("paper", 27)])
+@pytest.mark.parametrize(("name", "count"), [("smoke", 29), ("quick", 31), ("gpu", 32), ("paper", 27)])
 def test_runs_are_shared_between_experiments(name: str, count: int) -> None:
     assert len(Preset.load(name).experiments()) == count
 
@@ -153,7 +154,7 @@ def test_merge() -> None:
         (dict(data={"context": "64"}), ["context: '64'", "int"]),
         (dict(data={"vocab_size": 70000}), ["data.vocab_size: 70000", "65535"]),
         (dict(data=["python-source"]), ["data", "dict"]),
-        (dict(training={"learning_rate": "1e-3"}), ["learning_rate: '1e-3'", "float", "write 1.0e-03"]),
+        (dict(training={"learning_rate": "1e-3"}), ["learning_rate: '1e-3'", "float", "write 0.001"]),
         (dict(training={"batch_size": "8"}), ["batch_size: '8'", "int"]),
         (dict(training={"precison": "bfloat16"}), ["training: unknown setting 'precison'", "precision"]),
     ],

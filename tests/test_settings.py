@@ -127,7 +127,7 @@ def test_seed_range(seed):
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        ({"training": {"learning_rate": "1e-3"}}, ("training.learning_rate", "'1e-3'", "float", "1.0e-03")),
+        ({"training": {"learning_rate": "1e-3"}}, ("training.learning_rate", "'1e-3'", "float", "0.001")),
         ({"training": {"learning_rate": "fast"}}, ("training.learning_rate", "'fast'", "float")),
         ({"training": {"steps": True}}, ("training.steps", "True", "int")),
         ({"training": {"steps": 6e2}}, ("training.steps", "600.0", "int")),

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nfcore.entropy import entropy_ceiling
 from nfcore.presets import MAIN, Preset
-from nfcore.report import final_heads, perplexities, published, relative_change
+from nfcore.report import early_share, final_heads, perplexities, published, relative_change
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,15 +37,14 @@ def block() -> str:
     ours = perplexities(runs).droplevel(["model.family", "data.context"])
     paper, maps = published("perplexity")["GPT2_T128"], published("head_entropy")["maps"]
 
-    def early(heads: np.ndarray, t: int) -> float:
-        return float(np.nanmean(heads[1:3]) / entropy_ceiling(t))
-
     lines = [
         "| GPT-2 shape | perplexity, paper | perplexity, ours | entropy / ceiling in layers 1 and 2, paper | ours |",
         "|---|---|---|---|---|",
     ]
     for name in MAIN:
-        entropies = f"{early(np.array(maps[name]), 128):.2f} | {early(final_heads(runs, name), context):.2f}"
+        entropies = (
+            f"{early_share(np.array(maps[name]), 128):.2f} | {early_share(final_heads(runs, name), context):.2f}"
+        )
         lines.append(f"| `{name}` | {paper[name][0]:.3f} | {ours[name]:.2f} | {entropies} |")
     gain, theirs = (-relative_change(p["SM+R"], p["SM+G"]) for p in (ours, {k: v[0] for k, v in paper.items()}))
     tokens = frame["provenance.tokens"].max() / 1e6
