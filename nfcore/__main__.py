@@ -146,15 +146,6 @@ def book(args: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise SettingsError(f"preset: {preset.preset!r} needs a CUDA device; smoke and quick run on a CPU")
-    records = [read_record(runs_dir() / e.id) for e in preset.experiments()]
-    print(f"Preset {preset.preset}: {len(records)} runs, {records.count(None)} to train", flush=True)
-    changed = sum(r is not None and r["provenance"]["source_hash"] != source_hash() for r in records)
-    if changed:
-        print(
-            f"{changed} finished runs were made by other model, data or training code than the present; "
-            "`python -m nfcore train PRESET/ID fresh=true` retrains one",
-            file=sys.stderr,
-        )
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
     command += ["--config", f"preset={preset.preset}"]
     environment = {**ALLOCATOR, "TOKENIZERS_PARALLELISM": "true", **os.environ}
@@ -168,6 +159,15 @@ def book(args: argparse.Namespace) -> None:
         raise SettingsError(f"{root}: another Snakemake is at work here; wait for it or stop it") from None
     if stale and subprocess.run([*command, "--unlock", "--quiet"], env=environment).returncode:
         raise SettingsError(f"{root}: the lock of an earlier Snakemake could not be removed")
+    records = [read_record(runs_dir() / e.id) for e in preset.experiments()]
+    print(f"Preset {preset.preset}: {len(records)} runs, {records.count(None)} to train", flush=True)
+    changed = sum(r is not None and r["provenance"]["source_hash"] != source_hash() for r in records)
+    if changed:
+        print(
+            f"{changed} finished runs were made by other model, data or training code than the present; "
+            "`python -m nfcore train PRESET/ID fresh=true` retrains one",
+            file=sys.stderr,
+        )
     options = ["--cores", str(args.cores), "--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
     options += ["--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
     done = subprocess.run([*command, *options], env=environment)
