@@ -14,6 +14,7 @@ import yaml
 
 from nfcore import notebook
 from nfcore.settings import project_root
+from tools.readme import picture, written
 
 
 ROOT = project_root()
@@ -147,3 +148,9 @@ def test_book_builds_with_warnings_as_errors(checkout: Path, tmp_path: Path) -> 
         assert (html / f"{page}.html").is_file(), page
     index = (html / f"{toc()[0]}.html").read_text()
     assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"https?://[^\"]+\.(?:js|css)", index), "needs a network"
+
+
+def test_readme_shows_the_recorded_results() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert written(readme) == readme, "run `make notebooks`"
+    assert picture() == (ROOT / "book" / "_assets" / "main.svg").read_text(), "run `make notebooks`"

@@ -328,7 +328,7 @@ def test_book_dry_run_says_what_it_would_do(project: Path, capfd: Capture) -> No
 def test_second_book_waits_for_nobody(project: Path, capsys: Capture) -> None:
     (project / ".snakemake").mkdir(exist_ok=True)
     with FileLock(project / ".snakemake" / "nfcore.lock"):
-        assert "another `make book` is running here" in refused(capsys, "book", "smoke", "--dry-run")
+        assert "another Snakemake is at work here" in refused(capsys, "book", "smoke", "--dry-run")
 
 
 def test_stale_lock_is_recovered(project: Path, capfd: Capture) -> None:

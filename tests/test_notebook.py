@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_wrong_parameters_are_refused(given: dict[str, Any], message: str) -> No
 
 
 def test_two_executions_are_the_same_bytes(small: Path, tmp_path: Path) -> None:
-    first, second = (execute(small, tmp_path / name / "out.ipynb", seeds=[1, 2]) for name in ("a", "b"))
+    first, second = (execute(small, tmp_path / name / "out.ipynb", {"seeds": [1, 2]}) for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     assert sorted(path.name for path in first.parent.iterdir()) == ["out.ipynb"]
     executed = nbformat.read(first, as_version=4)
@@ -112,12 +113,12 @@ def test_failed_notebook_replaces_nothing(small: Path, tmp_path: Path) -> None:
     output.write_text("old")
     small.write_text(SMALL + "\n# %%\nraise KeyError('missing')\n")
     with pytest.raises(RuntimeError, match=r"small\.py: cell \d+: KeyError: 'missing' \(see .*out\.failed\.ipynb\)"):
-        execute(small, output)
+        execute(small, output, {})
     assert output.read_text() == "old"
     partial = tmp_path / "out.failed.ipynb"
     assert any(o.output_type == "error" for o in outputs(partial))
     small.write_text("# %%\n1\n")
-    execute(small, output)
+    execute(small, output, {})
     assert not partial.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ipynb", "small.py"]
 
@@ -128,13 +129,13 @@ def test_wrong_parameters_start_no_kernel(
 ) -> None:
     monkeypatch.setattr("papermill.execute_notebook", lambda *args, **kwargs: pytest.fail("started a kernel"))
     with pytest.raises(SettingsError):
-        execute(small, tmp_path / "new" / "out.ipynb", **values)
+        execute(small, tmp_path / "new" / "out.ipynb", values)
     assert not (tmp_path / "new").exists()
 
 
 def test_missing_script(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"none\.py: no such notebook script"):
-        execute(tmp_path / "none.py", tmp_path / "new" / "out.ipynb")
+        execute(tmp_path / "none.py", tmp_path / "new" / "out.ipynb", {})
     assert not (tmp_path / "new").exists()
 
 
@@ -157,7 +158,7 @@ def test_parameters_of_a_script(script: Path) -> None:
     given: dict[str, Any] = {}
     exec(cells[0].source, given)
     names = {name for name in given if not name.startswith("_")}
-    assert names == {*notebook.parameter_names()}
+    assert names == {f.name for f in fields(Preset)}
     assert (given["preset"], given["source"]) == ("quick", "local")
     assert "parameters(globals())" in cells[1].source
 
@@ -165,7 +166,7 @@ def test_parameters_of_a_script(script: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_script_runs_at_smoke(script: Path, smoke_grid: Path, tmp_path: Path) -> None:
     before = {record: record.stat().st_mtime_ns for record in smoke_grid.glob("*/record.json")}
-    executed = execute(script, tmp_path / "out.ipynb", preset="smoke", source="local")
+    executed = execute(script, tmp_path / "out.ipynb", {"preset": "smoke", "source": "local"})
     assert all(cell.execution_count for cell in code_cells(executed) if cell.source)
     shown = outputs(executed)
     assert not [o for o in shown if o.output_type == "error"]

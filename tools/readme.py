@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from nfcore.presets import MAIN, Preset
 from nfcore.report import early_share, final_heads, perplexities, published, relative_change
@@ -50,11 +51,16 @@ def block() -> str:
     tokens = frame["provenance.tokens"].max() / 1e6
     share = 2.1e9 / frame["provenance.tokens"].max()
     device = ", ".join(sorted(frame["provenance.device"].unique()))
+    grid = Preset.load("quick", source="recorded").runs().runs
+    ended = pd.to_datetime(grid["provenance.finished"])
+    started = ended - pd.to_timedelta(grid["provenance.wall_seconds"], unit="s")
+    minutes = (ended.max() - started.min()).total_seconds() / 60
     lines += [
         "",
         f"Without LayerNorm, ReLU's perplexity is {gain:.1f} % below GELU's here (paper: {theirs:.1f} %). Ours: preset "
         f"`quick`, width {frame['model.hidden_size'].iloc[0]}, {frame['model.num_hidden_layers'].iloc[0]} layers, "
-        f"{tokens:.1f} M tokens a run, about {share:,.0f} times fewer than the paper's 2.1 B, one seed, on {device}.",
+        f"{tokens:.1f} M tokens a run, about {share:,.0f} times fewer than the paper's 2.1 B, one seed, on {device}. "
+        f"There all {len(grid)} runs of the grid took {minutes:.0f} minutes, as many at a time as there are cores.",
     ]
     return "\n".join(lines)
 
