@@ -88,6 +88,8 @@ markdown_table(pd.DataFrame(rows), digits=2)
 figure, panel = plt.subplots(figsize=(5.5, 3.4))
 for _, run in own.runs[own.runs["training.precision"] == own.runs["training.precision"].iloc[0]].iterrows():
     logits = own.heads[own.heads["run"] == run["run"]].groupby("step")["largest_logit"].max()
+    if run["status"] == "diverged":
+        logits = logits[logits.index < run["diverged.step"]]  # what comes after is not a measurement
     high = run["training.learning_rate"] > base
     style = STYLES[run["configuration"]]
     panel.plot(
@@ -103,7 +105,7 @@ for _, run in own.runs[own.runs["training.precision"] == own.runs["training.prec
         panel.axvline(run["diverged.step"], color=style["color"], linewidth=0.8, linestyle=":")
         panel.plot(
             [run["diverged.step"]],
-            [logits[logits.index < run["diverged.step"]].iloc[-1]],
+            [logits.iloc[-1]],
             marker="x",
             color=style["color"],
             markersize=9,

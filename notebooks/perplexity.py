@@ -129,7 +129,7 @@ Markdown(
     f"With LayerNorm it is, for GPT-2, {both('gpt2', '+LN')}, and for Pythia, {both('pythia', '+LN')}."
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 glue(
     gain_gpt2=f"{gain(ours, 'gpt2'):.1f}",
     gain_pythia=f"{gain(ours, 'pythia'):.1f}",
