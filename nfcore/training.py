@@ -469,6 +469,7 @@ def make_trainer(
         disable_tqdm=True,
         report_to=list(report_to) or "none",
     )
+    args._n_gpu = min(args.n_gpu, 1)  # else Trainer gives every GPU a micro-batch, in one process (DataParallel)
     model.to(args.device)  # type: ignore[arg-type]
     if settings.gradient_checkpointing:
         # transformers 5.23 renamed it and warns of the old name

@@ -48,7 +48,7 @@ def curve(runs, configuration, name="eval_loss"):
     return rows.groupby("step")["value"].mean()
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-curves", "caption": "Evaluation loss of the four main GPT-2 configurations: published (left), and ours (right). Note the different step axes: the published runs see some hundred times more tokens than the quick preset."}, "image": {"alt": "Four falling curves of evaluation loss against optimiser steps, published and ours; the markers tell the configurations apart."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-curves", "caption": "Evaluation loss of the four main GPT-2 configurations: published (left), and ours (right). Note the different step axes: the published runs see several hundred times more tokens than those of preset quick."}, "image": {"alt": "Four falling curves of evaluation loss against optimiser steps, published and ours; the markers tell the configurations apart."}}
 panels = {"published": None} | shown
 figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), squeeze=False)
 for panel, (where, runs) in zip(axes[0], panels.items(), strict=True):

@@ -62,7 +62,7 @@ for panel, configuration in zip(axes, MAIN, strict=True):
     panel.set(title=configuration, xlabel="quarter of [0, Max]")
     panel.set_xticks(positions, ["1st", "2nd", "3rd", "4th"])
 axes[0].set_ylabel("share of heads (%)")
-axes[0].legend()
+axes[2].legend(loc="upper left")
 plt.show()
 
 # %% [markdown]
