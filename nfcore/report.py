@@ -101,7 +101,8 @@ def markdown_table(frame: pd.DataFrame, digits: int = 3) -> Any:
     def cell(value: Any) -> str:
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return "-"
-        return f"{value:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+        text = f"{value:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+        return text.replace(" %", "\u00a0%")  # no line break between number and unit
 
     return Markdown(frame.map(cell).to_markdown(index=False, disable_numparse=True))
 
