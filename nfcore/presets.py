@@ -76,9 +76,7 @@ class Preset:
         for family, model in self.models.items():
             fixed = sorted({"norm", "activation", "negative_slope", "slope_sharing"} & set(model))
             if fixed:
-                raise SettingsError(
-                    f"models.{family}: {', '.join(fixed)} are what the grid compares, and not for presets"
-                )
+                raise SettingsError(f"models.{family}: {', '.join(fixed)} are set by the grid, which compares them")
         self.grid()  # builds, and so checks, every run
 
     @classmethod
@@ -129,7 +127,7 @@ class Preset:
 
     def experiments(self) -> list[Experiment]:
         """All runs of the grid, each once, the main ones first."""
-        return list({e.id: e for name in EXPERIMENTS for e in self.grid()[name]}.values())
+        return list({e.id: e for runs_of in self.grid().values() for e in runs_of}.values())
 
     def runs(self, name: str | None = None) -> runs.Runs:
         """The finished runs of experiment ``name`` (None: of the whole grid), each once.
