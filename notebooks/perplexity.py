@@ -54,8 +54,8 @@ banner(preset, next(iter(shown.values())))
 # ## Table
 #
 # Final perplexity on held-out files, and its change in percent against `SM+LN+G` of the same family at the same number
-# of steps. Rows marked with other step counts must not be compared with one another: the GPT-2 main rows are trained
-# longer than all others. `NaN`: the run stopped being finite.
+# of steps. Rows with other step counts must not be compared with one another: a preset may train the main GPT-2 rows
+# longer than the rest. `NaN`: the run stopped being finite.
 
 # %% tags=["hide-input"]
 paper = published("perplexity")
