@@ -28,16 +28,25 @@ ALLOCATOR = {
 
 def read_experiment(source: str, assignments: list[str]) -> Experiment:
     """An experiment from a YAML file or, written ``PRESET/ID``, from a preset's grid, with ``section.field=value``."""
-    from nfcore.presets import PRESETS, Preset
+    from nfcore import study
+    from nfcore.presets import PRESETS
 
     preset, slash, run = source.partition("/")
-    if slash and preset in PRESETS and not Path(source).exists():
-        found = [e for e in Preset.load(preset).experiments() if e.id == run]
+    if slash and preset in (*PRESETS, study.NAME) and not Path(source).exists():
+        found = [e for e in _grid(preset) if e.id == run]
         if not found:
             raise SettingsError(f"{source}: preset {preset} has no run {run}; `runs list {preset}` shows them")
         experiment = found[0]
         return Experiment.from_dict(override(experiment.to_dict(), assignments)) if assignments else experiment
     return Experiment.from_dict(override(read_yaml(source), assignments))
+
+
+def _grid(preset: str) -> list[Experiment]:
+    """All runs of a preset or of the study."""
+    from nfcore import study
+    from nfcore.presets import Preset
+
+    return study.Study.load().experiments() if preset == study.NAME else Preset.load(preset).experiments()
 
 
 def train(args: argparse.Namespace) -> None:
@@ -79,9 +88,7 @@ def list_runs(args: argparse.Namespace) -> None:
     from nfcore import runs
 
     if args.preset:
-        from nfcore.presets import Preset
-
-        for e in Preset.load(args.preset).experiments():
+        for e in _grid(args.preset):
             record = runs.read_record(runs.runs_dir() / e.id)
             print(
                 f"{e.id}  {record['status'] if record else 'not run':9}  {e.name}, {e.training.steps or 'epoch'} steps"

@@ -281,14 +281,20 @@ def head_entropy(model: Any, batch: Any, *, method: str = "auto") -> Tensor:
 
 @torch.no_grad()
 def attention_statistics(model: Any, batch: Any) -> dict[str, Tensor]:
-    """Per layer and head, each (L, H): ``entropy`` in nats (as :func:`head_entropy`), ``nonfinite_rows`` (rows of
-    attention with a score that is not finite, out of B T) and ``largest_logit`` (largest absolute scaled score)."""
-    result: dict[str, list[Tensor]] = {"entropy": [], "nonfinite_rows": [], "largest_logit": []}
+    """Per layer and head, each (L, H): ``entropy`` in nats (as :func:`head_entropy`), ``entropy_over_ln_i`` (mean over
+    positions i >= 2 of H_i / ln i, which weighs all positions alike), ``nonfinite_rows`` (rows of attention with a
+    score that is not finite, out of B T), ``largest_logit`` (largest absolute scaled score); ``by_position``
+    (L, T): the entropy of each query position, averaged over batch and heads."""
+    names = ("entropy", "entropy_over_ln_i", "nonfinite_rows", "largest_logit", "by_position")
+    result: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def measure(q: Tensor, k: Tensor, scale: float | None, causal: bool) -> None:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         rows, largest = _chunked(q, k, q.shape[-1] ** -0.5 if scale is None else scale, causal)
+        highest = torch.arange(1, rows.shape[-1] + 1, device=rows.device).log()  # 0 at the first position
         result["entropy"].append(rows.nanmean((0, 2)).cpu())
+        result["entropy_over_ln_i"].append((rows / highest)[..., 1:].nanmean((0, 2)).cpu())
+        result["by_position"].append(rows.nanmean((0, 1)).cpu())
         result["nonfinite_rows"].append(rows.isnan().sum((0, 2)).cpu())
         result["largest_logit"].append(largest.amax((0, 2)).cpu())
 

@@ -9,6 +9,7 @@ norm likewise in ``NORMS``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any, cast
@@ -70,15 +71,29 @@ class LeakyReLU(nn.Module):
         return F.leaky_relu(x, self.slope)
 
 
-class ScaledGELU(nn.Module):
-    """GELU(s x) / s: GELU at s = 1, ReLU in the limit of large s, x / 2 in the limit of small s."""
+class Scaled(nn.Module):
+    """f(s x) / s: f at s = 1. GELU, SiLU and centred softplus become ReLU in the limit of large s and x / 2 in that of
+    small s. ``learnable``: s is a parameter (a scalar). ``divide=False``: f(s x).
 
-    def __init__(self, scale: float) -> None:
+    A positively homogeneous f, such as ReLU, is the same at every s.
+    """
+
+    def __init__(
+        self, f: Callable[[Tensor], Tensor], scale: float, learnable: bool = False, divide: bool = True
+    ) -> None:
         super().__init__()
-        self.scale = scale
+        self.f, self.initial_scale, self.divide = f, scale, divide
+        self.scale = nn.Parameter(torch.tensor([scale])) if learnable else scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.scale * x) / self.scale
+        scale = self.scale.to(x.dtype) if isinstance(self.scale, nn.Parameter) else self.scale
+        y = self.f(scale * x)
+        return y / scale if self.divide else y
+
+
+def centred_softplus(x: Tensor) -> Tensor:
+    """ln(1 + e^x) - ln 2, which is 0 at 0 as the other activations are."""
+    return F.softplus(x) - math.log(2)
 
 
 ACTIVATIONS: dict[str, Callable[[NormFreeConfig], nn.Module]] = {
@@ -88,7 +103,11 @@ ACTIVATIONS: dict[str, Callable[[NormFreeConfig], nn.Module]] = {
     "leaky_relu": lambda config: LeakyReLU(config.negative_slope, learnable=False),
     "learnable_leaky_relu": lambda config: LeakyReLU(config.negative_slope, learnable=True),
     "identity": lambda config: nn.Identity(),
-    "scaled_gelu": lambda config: ScaledGELU(config.activation_scale),
+    "scaled_gelu": lambda config: Scaled(F.gelu, config.activation_scale),
+    "scaled_silu": lambda config: Scaled(F.silu, config.activation_scale),
+    "scaled_softplus": lambda config: Scaled(centred_softplus, config.activation_scale),
+    "learnable_scaled_gelu": lambda config: Scaled(F.gelu, config.activation_scale, learnable=True),
+    "learnable_input_gelu": lambda config: Scaled(F.gelu, config.activation_scale, learnable=True, divide=False),
 }
 
 # --- normalisations: config -> module ---------------------------------------------------------------------------
@@ -166,6 +185,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.biases == "all")
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.biases == "all")
+        self.up.init_gain = config.ffn_gain
         self.down.writes_residual = True  # type: ignore[assignment]
 
     def forward(self, x: Tensor, activation: nn.Module) -> Tensor:
@@ -217,11 +237,12 @@ class NormFreePreTrainedModel(PreTrainedModel):
                 std *= (768 / config.hidden_size) ** 0.5
             elif config.init == "gpt2" and getattr(module, "writes_residual", False):
                 std /= (2 * config.num_hidden_layers) ** 0.5
+            std *= getattr(module, "init_gain", 1.0)
             init.normal_(module.weight, 0.0, std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, 0.0, std)
+            init.normal_(module.weight, 0.0, std * config.embedding_gain)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             init.ones_(module.weight)
             if isinstance(module, nn.LayerNorm):
@@ -230,6 +251,8 @@ class NormFreePreTrainedModel(PreTrainedModel):
             init.zeros_(cast(nn.Parameter, module.qkv_bias))
         elif isinstance(module, LeakyReLU) and isinstance(module.slope, nn.Parameter):
             init.constant_(module.slope, module.initial_slope)
+        elif isinstance(module, Scaled) and isinstance(module.scale, nn.Parameter):
+            init.constant_(module.scale, module.initial_scale)
 
 
 class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
@@ -276,8 +299,16 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
     @property
     def slopes(self) -> list[nn.Parameter]:
         """The learnable negative slopes: one a layer, one in all, or none."""
-        slopes = (getattr(activation, "slope", None) for activation in self.activations)
-        return [slope for slope in slopes if isinstance(slope, nn.Parameter)]
+        return self._scalars("slope")
+
+    @property
+    def scales(self) -> list[nn.Parameter]:
+        """The learnable scales: one a layer, one in all, or none."""
+        return self._scalars("scale")
+
+    def _scalars(self, name: str) -> list[nn.Parameter]:
+        values = (getattr(activation, name, None) for activation in self.activations)
+        return [value for value in values if isinstance(value, nn.Parameter)]
 
     def forward(
         self,
@@ -456,7 +487,7 @@ def _build(
     model = NormFreeForCausalLM(NormFreeConfig(**{**config, **changes}))
     sizes = {name: p.shape for name, p in model.state_dict().items()}
     missing, unused = model.load_state_dict({n: w for n, w in state.items() if sizes.get(n, w.shape) == w.shape}, False)
-    wrong = [k for k in missing if ".slope" not in k] + [k for k in unused if "norm." not in k]
+    wrong = [k for k in missing if not k.startswith("activations.")] + [k for k in unused if "norm." not in k]
     if wrong:
         raise SettingsError(f"the given model's weights do not fit: {', '.join(wrong[:4])}")
     model.to(device=hf_model.device, dtype=hf_model.dtype)  # type: ignore[call-arg]

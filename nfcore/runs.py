@@ -8,8 +8,15 @@ Frames, each with the column ``run`` (the id):
 - ``runs``: one row a run: settings as ``model.norm`` ..., ``configuration``, ``status``, final metrics, provenance.
 - ``metrics``: ``step``, ``name`` (``train_loss``, ``eval_loss``, ``eval_loss_median``, ``eval_loss_p95``,
   ``learning_rate``, ``grad_norm``), ``value``; losses in nats per token.
-- ``layers``: ``step``, ``layer``, ``residual_rms``, ``preactivation_std``, ``slope`` on the probe batch.
-- ``heads``: ``step``, ``layer``, ``head``, ``entropy`` (nats), ``nonfinite_rows``, ``largest_logit``.
+- ``layers``: ``step``, ``layer``, ``residual_rms``, ``preactivation_std``, ``nonlinear_share`` and
+  ``nonlinear_share_centred`` of the activation (:mod:`nfcore.linearity`), ``slope`` and ``scale`` where they are
+  learnable; on the probe batch.
+- ``heads``: ``step``, ``layer``, ``head``, ``entropy`` (nats), ``entropy_over_ln_i``, ``nonfinite_rows``,
+  ``largest_logit``; ``entropy_random`` on uniformly random tokens.
+- ``positions``: at the last probe ``step``, ``layer``, query ``position`` (from 1), ``entropy`` (nats, mean over batch
+  and heads), ``entropy_random``.
+
+Runs made before a column or a table was added lack it: their values are missing, not zero.
 """
 
 from __future__ import annotations
@@ -28,8 +35,8 @@ from nfcore.settings import ModelSettings, SettingsError, digest, project_root
 
 
 FORMAT = 1
-TABLES = ("metrics", "layers", "heads")
-_SOURCES = ("settings.py", "model.py", "entropy.py", "data.py", "training.py")
+TABLES = ("metrics", "layers", "heads", "positions")
+_SOURCES = ("settings.py", "model.py", "entropy.py", "linearity.py", "data.py", "training.py")
 
 
 def runs_dir() -> Path:
@@ -105,6 +112,7 @@ class Runs:
     metrics: pd.DataFrame
     layers: pd.DataFrame
     heads: pd.DataFrame
+    positions: pd.DataFrame
 
     def select(self, ids: Iterable[str]) -> Runs:
         """The runs with these ids, in this order."""
@@ -137,34 +145,68 @@ def load_runs(source: str | Path | None = None) -> Runs:
             raise SettingsError(f"{directory / 'checksums.json'}: cannot be read ({error})") from None
         verify(directory, {"files": sums}, "`python -m nfcore runs record` writes it again")
         records = json.loads((directory / "records.json").read_text())
-        tables = {name: pd.read_parquet(directory / f"{name}.parquet") for name in TABLES}
+        whole = [(directory, {"files": sums})]
+        tables = {name: _stack(whole, name) for name in TABLES}
     else:
-        found = [(path.parent, read_record(path.parent)) for path in sorted(directory.glob("*/record.json"))]
-        records = [record for _, record in found if record]
-        tables = {name: _stack(((r["id"], d) for d, r in found if r), name) for name in TABLES}
+        read = ((path.parent, read_record(path.parent)) for path in sorted(directory.glob("*/record.json")))
+        found = [(path, record) for path, record in read if record]
+        records = [record for _, record in found]
+        tables = {name: _stack(found, name) for name in TABLES}
     return Runs(pd.DataFrame([row(record) for record in records]), **tables)
 
 
-def _stack(found: Iterable[tuple[str, Path]], name: str) -> pd.DataFrame:
-    frames = [pd.read_parquet(directory / f"{name}.parquet").assign(run=run) for run, directory in found]
+def _stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFrame:
+    """One table of several records, each with its directory; a run's own table gets the column ``run``."""
+    frames = []
+    for directory, record in found:
+        file = f"{name}.parquet"
+        if file in record["files"]:
+            frame = pd.read_parquet(directory / file)
+            frames.append(frame.assign(run=record["id"]) if "id" in record else frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"run": []})
 
 
-def export(preset: str, ids: Iterable[str]) -> Path:
-    """Write the small tidy copy of finished runs to ``data/recorded/<preset>/``: records and tables, no models."""
-    ids = sorted(set(ids))
-    records = []
+def together(parts: Iterable[Runs]) -> Runs:
+    """Several sets of runs as one; of a run in several the first set's."""
+    parts, seen = list(parts), set[str]()
+    fresh = []
+    for part in parts:
+        ids = [run for run in part.runs.get("run", []) if run not in seen]
+        seen |= set(ids)
+        if ids:
+            fresh.append(part.select(ids))
+    if not fresh:
+        return Runs(*(pd.DataFrame({"run": []}) for _ in range(1 + len(TABLES))))
+    return Runs(*(pd.concat([getattr(r, t) for r in fresh], ignore_index=True) for t in ("runs", *TABLES)))
+
+
+def export(preset: str, ids: Iterable[str], keep: bool = False) -> Path:
+    """Write the small tidy copy of finished runs to ``data/recorded/<preset>/``: records and tables, no models.
+
+    ``keep``: add to the runs that are recorded there; else they are replaced.
+    """
+    ids, target = sorted(set(ids)), recorded_dir(preset)
+    found = []
     for run in ids:
         record = read_record(runs_dir() / run)
         if record is None:
             raise SettingsError(f"{run}: not a finished run of this machine; train it first")
         verify(runs_dir() / run, record)
-        records.append(record)
-    target = recorded_dir(preset)
+        found.append((runs_dir() / run, record))
+    records, tables = [record for _, record in found], {name: _stack(found, name) for name in TABLES}
+    if keep and target.is_dir():
+        before = load_runs(target)
+        old = [r for r in json.loads((target / "records.json").read_text()) if r["id"] not in set(ids)]
+        kept = {r["id"] for r in old}
+        records += old
+        for name in TABLES:
+            table = getattr(before, name)
+            tables[name] = pd.concat([tables[name], table[table["run"].isin(kept)]], ignore_index=True)
     target.mkdir(parents=True, exist_ok=True)
+    records.sort(key=lambda record: record["id"])
     write_atomically(target / "records.json", json.dumps(records, indent=1))
-    for name in TABLES:
-        _stack(((r, runs_dir() / r) for r in ids), name).to_parquet(target / f"{name}.parquet", index=False)
+    for name, table in tables.items():
+        table.sort_values("run", kind="stable").to_parquet(target / f"{name}.parquet", index=False)
     files = [target / "records.json", *(target / f"{name}.parquet" for name in TABLES)]
     write_atomically(target / "checksums.json", json.dumps({f.name: file_sha256(f) for f in files}, indent=1))
     return target

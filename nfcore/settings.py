@@ -43,7 +43,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 FAMILIES = ("gpt2", "pythia")
 # The names in the registries of nfcore.model; others are looked up there, which costs loading torch.
 NORMS = ("layernorm", "rmsnorm", "none")
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "leaky_relu", "learnable_leaky_relu", "identity", "scaled_gelu")
+ACTIVATIONS = (
+    *("gelu", "gelu_tanh", "relu", "leaky_relu", "learnable_leaky_relu", "identity"),
+    *("scaled_gelu", "scaled_silu", "scaled_softplus", "learnable_scaled_gelu", "learnable_input_gelu"),
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -73,6 +76,10 @@ def at_least(where: str, value: float, low: float, high: float = math.inf) -> No
         raise SettingsError(f"{where}: {value!r} must be {limit}")
 
 
+# A setting added after runs were recorded: at its default it is left out of the hash, so that those keep their ids.
+LATER = {"later": True}
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """The architecture (the fields of :class:`nfcore.model.NormFreeConfig`).
@@ -82,10 +89,12 @@ class ModelSettings:
     ``norm`` / ``final_norm``: normalisation inside the blocks / before the head. The paper's "normalization-free"
     models keep the final LayerNorm.
     ``negative_slope``: of ``leaky_relu``; the initial one of ``learnable_leaky_relu``, whose slopes are one per layer
-    or one for all (``slope_sharing``). ``activation_scale``: s of ``scaled_gelu``, GELU(s x)/s.
+    or one for all (``slope_sharing``, as learnable scales are). ``activation_scale``: s of ``scaled_gelu``,
+    GELU(s x)/s, and its kin; the initial s of ``learnable_scaled_gelu`` and a of ``learnable_input_gelu``, GELU(a x).
     ``biases``: ``paper`` (query and key only), ``all`` or ``none``.
     ``init``: ``paper`` (N(0, 0.02) for every matrix), ``gpt2`` (output matrices scaled by 1/sqrt(2 L)) or ``width``
     (0.02 sqrt(768/d) for matrices, 0.02 for embeddings, which keeps the gain of a layer at d = 768).
+    ``embedding_gain`` / ``ffn_gain``: factors on the initial embeddings / on the initial first FFN matrices.
     """
 
     family: str = "gpt2"
@@ -109,6 +118,8 @@ class ModelSettings:
     rotary_fraction: float = 0.25
     rotary_base: float = 10000.0
     tie_word_embeddings: bool | None = None  # None: as the family does
+    embedding_gain: float = field(default=1.0, metadata=LATER)
+    ffn_gain: float = field(default=1.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         choice("model.family", self.family, FAMILIES)
@@ -132,7 +143,7 @@ class ModelSettings:
         at_least("model.norm_eps", self.norm_eps, 0.0)
         if not math.isfinite(self.negative_slope):
             raise SettingsError(f"model.negative_slope: {self.negative_slope!r} must be finite")
-        for name in ("activation_scale", "rotary_base"):
+        for name in ("activation_scale", "rotary_base", "embedding_gain", "ffn_gain"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"model.{name}: {getattr(self, name)!r} must be above 0")
         if self.intermediate_size is None:
@@ -149,6 +160,10 @@ class ModelSettings:
             "gelu": "G",
             "gelu_tanh": "G(tanh)",
             "scaled_gelu": f"G(s={self.activation_scale:g})",
+            "scaled_silu": f"SiLU(s={self.activation_scale:g})",
+            "scaled_softplus": f"softplus(s={self.activation_scale:g})",
+            "learnable_scaled_gelu": f"G(learnable s from {self.activation_scale:g})",
+            "learnable_input_gelu": f"G(learnable a from {self.activation_scale:g})",
             "relu": "R",
             "leaky_relu": f"L{slope}",
             "learnable_leaky_relu": f"LL {self.slope_sharing.replace('_', ' ')}{slope}",
@@ -326,6 +341,10 @@ class Experiment:
         settings = self.to_dict()
         settings.pop("name")
         settings["training"].pop("threads")
+        for section in ("model", "data", "training"):
+            for f in fields(getattr(self, section)):
+                if f.metadata == LATER and settings[section][f.name] == f.default:
+                    del settings[section][f.name]
         return digest(settings)
 
 

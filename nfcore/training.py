@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,8 @@ from transformers.utils import logging as transformers_logging
 from nfcore import runs
 from nfcore.data import Sequences, TokenData, collate, prepare
 from nfcore.entropy import attention_statistics
-from nfcore.model import FeedForward, NormFreeConfig, NormFreeForCausalLM
+from nfcore.linearity import nonlinear_shares
+from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 
 
@@ -151,6 +152,9 @@ class Telemetry(TrainerCallback):
 
     def __init__(self, trainer: NormFreeTrainer, probe: Tensor, settings: TrainingSettings, steps: int) -> None:
         self.trainer, self.probe, self.settings, self.steps = trainer, probe, settings, steps
+        # The same tokens for all runs of a vocabulary: what attention does where there is nothing to find.
+        generator = torch.Generator().manual_seed(0)
+        self.random = torch.randint(trainer.raw_model.config.vocab_size, probe.shape, generator=generator)
         self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in runs.TABLES}
         self.diverged: dict[str, Any] | None = None
         self.seconds = 0.0  # of training, without evaluation, probes and checkpoints
@@ -214,7 +218,7 @@ class Telemetry(TrainerCallback):
             control.should_training_stop = True
             control.should_save = control.should_evaluate = False
         if probing or self.diverged:
-            self.measure(step)
+            self.measure(step, last=last or bool(self.diverged))
         if last or self.diverged:
             self._stop_clock()
 
@@ -225,36 +229,47 @@ class Telemetry(TrainerCallback):
         saved = {name: getattr(self, name) for name in ("tables", "seconds", "wall_seconds", "sources")}
         runs.write_atomically(checkpoint / self.FILE, json.dumps(saved))
 
-    def measure(self, step: int) -> None:
-        """Rows of the tables ``layers`` and ``heads`` from the probe batch, dropout off."""
+    def measure(self, step: int, last: bool = False) -> None:
+        """Rows of the tables ``layers``, ``heads`` and, at the last probe, ``positions``; dropout off."""
         model = self.trainer.raw_model
-        residual: list[float] = []
-        preactivation: list[float] = []
-        hooks = []
-        for block in model.blocks:
-            hooks.append(block.register_forward_hook(lambda m, a, out: residual.append(_rms(out[0]))))
-            up = cast(FeedForward, block.ffn).up
-            hooks.append(up.register_forward_hook(lambda m, a, out: preactivation.append(float(out.std()))))
+        layers: list[dict[str, float]] = [{} for _ in model.blocks]
+        calls = 0
+
+        def watch_activation(module: nn.Module, args: Any, y: Tensor) -> None:
+            nonlocal calls
+            x = args[0]
+            shares = nonlinear_shares(*(t.detach().flatten(0, -2).double().cpu().numpy() for t in (x, y)))
+            names = ("nonlinear_share", "nonlinear_share_centred")
+            layers[calls] |= {"preactivation_std": float(x.std()), **dict(zip(names, shares, strict=True))}
+            calls += 1
+
+        def watch_block(layer: int) -> Any:
+            return lambda module, args, out: layers[layer].update(residual_rms=_rms(out[0]))
+
+        hooks = [block.register_forward_hook(watch_block(i)) for i, block in enumerate(model.blocks)]
+        hooks += [activation.register_forward_hook(watch_activation) for activation in model.activations]
         with self.paused(), self.trainer.compute_loss_context_manager():
             try:
                 heads = attention_statistics(model, self.probe)
             finally:
                 for hook in hooks:
                     hook.remove()
-        slopes = [float(s.detach()) for s in model.slopes]
-        for layer in range(len(model.blocks)):
-            self.tables["layers"].append(
-                {
-                    "step": step,
-                    "layer": layer,
-                    "residual_rms": residual[layer],
-                    "preactivation_std": preactivation[layer],
-                    "slope": slopes[layer % len(slopes)] if slopes else float("nan"),
-                }
-            )
+            random = attention_statistics(model, self.random)
+        slopes, scales = ([float(p.detach()) for p in values] or [math.nan] for values in (model.slopes, model.scales))
+        by_position, random_by_position = heads.pop("by_position"), random["by_position"]
+        heads["entropy_random"] = random["entropy"]
+        for layer, values in enumerate(layers):
+            where = {"step": step, "layer": layer}
+            values |= {"slope": slopes[layer % len(slopes)], "scale": scales[layer % len(scales)]}
+            self.tables["layers"].append(where | values)
             for head in range(heads["entropy"].shape[1]):
                 values = {name: float(table[layer, head]) for name, table in heads.items()}
-                self.tables["heads"].append({"step": step, "layer": layer, "head": head, **values})
+                self.tables["heads"].append({**where, "head": head, **values})
+            if last:
+                pairs = zip(by_position[layer].tolist(), random_by_position[layer].tolist(), strict=True)
+                for i, (entropy, entropy_random) in enumerate(pairs, 1):
+                    values = {"entropy": entropy, "entropy_random": entropy_random}
+                    self.tables["positions"].append({**where, "position": i, **values})
 
 
 def _rms(x: Tensor) -> float:

@@ -451,10 +451,13 @@ def test_head_entropy_is_that_of_the_maps(name):
 def test_attention_statistics(name):
     model, batch = with_sharp_attention(MODELS[name]), ids()
     statistics = attention_statistics(model, batch)
-    assert {key: value.shape for key, value in statistics.items()} == dict.fromkeys(
-        ("entropy", "nonfinite_rows", "largest_logit"), (3, 4)
-    )
+    names = ("entropy", "entropy_over_ln_i", "nonfinite_rows", "largest_logit")
+    shapes = {**dict.fromkeys(names, (3, 4)), "by_position": (3, batch.shape[1])}
+    assert {key: value.shape for key, value in statistics.items()} == shapes
     close(statistics["entropy"], from_maps(model, batch), 5e-6)
+    close(statistics["by_position"].mean(1), statistics["entropy"].mean(1), 5e-6)
+    assert (statistics["by_position"] <= torch.arange(1, batch.shape[1] + 1).log() + 1e-5).all()
+    assert ((statistics["entropy_over_ln_i"] > 0) & (statistics["entropy_over_ln_i"] <= 1 + 1e-5)).all()
     assert not statistics["nonfinite_rows"].any()
     # entropy ln n - D with D at most twice the largest score: flat attention needs no large score, sharp one does
     assert (statistics["largest_logit"] >= (entropy_ceiling(16) - statistics["entropy"]) / 2).all()

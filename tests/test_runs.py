@@ -119,8 +119,15 @@ def test_frames_of_all_finished_runs(two: Path, trained: Path, diverged: Path) -
     assert good["provenance.tokens"] == 2560
     for name, columns in {
         "metrics": ["step", "name", "value"],
-        "layers": ["step", "layer", "residual_rms", "preactivation_std", "slope"],
-        "heads": ["step", "layer", "head", "entropy", "nonfinite_rows", "largest_logit"],
+        "layers": [
+            *("step", "layer", "preactivation_std", "nonlinear_share", "nonlinear_share_centred", "residual_rms"),
+            *("slope", "scale"),
+        ],
+        "heads": [
+            *("step", "layer", "head", "entropy", "entropy_over_ln_i", "nonfinite_rows", "largest_logit"),
+            "entropy_random",
+        ],
+        "positions": ["step", "layer", "position", "entropy", "entropy_random"],
     }.items():
         frame = frames(shown)[name]
         assert [*frame.columns] == [*columns, "run"]

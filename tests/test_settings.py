@@ -1,8 +1,10 @@
 """Settings: what is refused and how it is said, and what makes two runs the same run."""
 
+import json
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +65,8 @@ BAD_VALUES = [
     ("model", "residual_dtype", "float64", "float32, bfloat16, float16"),
     ("model", "rotary_fraction", -0.25, "between 0.0 and 1.0"),
     ("model", "rotary_base", 0.0, "above 0"),
+    ("model", "embedding_gain", 0.0, "above 0"),
+    ("model", "ffn_gain", -1.0, "above 0"),
     ("model", "tie_word_embeddings", 1, "bool"),
     ("data", "corpus", "", "a path"),
     ("data", "text_column", 3, "str"),
@@ -189,6 +193,8 @@ OTHER_VALUES: dict[tuple[str, str], Any] = {
     ("model", "residual_dtype"): "bfloat16",
     ("model", "rotary_fraction"): 0.5,
     ("model", "rotary_base"): 500.0,
+    ("model", "embedding_gain"): 2.0,
+    ("model", "ffn_gain"): 2.0,
     ("model", "tie_word_embeddings"): False,
     ("data", "corpus"): "codeparrot",
     ("data", "text_column"): "text",
@@ -380,3 +386,11 @@ def test_project_root(monkeypatch, tmp_path):
     assert (project_root() / "data" / "published").is_dir()
     monkeypatch.setenv("NFCORE_ROOT", str(tmp_path))
     assert project_root() == tmp_path
+
+
+def test_settings_added_later_leave_the_ids_of_earlier_runs():
+    """Those of the quick grid, which was recorded before them."""
+    recorded = json.loads(Path("data/recorded/quick/records.json").read_text())
+    for record in recorded:
+        assert "embedding_gain" not in record["settings"]["model"]
+        assert Experiment.from_dict(record["settings"]).id == record["id"]

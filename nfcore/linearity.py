@@ -1,0 +1,74 @@
+r"""How much of an activation's output is not linear in its input.
+
+The output energy E f(x)^2 of a neuron splits into what the best linear map a x, a = E[x f] / E[x^2], gives, and a rest:
+the share of the rest is the *non-linear share*. Part of the rest is only a constant, as ReLU's mean is; the *centred*
+share leaves it out: Var f - Cov(x, f)^2 / Var x over E f^2. A feed-forward layer whose share is 0 is one matrix.
+
+For x ~ N(0, tau^2) both have closed forms. GELU(u) = u Phi(u) has a = 1/2 at every tau, by Stein's lemma, and
+
+.. math::
+    E[\mathrm{GELU}^2] = \frac{\tau^2}{4} + \frac{\tau^2}{2\pi}\left(\arcsin\frac{\tau^2}{1+\tau^2}
+    + \frac{2\tau^2}{(1+\tau^2)\sqrt{1+2\tau^2}}\right), \qquad E[\mathrm{GELU}] = \frac{\tau^2}{\sqrt{2\pi(1+\tau^2)}}.
+
+GELU(s x)/s has the shares of GELU at s tau. A leaky ReLU of slope alpha is (1+alpha)/2 x + (1-alpha)/2 abs(x), whose
+shares depend on alpha alone: it is positively homogeneous. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def gaussian_gelu_shares(tau: float) -> tuple[float, float]:
+    """Non-linear share of GELU on N(0, tau^2), and the centred one.
+
+    >>> [round(share, 3) for share in gaussian_gelu_shares(1e3)]  # ReLU's
+    [0.5, 0.182]
+    """
+    t = tau * tau
+    energy = t / 4 + t / (2 * math.pi) * (math.asin(t / (1 + t)) + 2 * t / ((1 + t) * math.sqrt(1 + 2 * t)))
+    rest = energy - t / 4
+    return rest / energy, (rest - t * t / (2 * math.pi * (1 + t))) / energy
+
+
+def gaussian_leaky_relu_shares(slope: float) -> tuple[float, float]:
+    """Non-linear share of a leaky ReLU on N(0, tau^2) for any tau, and the centred one.
+
+    >>> [round(share, 3) for share in gaussian_leaky_relu_shares(0.0)]
+    [0.5, 0.182]
+    """
+    rest, energy = ((1 - slope) / 2) ** 2, (1 + slope**2) / 2
+    return rest / energy, rest * (1 - 2 / math.pi) / energy
+
+
+def gaussian_shares(f: Callable[[np.ndarray], Any], tau: float, points: int = 20001) -> tuple[float, float]:
+    """Non-linear share of any f on N(0, tau^2), and the centred one, by summation over +-12 tau."""
+    z = np.linspace(-12.0, 12.0, points)
+    weights = np.exp(-(z**2) / 2)
+    weights /= weights.sum()
+    return _shares(tau * z[:, None], np.asarray(f(tau * z))[:, None], weights[:, None])
+
+
+def nonlinear_shares(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Non-linear share of the output energy of a layer, and the centred one, from a sample.
+
+    ``x``, ``y``: inputs and outputs of the activation, (N, F), N tokens and F neurons, each neuron with its own best
+    linear map; energies are summed over neurons. NaN where y is zero everywhere or anything is not finite.
+    """
+    return _shares(np.asarray(x, float), np.asarray(y, float), np.full((len(x), 1), 1 / len(x)))
+
+
+def _shares(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """From x, y (N, F) and the weight of each of N points (N, 1); in float64, for the energies nearly cancel."""
+    wx, wy = weights * x, weights * y
+    mx, my = wx.sum(0), wy.sum(0)
+    xx, xy, yy = (np.einsum("nf,nf->f", a, b) for a, b in ((wx, x), (wx, y), (wy, y)))
+    with np.errstate(all="ignore"):
+        # A neuron whose input does not vary has nothing linear: 0 / 0 counts as 0.
+        linear, affine = np.nan_to_num(xy**2 / xx), np.nan_to_num((xy - mx * my) ** 2 / (xx - mx**2))
+        energy = yy.sum()
+        return float(1 - linear.sum() / energy), float((energy - (my**2).sum() - affine.sum()) / energy)
