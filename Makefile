@@ -38,8 +38,10 @@ lint: $(ENVIRONMENT)
 	.venv/bin/python -m mypy
 
 notebooks: $(ENVIRONMENT)
-	for script in notebooks/*.py; do .venv/bin/python -m nfcore notebook "$$script" \
-		"book/notebooks/$$(basename "$$script" .py).ipynb" preset=quick source=recorded || exit 1; done
+	for script in notebooks/*.py; do \
+		case "$$script" in */claims.py|*/confounds.py|*/mechanism.py) preset=study;; *) preset=quick;; esac; \
+		.venv/bin/python -m nfcore notebook "$$script" "book/notebooks/$$(basename "$$script" .py).ipynb" \
+			"preset=$$preset" source=recorded || exit 1; done
 	.venv/bin/python -m tools.readme
 
 lock: $(ENVIRONMENT)

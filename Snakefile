@@ -11,27 +11,35 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from snakemake.exceptions import WorkflowError
 
+from nfcore import study
 from nfcore.presets import Preset, params_file
 from nfcore.runs import runs_dir
 from nfcore.settings import digest
 
+# With study=STAGE the goal is what is missing of that stage of the study, without a book.
+STAGE = config.get("study")
 PRESET = Preset.load(config.get("preset", "quick"))
-NAME = PRESET.preset
+NAME = study.NAME if STAGE else PRESET.preset
 BUILD = f"_build/{NAME}"
-RUNS = {e.id: e for e in PRESET.experiments()}
+RUNS = {e.id: e for e in (study.Study.load().missing(STAGE) if STAGE else PRESET.experiments())}
 MAIN = {e.id for e in PRESET.grid()["curves"]}
 NEEDS = {name: [e.id for e in grid] for name, grid in PRESET.grid().items()}
+NEEDS |= dict.fromkeys(study.NOTEBOOKS, [])  # these show recorded runs
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.py"))
 PAGES = [p for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb" and "_build" not in p.parts]
 PYTHON = shlex.quote(sys.executable)
 RUNS_DIR = os.path.relpath(runs_dir()) if runs_dir().is_relative_to(Path.cwd()) else str(runs_dir())
 RECORD = RUNS_DIR + "/{id}/record.json"
-SHOWS = [f"nfcore/{name}.py" for name in ("entropy", "report", "notebook", "presets", "runs", "settings")]
-SHOWS += sorted(map(str, [*Path("data/published").glob("*.json"), *Path("data/recorded").rglob("*.*")]))
+SHOWS = [f"nfcore/{n}.py" for n in ("claims", "entropy", "report", "notebook", "presets", "runs", "settings", "study")]
+SHOWS += sorted(map(str, [Path("data/claims.yaml"), *Path("data/published").glob("*.json"), *Path("data/recorded").rglob("*.*")]))
 
 
 def marker(experiment):
     return f"{BUILD}/tokens/{digest(vars(experiment.data))}"
+
+
+def shown_by(notebook):
+    return study.NAME if notebook in study.NOTEBOOKS else NAME
 
 
 MARKERS = {}
@@ -53,7 +61,7 @@ wildcard_constraints:
 
 rule all:
     input:
-        f"{BUILD}/html/index.html",
+        expand(RECORD, id=RUNS) if STAGE else f"{BUILD}/html/index.html",
 
 
 rule tokens:
@@ -81,12 +89,14 @@ rule notebook:
     input:
         lambda wildcards: expand(RECORD, id=NEEDS.get(wildcards.name, RUNS)),
         script="notebooks/{name}.py",
-        params=params_file(NAME),
+        params=lambda wildcards: params_file(shown_by(wildcards.name)),
         shows=SHOWS,
     output:
         BUILD + "/notebooks/{name}.ipynb",
+    params:
+        preset=lambda wildcards: shown_by(wildcards.name),
     shell:
-        "{PYTHON} -m nfcore notebook {input.script:q} {output:q} preset={NAME} source=local > /dev/null"
+        "{PYTHON} -m nfcore notebook {input.script:q} {output:q} preset={params.preset} source=local > /dev/null"
 
 
 # In shell alone: a `run:` block breaks where the path of Python has a space.

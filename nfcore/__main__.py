@@ -115,10 +115,13 @@ def verify_runs(args: argparse.Namespace) -> None:
 
 
 def record_runs(args: argparse.Namespace) -> None:
-    from nfcore.presets import Preset
     from nfcore.runs import export
+    from nfcore.study import NAME, Study
 
-    print(export(args.preset, [e.id for e in Preset.load(args.preset).experiments()]))
+    if args.preset == NAME:
+        print(Study.load().record())
+    else:
+        print(export(args.preset, [e.id for e in _grid(args.preset)]))
 
 
 def _record(run: str) -> tuple[Path, dict[str, Any]]:
@@ -137,24 +140,15 @@ def notebook(args: argparse.Namespace) -> None:
     print(execute(args.script, args.output, override({}, args.parameters)))
 
 
-def book(args: argparse.Namespace) -> None:
-    """Run the whole grid of a preset and build its book, through the Snakefile."""
+def _snakemake(config: str, cores: int, dry_run: bool = False) -> None:
+    """Run the Snakefile, one Snakemake a folder; an error of it is ours."""
     from filelock import FileLock, Timeout
 
-    from nfcore.presets import Preset
-    from nfcore.runs import read_record, runs_dir, source_hash
-
-    preset = Preset.load(args.preset)
     root = project_root()
     if not (root / "Snakefile").exists():
-        raise SettingsError(f"{root}: no Snakefile; the book is built from a checkout of the project")
-    if preset.preset in ("gpu", "paper") and not args.dry_run:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise SettingsError(f"preset: {preset.preset!r} needs a CUDA device; smoke and quick run on a CPU")
+        raise SettingsError(f"{root}: no Snakefile; grids are run from a checkout of the project")
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
-    command += ["--config", f"preset={preset.preset}"]
+    command += ["--config", config]
     environment = {**ALLOCATOR, "TOKENIZERS_PARALLELISM": "true", **os.environ}
     (root / ".snakemake").mkdir(exist_ok=True)
     try:
@@ -166,6 +160,24 @@ def book(args: argparse.Namespace) -> None:
         raise SettingsError(f"{root}: another Snakemake is at work here; wait for it or stop it") from None
     if stale and subprocess.run([*command, "--unlock", "--quiet"], env=environment).returncode:
         raise SettingsError(f"{root}: the lock of an earlier Snakemake could not be removed")
+    command += ["--cores", str(cores), "--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
+    command += ["--quiet", "all", *(["--dry-run"] if dry_run else [])]
+    done = subprocess.run(command, env=environment)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def book(args: argparse.Namespace) -> None:
+    """Run the whole grid of a preset and build its book, through the Snakefile."""
+    from nfcore.presets import Preset
+    from nfcore.runs import read_record, runs_dir, source_hash
+
+    preset = Preset.load(args.preset)
+    if preset.preset in ("gpu", "paper") and not args.dry_run:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SettingsError(f"preset: {preset.preset!r} needs a CUDA device; smoke and quick run on a CPU")
     records = [read_record(runs_dir() / e.id) for e in preset.experiments()]
     print(f"Preset {preset.preset}: {len(records)} runs, {records.count(None)} to train", flush=True)
     changed = sum(r is not None and r["provenance"]["source_hash"] != source_hash() for r in records)
@@ -175,13 +187,42 @@ def book(args: argparse.Namespace) -> None:
             "`python -m nfcore train PRESET/ID fresh=true` retrains one",
             file=sys.stderr,
         )
-    options = ["--cores", str(args.cores), "--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
-    options += ["--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
-    done = subprocess.run([*command, *options], env=environment)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    _snakemake(f"preset={preset.preset}", args.cores, args.dry_run)
     if not args.dry_run:
-        print(f"The book of preset {preset.preset}: open {root / '_build' / preset.preset / 'html' / 'index.html'}")
+        index = project_root() / "_build" / preset.preset / "html" / "index.html"
+        print(f"The book of preset {preset.preset}: open {index}")
+
+
+def study(args: argparse.Namespace) -> None:
+    """Train what is missing of the study, through the Snakefile, and record it."""
+    from nfcore.study import Study
+
+    design = Study.load()
+    for stage in [args.stage] if args.stage else design.stages:
+        missing = design.missing(stage)
+        print(f"Stage {stage}: {len(design.experiments(stage))} runs, {len(missing)} to train", flush=True)
+        if missing and not args.dry_run:
+            _snakemake(f"study={stage}", args.cores)
+    if not args.dry_run:
+        print(design.record())
+
+
+def claims(args: argparse.Namespace) -> None:
+    """Print the verdicts; exit with 1 if a recorded one does not follow from the recorded runs."""
+    from nfcore import claims as ledger
+    from nfcore.study import Study
+
+    shown = Study.load(args.source).runs()
+    table, (over_cells, _) = ledger.verdicts(shown), ledger.correlations(shown)
+    found = ledger.summary(table, over_cells)
+    statements = [*table["statement"], *over_cells["statement"]]
+    print(found.assign(statement=statements).to_string(index=False, float_format="{:.3f}".format))
+    if args.record:
+        print(ledger.record(found))
+    elif args.source == "recorded":
+        for line in ledger.outdated(found):
+            print(f"nfcore: {line}", file=sys.stderr)
+            args.failed = True
 
 
 def parser() -> argparse.ArgumentParser:
@@ -228,6 +269,17 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("output", type=Path)
     sub.add_argument("parameters", nargs="*", metavar="name=value")
 
+    sub = command(
+        "claims", claims, "verdicts on claims, confounds and mechanism; 1 if a recorded one no longer follows"
+    )
+    sub.add_argument("--source", choices=("recorded", "local"), default="recorded")
+    sub.add_argument("--record", action="store_true", help="write the verdicts to data/recorded/study")
+
+    sub = command("study", study, "train what is missing of the study, and add it to data/recorded/study")
+    sub.add_argument("stage", nargs="?", help="core, learning-rate, confounds or mechanism (default: all)")
+    sub.add_argument("--cores", type=int, default=os.cpu_count())
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be trained")
+
     sub = command("book", book, "run the grid of a preset and build its book")
     sub.add_argument("preset", nargs="?", default="quick")
     sub.add_argument("--cores", type=int, default=os.cpu_count())
@@ -239,6 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         args.action(args)
+        return int(getattr(args, "failed", False))
     except SettingsError as error:
         print(f"nfcore: {error}", file=sys.stderr)
         return 2
@@ -265,7 +318,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nfcore: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,13 +19,16 @@ from typing import Any
 
 from nfcore.presets import Preset
 from nfcore.settings import SettingsError, check_keys, check_type
+from nfcore.study import NAME as STUDY
+from nfcore.study import Study
 
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
-def parameters(namespace: Mapping[str, Any]) -> Preset:
-    """The preset that a notebook's parameters name, with the parameters that are not None laid over it.
+def parameters(namespace: Mapping[str, Any]) -> Any:
+    """The :class:`Preset` that a notebook's parameters name, with the parameters that are not None laid over it; the
+    :class:`Study` for ``preset = "study"``.
 
     Call it with ``globals()`` before anything else is assigned: every plain value there is taken for a parameter.
 
@@ -35,7 +38,7 @@ def parameters(namespace: Mapping[str, Any]) -> Preset:
     # From tqdm, for want of a widget; it would put a path of this machine into the notebook.
     warnings.filterwarnings("ignore", "IProgress not found")
     shell = ("In", "Out", "exit", "quit", "get_ipython", "open")
-    if isinstance(namespace.get("preset"), Preset):
+    if isinstance(namespace.get("preset"), Preset | Study):
         raise SettingsError("preset: this notebook has read its parameters already; restart the kernel to change them")
     return _preset(
         {
@@ -46,7 +49,10 @@ def parameters(namespace: Mapping[str, Any]) -> Preset:
     )
 
 
-def _preset(values: dict[str, Any]) -> Preset:
+def _preset(values: dict[str, Any]) -> Preset | Study:
+    if values.get("preset") == STUDY:
+        check_keys(values, ("preset", "source"), f"parameters of preset {STUDY}")
+        return Study.load(**{name: value for name, value in values.items() if name == "source"})
     check_keys(values, [f.name for f in fields(Preset)], "parameters")
     given = {name: value for name, value in values.items() if value is not None}
     name = given.pop("preset", "quick")

@@ -7,12 +7,13 @@ A cell is a configuration with changes to it; its runs differ in the seed alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from nfcore import runs
-from nfcore.presets import CONFIGURATIONS, FAMILIES, merge, params_file
+from nfcore.presets import CONFIGURATIONS, FAMILIES, SOURCES, merge, params_file
 from nfcore.settings import (
     Experiment,
     SettingsError,
@@ -25,6 +26,7 @@ from nfcore.settings import (
 
 
 NAME = "study"
+NOTEBOOKS = ("claims", "confounds", "mechanism")
 RATE_SEED = 100  # of the learning-rate grid, and of nothing else
 
 
@@ -42,13 +44,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """``cells`` by name, in the order of the file."""
+    """``cells`` by name, in the order of the file. ``source``: ``recorded`` are the committed runs, ``local`` those and
+    this machine's."""
 
     cells: dict[str, Cell]
+    source: str = "recorded"
 
     @classmethod
-    def load(cls) -> Study:
+    def load(cls, source: str = "recorded") -> Study:
         """The shipped design. Raises SettingsError for a file that does not hold one."""
+        choice("source", source, SOURCES)
         design = check_keys(read_yaml(params_file(NAME)), ("base", "stages"), NAME)
         base = check_keys(design["base"], ("models", "data", "training", "seeds"), "base")
         check_keys(base["models"], FAMILIES, "base.models")
@@ -58,7 +63,7 @@ class Study:
                 if name in cells:
                     raise SettingsError(f"stages.{stage}: cell {name!r} is there twice")
                 cells[name] = _cell(stage, name, check_mapping(line or {}, name), base)
-        return cls(cells)
+        return cls(cells, source)
 
     @property
     def stages(self) -> list[str]:
@@ -82,22 +87,20 @@ class Study:
         directory = runs.recorded_dir(NAME)
         return list(runs.load_runs(directory).runs["run"]) if directory.is_dir() else []
 
-    def runs(self, source: str = "recorded") -> runs.Runs:
-        """All runs of the study there are: the recorded ones, with source ``local`` also this machine's."""
-        choice("source", source, ("local", "recorded"))
+    def runs(self) -> runs.Runs:
+        """All runs of the study that ``source`` has, in the order of the design."""
         directory = runs.recorded_dir(NAME)
         found = [runs.load_runs(directory)] if directory.is_dir() else []
-        if source == "local" and runs.runs_dir().is_dir():
+        if self.source == "local" and runs.runs_dir().is_dir():
             found.append(runs.load_runs())
         ids = [e.id for e in self.experiments()]
         both = runs.together(found)
-        return both.select([run for run in ids if run in set(both.runs["run"])])
+        there = set(both.runs["run"])
+        return both.select(run for run in ids if run in there)
 
-    def record(self) -> int:
+    def record(self) -> Path:
         """Copy this machine's finished runs of the study to ``data/recorded/study``, beside what is there."""
-        finished = [e.id for e in self.experiments() if _finished(e)]
-        runs.export(NAME, finished, keep=True)
-        return len(finished)
+        return runs.export(NAME, [e.id for e in self.experiments() if _finished(e)], keep=True)
 
 
 def _finished(experiment: Experiment) -> bool:
