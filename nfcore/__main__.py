@@ -199,10 +199,14 @@ def study(args: argparse.Namespace) -> None:
 
     design = Study.load()
     for stage in [args.stage] if args.stage else design.stages:
-        missing = design.missing(stage)
-        print(f"Stage {stage}: {len(design.experiments(stage))} runs, {len(missing)} to train", flush=True)
-        if missing and not args.dry_run:
+        while missing := design.missing(stage):
+            print(f"Stage {stage}: {len(design.experiments(stage))} runs, {len(missing)} to train", flush=True)
+            if args.dry_run:
+                break
             _snakemake(f"study={stage}", args.cores)
+            design = Study.load()  # a finished grid of learning rates decides on further runs
+        else:
+            print(f"Stage {stage}: all {len(design.experiments(stage))} runs are there")
     if not args.dry_run:
         print(design.record())
 
@@ -216,7 +220,7 @@ def claims(args: argparse.Namespace) -> None:
     table, (over_cells, _) = ledger.verdicts(shown), ledger.correlations(shown)
     found = ledger.summary(table, over_cells)
     statements = [*table["statement"], *over_cells["statement"]]
-    print(found.assign(statement=statements).to_string(index=False, float_format="{:.3f}".format))
+    print(found.assign(statement=statements).to_markdown(index=False, tablefmt="simple", floatfmt=".3f"))
     if args.record:
         print(ledger.record(found))
     elif args.source == "recorded":

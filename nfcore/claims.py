@@ -261,9 +261,11 @@ def correlations(shown: runs.Runs) -> tuple[pd.DataFrame, pd.DataFrame]:
     rate, sizes = base.training.learning_rate, (base.model.num_hidden_layers, base.model.hidden_size)
     chosen = []
     for cell in study.cells.values():
+        if not cell.experiments or cell.family != "gpt2" or cell.seeds[0] != base.seed:
+            continue
         e = cell.experiments[0]
         same = (e.model.num_hidden_layers, e.model.hidden_size) == sizes and e.training.learning_rate == rate
-        if cell.family == "gpt2" and e.model.norm == "none" and same and cell.seeds[0] == base.seed:
+        if e.model.norm == "none" and same:
             chosen.append(cell.name)
     means = frame[frame.index.get_level_values("cell").isin(chosen)].drop(columns="run").astype(float)
     means = means.groupby(level="cell", sort=False).mean().dropna(subset=["loss"])

@@ -80,6 +80,12 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     return record
 
 
+def read_records(directory: Path) -> list[dict[str, Any]]:
+    """The records of a directory that :func:`export` wrote; none where there is no such directory."""
+    path = directory / "records.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
 def verify(directory: Path, record: dict[str, Any], remedy: str = "fresh=true trains the run again") -> None:
     """Raise SettingsError if a file of the run is missing or does not match its recorded hash."""
     for name, expected in record["files"].items():
@@ -144,7 +150,7 @@ def load_runs(source: str | Path | None = None) -> Runs:
         except ValueError as error:
             raise SettingsError(f"{directory / 'checksums.json'}: cannot be read ({error})") from None
         verify(directory, {"files": sums}, "`python -m nfcore runs record` writes it again")
-        records = json.loads((directory / "records.json").read_text())
+        records = read_records(directory)
         whole = [(directory, {"files": sums})]
         tables = {name: _stack(whole, name) for name in TABLES}
     else:
@@ -196,7 +202,7 @@ def export(preset: str, ids: Iterable[str], keep: bool = False) -> Path:
     records, tables = [record for _, record in found], {name: _stack(found, name) for name in TABLES}
     if keep and target.is_dir():
         before = load_runs(target)
-        old = [r for r in json.loads((target / "records.json").read_text()) if r["id"] not in set(ids)]
+        old = [r for r in read_records(target) if r["id"] not in set(ids)]
         kept = {r["id"] for r in old}
         records += old
         for name in TABLES:

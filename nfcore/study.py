@@ -6,11 +6,11 @@ A cell is a configuration with changes to it; its runs differ in the seed alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from nfcore import runs
 from nfcore.presets import CONFIGURATIONS, FAMILIES, SOURCES, merge, params_file
@@ -32,7 +32,8 @@ RATE_SEED = 100  # of the learning-rate grid, and of nothing else
 
 @dataclass(frozen=True)
 class Cell:
-    """One line of the design. ``model``, ``data`` and ``training`` are laid over the base's settings."""
+    """One line of the design. One with ``own_best`` has the learning rate of :func:`own_best_rates`, and no runs until
+    that is known."""
 
     stage: str
     name: str
@@ -40,6 +41,7 @@ class Cell:
     family: str
     seeds: tuple[int, ...]
     experiments: tuple[Experiment, ...]
+    own_best: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ class Study:
                 if name in cells:
                     raise SettingsError(f"stages.{stage}: cell {name!r} is there twice")
                 cells[name] = _cell(stage, name, check_mapping(line or {}, name), base)
+        rates = own_best_rates(cells.values())
+        for name, cell in cells.items():
+            if cell.own_best:
+                rate = rates.get(cell.configuration)
+                line = {**design["stages"][cell.stage][name], "training": {"learning_rate": rate}}
+                cells[name] = _cell(cell.stage, name, line, base) if rate else replace(cell, experiments=())
         return cls(cells, source)
 
     @property
@@ -84,8 +92,7 @@ class Study:
 
     @staticmethod
     def recorded_ids() -> list[str]:
-        directory = runs.recorded_dir(NAME)
-        return list(runs.load_runs(directory).runs["run"]) if directory.is_dir() else []
+        return [record["id"] for record in runs.read_records(runs.recorded_dir(NAME))]
 
     def runs(self) -> runs.Runs:
         """All runs of the study that ``source`` has, in the order of the design."""
@@ -108,12 +115,13 @@ def _finished(experiment: Experiment) -> bool:
 
 
 def _cell(stage: str, name: str, line: dict[str, Any], base: dict[str, Any]) -> Cell:
-    check_keys(line, ("configuration", "family", "seeds", "model", "data", "training"), name)
+    check_keys(line, ("configuration", "family", "seeds", "model", "data", "training", "own_best"), name)
     configuration, family = line.get("configuration", name), line.get("family", "gpt2")
     choice(f"{name}.configuration", configuration, CONFIGURATIONS)
     choice(f"{name}.family", family, base["models"])
     seeds = line.get("seeds", base["seeds"])
     check_type(f"{name}.seeds", seeds, list)
+    check_type(f"{name}.own_best", line.get("own_best", False), bool)
     changes = {key: check_mapping(line.get(key, {}), f"{name}.{key}") for key in ("model", "data", "training")}
     whole = {
         "model": {**base["models"][family], **CONFIGURATIONS[configuration], **changes["model"]},
@@ -121,20 +129,23 @@ def _cell(stage: str, name: str, line: dict[str, Any], base: dict[str, Any]) -> 
         "training": merge(base["training"], changes["training"]),
     }
     experiments = [Experiment.from_dict({**whole, "seed": s, "name": f"{name}, seed {s}"}, name) for s in seeds]
-    return Cell(stage, name, configuration, family, tuple(seeds), tuple(experiments))
+    return Cell(stage, name, configuration, family, tuple(seeds), tuple(experiments), line.get("own_best", False))
 
 
-def own_best_rates(shown: runs.Runs, study: Study) -> dict[str, float]:
-    """The rule of the design: per main configuration the rate of the grid on ``RATE_SEED`` with the lowest final loss.
-
-    Configurations of which a run of the grid is missing are left out.
-    """
-    losses = shown.runs.set_index("run")["eval_loss"].astype(float)
-    grid: dict[str, dict[float, float]] = {}
-    for cell in study.cells.values():
+def own_best_rates(cells: Iterable[Cell]) -> dict[str, float]:
+    """The rule of the design: per configuration the rate of its grid, the cells on ``RATE_SEED`` alone, with the lowest
+    final loss; a run that stopped being finite has lost. Without a configuration of which a run is missing."""
+    recorded = {record["id"]: record for record in runs.read_records(runs.recorded_dir(NAME))}
+    losses: dict[str, dict[float, float]] = {}
+    missing = set()
+    for cell in cells:
         if cell.seeds == (RATE_SEED,):
             (experiment,) = cell.experiments
-            rates = grid.setdefault(cell.configuration, {})
-            rates[experiment.training.learning_rate] = losses.get(experiment.id, float("inf"))
-    complete = {c: pd.Series(rates) for c, rates in grid.items() if all(r != float("inf") for r in rates.values())}
-    return {c: float(rates.idxmin()) for c, rates in complete.items()}
+            record = recorded.get(experiment.id) or runs.read_record(runs.runs_dir() / experiment.id)
+            if record is None:
+                missing.add(cell.configuration)
+                continue
+            final = record["final"]["eval_loss"]
+            grid = losses.setdefault(cell.configuration, {})
+            grid[experiment.training.learning_rate] = math.inf if final is None else final
+    return {c: min(grid, key=grid.__getitem__) for c, grid in losses.items() if c not in missing}
