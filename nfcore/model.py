@@ -303,7 +303,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
 
     @property
     def scales(self) -> list[nn.Parameter]:
-        """The learnable scales: one a layer, one in all, or none."""
+        """The learnable scales, one a layer, one in all, or none."""
         return self._scalars("scale")
 
     def _scalars(self, name: str) -> list[nn.Parameter]:

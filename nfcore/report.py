@@ -240,3 +240,50 @@ def entropy_of_text(model: str, text: Path, context: int, sequences: int) -> str
         f"nats, {count} sequences of {context} tokens; ceiling {ceiling:.4f}\n"
         f"share of heads with Max = ceiling: {shares}"
     )
+
+
+def with_interval(unit: str, estimate: float, low: float, high: float) -> str:
+    """An estimate and its 95 % interval in a unit of :data:`nfcore.claims.UNITS`; a log as a factor."""
+    if np.isnan(estimate):
+        return "-"
+    values = np.exp([estimate, low, high]) if unit == "log" else np.array([estimate, low, high])
+    form = {"percent": "{:+.1f}", "points": "{:+.1f}", "share": "{:+.3f}", "log": "×{:.2f}"}.get(unit, "{:+.2f}")
+    first, *limits = (form.format(value) for value in values)
+    word = {"percent": " %", "points": " points", "count": " of seeds"}.get(unit, "")
+    return f"{first}{word}" + ("" if np.isnan(low) else f" [{', '.join(limits)}]")
+
+
+def verdict_table(rows: pd.DataFrame, question: str = "statement") -> Any:
+    """Rows of :func:`nfcore.claims.verdicts` as a table, without the columns that are empty in all of them."""
+    numbers = rows[["unit", "estimate", "low", "high"]].itertuples(index=False, name=None)
+    table = pd.DataFrame(
+        {
+            "id": rows["id"],
+            question: rows["statement"],
+            "published": [
+                with_interval(unit, value, np.nan, np.nan) if pd.notna(value) else ""
+                for unit, value in zip(rows["unit"], rows["published"].astype(float), strict=True)
+            ],
+            "ours, 95 % interval": [with_interval(*row) for row in numbers],
+            "d": [f"{d:.1f}" if np.isfinite(d) else "" for d in rows["d"]],
+            "p (Holm)": ["" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}" for p in rows["p_holm"]],
+            "n": rows["n"],
+            "seeds lost": [str(lost) if lost else "" for lost in rows["lost"]],
+            "direction" if question == "statement" else "answer": rows["direction"],
+            "size": rows["size"],
+        }
+    )
+    return markdown_table(table[[c for c in table if (table[c].astype(str) != "").any()]])
+
+
+def study_banner(shown: runs.Runs, planned: int) -> Any:
+    """One paragraph that says how much of the study a page shows and what made it."""
+    from IPython.display import Markdown
+
+    frame = shown.runs
+    devices = "; ".join(sorted(frame["provenance.device"].unique())) if len(frame) else "nothing"
+    hours = frame["provenance.wall_seconds"].sum() / 3600 if len(frame) else 0.0
+    return Markdown(
+        f"*Preset `study`: {len(frame)} of {planned} planned runs, {frame['status'].eq('diverged').sum()} of them not"
+        f" finite to their end, made on {devices} in {hours:.1f} hours of single-thread time.*"
+    )

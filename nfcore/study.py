@@ -102,6 +102,8 @@ class Study:
             found.append(runs.load_runs())
         ids = [e.id for e in self.experiments()]
         both = runs.together(found)
+        if both.runs.empty:
+            raise SettingsError(f"source: no runs of the study are {self.source}; `python -m nfcore study` makes them")
         there = set(both.runs["run"])
         return both.select(run for run in ids if run in there)
 

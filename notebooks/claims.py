@@ -1,0 +1,238 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Claims
+#
+# Each claim of the paper with a verdict. Statistic, comparison, criterion, cells and seeds stand in `data/claims.yaml` and
+# `notebooks/params/study.yaml`, which were committed before the first run of the study was made. `python -m nfcore claims`
+# prints this page's verdicts and fails when a recorded one no longer follows from the recorded runs.
+#
+# **How a verdict is reached.** Runs are paired by seed: two configurations with the same seed see the same data in the same
+# order and start, where their shapes agree, from the same weights. The statistic's difference is taken seed by seed; shown is
+# its mean with a 95 % t interval. *Direction* is `reproduced` if a two-sided paired t test, corrected by Holm's method over
+# all tests of a group, gives p below 0.05 with the paper's sign, `not reproduced` if it does with the other sign, and else
+# `undecided`. *Size* is `reproduced` if the interval lies within half and twice the published value, and `not reproduced` if it
+# lies outside. What cannot be settled without two billion tokens or hardware with fp16 is `undecided at this scale`.
+#
+# **What this assumes.** Differences of different seeds are independent and roughly normal. Three to five seeds cannot show
+# whether they are. A rank test would not need it, but with five pairs its smallest p is 0.0625; it is given from ten seeds
+# on. Seeds vary initial weights and the order of data; the corpus, its split and the 512 evaluation sequences are the same
+# for all, so an interval does not cover another corpus.
+
+# %% tags=["parameters", "hide-input"]
+preset = "study"  # these pages show the study, notebooks/params/study.yaml
+source = "recorded"  # recorded: data/recorded/study; local: those and this machine's runs
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+study = parameters(globals())
+
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from scipy.stats import spearmanr, wasserstein_distance
+
+from nfcore.claims import UNITS, contrast, interval, read_ledger, statistics, verdicts
+from nfcore.entropy import QUARTERS, entropy_ceiling, shares_by_convention
+from nfcore.presets import MAIN
+from nfcore.report import (
+    STYLES,
+    final_heads,
+    markdown_table,
+    published,
+    recorded,
+    study_banner,
+    use_style,
+    verdict_table,
+    with_interval,
+)
+
+
+use_style()
+shown = study.runs()
+frame = statistics(shown, study)
+ledger = read_ledger()
+table = verdicts(shown)
+table = table[table["group"] == "claims"].reset_index(drop=True)
+study_banner(shown, len(study.experiments()))
+
+# %% [markdown]
+# ## Verdicts
+
+# %% tags=["hide-input"]
+verdict_table(table)
+
+# %% [markdown]
+# Perplexity is the unit of `%`; `points` are percentage points of heads; C4 and C6 are in shares of the ceiling; C5 is the
+# final over the initial slope; C7 the share of seeds that stopped being finite. d is the effect size, the mean difference
+# over its standard deviation between seeds.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-claims", "caption": "Claims about perplexity: change in percent, ours (filled, 95 % interval) and published (hollow). Dotted: half and twice the published value, between which a size counts as reproduced."}, "image": {"alt": "A row for each claim about perplexity with our estimate and its interval beside the published value."}}
+percent = table[table["unit"] == "percent"].reset_index(drop=True)
+figure, axes = plt.subplots(figsize=(7, 0.6 + 0.42 * len(percent)))
+for row, test in percent.iterrows():
+    axes.plot([test["published"] / 2, test["published"] * 2], [row, row], ":", color="grey", linewidth=1)
+    axes.plot(test["published"], row, "o", color="black", fillstyle="none", label="published" if row == 0 else None)
+    axes.plot([test["low"], test["high"]], [row, row], color=STYLES["SM+R"]["color"])
+    axes.plot(
+        test["estimate"], row, "D", color=STYLES["SM+R"]["color"], markersize=5, label="ours" if row == 0 else None
+    )
+axes.axvline(0, color="black", linewidth=0.6)
+axes.set_yticks(range(len(percent)), percent["id"])
+axes.invert_yaxis()
+axes.set_xlabel("change of perplexity (%)")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# ## The last step, the best evaluation, and other means of the loss
+#
+# The verdicts are on the mean loss at the last step. Here are the same contrasts at each run's best evaluation, and of the
+# median and the 95th percentile of the losses of single tokens; in percent of perplexity, or of the exponential of that
+# quantile. `own best` repeats them with each configuration at its own best learning rate ([Confounds](confounds.ipynb)).
+
+# %% tags=["hide-input"]
+rows = []
+for test in ledger["tests"]:
+    if test["group"] == "claims" and test["statistic"] == "loss":
+        row = {"id": test["id"]}
+        for statistic, words in (
+            ("loss", "last step"),
+            ("best_loss", "best evaluation"),
+            ("loss_median", "median token"),
+            ("loss_p95", "95th percentile"),
+        ):
+            found = interval(contrast(frame, test["contrast"], statistic)[0])
+            row[words] = with_interval("percent", *(UNITS["percent"](found[k]) for k in ("estimate", "low", "high")))
+        own = {f"{cell} own best": weight for cell, weight in test["contrast"].items()}
+        if set(own) <= set(study.cells):
+            found = interval(contrast(frame, own, "loss")[0])
+            row["own best rates, last step"] = with_interval(
+                "percent", *(UNITS["percent"](found[k]) for k in ("estimate", "low", "high"))
+            )
+        rows.append(row)
+markdown_table(pd.DataFrame(rows).fillna(""))
+
+# %% [markdown]
+# ## Perplexity of every cell of the core stage
+
+# %% tags=["hide-input"]
+rows = []
+for name, cell in study.cells.items():
+    if cell.stage == "core" and name in frame.index:
+        runs_of = frame.loc[[name]]
+        losses = runs_of["loss"].dropna().astype(float)
+        rows.append(
+            {
+                "cell": name,
+                "perplexity, last step": np.exp(losses.mean()),
+                "from": np.exp(losses.min()),
+                "to": np.exp(losses.max()),
+                "runs": len(runs_of),
+                "not finite": int(runs_of["diverged"].sum()),
+            }
+        )
+markdown_table(
+    pd.DataFrame(rows, columns=["cell", "perplexity, last step", "from", "to", "runs", "not finite"]), digits=2
+)
+
+# %% [markdown]
+# ## Our entropy maps and the published ones
+#
+# The published maps are of 12 layers of 12 heads after two billion tokens, ours of 6 layers of 4 heads after a thousandth of
+# that, so they are compared by what does not depend on the shape. *Profile*: Spearman's rank correlation between the mean
+# entropies of layers, the published profile read off at our layers' relative depths. *Distance*: the Wasserstein distance
+# between the distributions of head entropies, both over their ceiling; 0 is equal, 1 the largest there is. Mean over seeds.
+
+# %% tags=["hide-input"]
+maps = {name: np.array(published("head_entropy")["maps"][name]) for name in MAIN}
+rows = []
+for name in MAIN:
+    ids = frame.loc[[name], "run"] if name in frame.index else []
+    ours = [final_heads(shown.select([run]), name) for run in ids]
+    if ours:
+        depth = np.linspace(0, 1, len(ours[0]))
+        theirs = np.interp(depth, np.linspace(0, 1, len(maps[name])), maps[name].mean(1))
+        flat = maps[name].ravel() / entropy_ceiling(128)
+        rho = [spearmanr(heads.mean(1), theirs).statistic for heads in ours]
+        distance = [wasserstein_distance(heads.ravel() / entropy_ceiling(128), flat) for heads in ours]
+        rows.append(
+            {
+                "configuration": name,
+                "profile, Spearman's ρ": np.mean(rho),
+                "from": min(rho),
+                "to": max(rho),
+                "distance of head entropies": np.mean(distance),
+                "largest distance": max(distance),
+                "seeds": len(ours),
+            }
+        )
+markdown_table(pd.DataFrame(rows), digits=2)
+
+# %% [markdown]
+# Shares of heads per quarter of the entropy range under both conventions of Max, ours as mean over seeds:
+
+# %% tags=["hide-input"]
+printed = published("head_share_percent")["main.png"]
+seeds = sorted(
+    set.intersection(*(set(frame.loc[[n]].index.get_level_values("seed")) if n in frame.index else set() for n in MAIN))
+)
+per_seed = [
+    shares_by_convention({n: final_heads(shown.select([frame.loc[(n, seed), "run"]]), n) for n in MAIN}, 128)
+    for seed in seeds
+]
+rows = []
+for name in MAIN if per_seed else []:
+    row = {"configuration": name, "quarters": ", ".join(QUARTERS), "published (%)": ", ".join(map(str, printed[name]))}
+    for convention in per_seed[0]:
+        mean = 100 * np.mean([shares[convention][name] for shares in per_seed], axis=0)
+        row[f"ours, Max {convention} (%)"] = ", ".join(f"{share:.0f}" for share in mean)
+    rows.append(row)
+markdown_table(pd.DataFrame(rows))
+
+# %% [markdown]
+# ## On a GPU
+#
+# The preset `gpu` trains the paper's own sizes, GPT-2 with 124 M and Pythia with 70 M parameters. Its row in this companion:
+
+# %% tags=["hide-input"]
+gpu = recorded("gpu")
+text = "**Still empty.** No machine with a GPU has run it yet; [Reproduce it](../reproduce.md) has the command and the estimate."
+if gpu is not None:
+    text = f"{len(gpu.runs)} runs are recorded under `data/recorded/gpu`."
+Markdown(text)
+
+# %% [markdown]
+# ## Runs behind the verdicts
+#
+# The identifiers are those in `data/recorded/study/records.json`, which holds settings, results, versions and hardware of
+# each run; `python -m nfcore train study/ID` makes one again.
+
+# %% tags=["hide-cell"]
+markdown_table(
+    pd.DataFrame({"id": table["id"], "runs": [" ".join(f"`{run}`" for run in ids) for ids in table["runs"]]})
+)
+
+# %% [markdown]
+# ## What to see
+
+# %% tags=["hide-input"]
+count = table["direction"].value_counts()
+sizes = table.loc[table["size"] != "", "size"].value_counts()
+Markdown(
+    f"Of {len(table)} tests of the paper's claims, the direction of "
+    + ", ".join(f"{number} is {verdict}" for verdict, number in count.items())
+    + "; of those with a published size, "
+    + ", ".join(f"{number} {'is' if number == 1 else 'are'} {verdict}" for verdict, number in sizes.items())
+    + "."
+)

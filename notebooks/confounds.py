@@ -1,0 +1,262 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Confounds
+#
+# What the paper does not separate: eight things that could make its result, or change it. Each is an experiment of the
+# study with questions, criteria and cells written down beforehand ([Claims](claims.ipynb) says how). A question is
+# answered `yes`, `no` or `undecided`; `no` needs evidence too, a significant effect the other way or an interval within a
+# margin stated in `data/claims.yaml`.
+
+# %% tags=["parameters", "hide-input"]
+preset = "study"  # these pages show the study, notebooks/params/study.yaml
+source = "recorded"  # recorded: data/recorded/study; local: those and this machine's runs
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+study = parameters(globals())
+
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from nfcore.claims import contrast, decay_sum, interval, statistics, verdicts
+from nfcore.presets import MAIN
+from nfcore.report import STYLES, markdown_table, study_banner, use_style, verdict_table
+from nfcore.study import RATE_SEED
+
+
+use_style()
+shown = study.runs()
+frame = statistics(shown, study)
+table = verdicts(shown)
+table = table[table["group"] == "confounds"]
+study_banner(shown, len(study.experiments()))
+
+
+# %% tags=["hide-input"]
+def questions(number):
+    return verdict_table(table[table["id"].str.split().str[0] == str(number)], "question")
+
+
+# %% [markdown]
+# ## All at once
+#
+# The gap, the change of perplexity from GELU to ReLU without LayerNorm, and the excess of early entropy in SM+G, under
+# every condition of this page. Intervals are 95 % t intervals over seeds, uncorrected; where one is missing there are fewer
+# than two seeds.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-confounds", "caption": "Left: change of perplexity from SM+G to SM+R under each condition, mean over seeds with 95 % interval. Right: early entropy over its ceiling in SM+G minus that in SM+R (first half of the layers without layer 0). Dashed: the value at the study's base settings."}, "image": {"alt": "Two forest plots, a row per condition such as no final norm, dropout, depth and width. Points left of zero in the first mean that ReLU is ahead; points right of zero in the second mean that GELU's early layers have more entropy."}}
+suffixes = {
+    "base": "",
+    "no final norm": " final none",
+    "final RMSNorm": " final RMSNorm",
+    "embedding dropout 0.1": " dropout 0.1",
+    "own best rates": " own best",
+    "rate x4": " rate x4",
+    "4 layers": " 4 layers",
+    "8 layers": " 8 layers",
+    "12 layers": " 12 layers",
+    "width 32": " width 32",
+    "width 128": " width 128",
+}
+figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
+for panel, (statistic, sign, label) in zip(
+    axes,
+    (("loss", 1, "ReLU against GELU, perplexity (%)"), ("early_entropy", -1, "excess of early entropy in SM+G")),
+    strict=True,
+):
+    for row, suffix in enumerate(suffixes.values()):
+        values, _ = contrast(frame, {f"SM+R{suffix}": sign, f"SM+G{suffix}": -sign}, statistic)
+        found = interval(values)
+        scale = (lambda x: 100 * np.expm1(x)) if statistic == "loss" else (lambda x: x)
+        if len(values):
+            center = scale(found["estimate"])
+            panel.plot([scale(found["low"]), scale(found["high"])], [row, row], color=STYLES["SM+R"]["color"])
+            panel.plot(center, row, marker=STYLES["SM+R"]["marker"], color=STYLES["SM+R"]["color"], markersize=4)
+            if not suffix:
+                panel.axvline(center, linestyle="--", color="grey", linewidth=0.8)
+    panel.axvline(0, color="black", linewidth=0.6)
+    panel.set_xlabel(label)
+axes[0].set_yticks(range(len(suffixes)), suffixes)
+axes[0].invert_yaxis()
+plt.show()
+
+# %% [markdown]
+# ## 1. Do slopes go to zero by themselves?
+#
+# In the public code the slopes have weight decay 0.1, which alone multiplies them by a factor of exp(-1.61) over the run. A
+# run of the study has a far smaller sum of learning rates, so decay is also raised until its sum is the paper's. *Beyond
+# decay* takes out what decay alone would have done. Ratios are of the mean magnitude of the final slopes to the initial one.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-slope-confound", "caption": "Mean magnitude of the learned slopes over their initial value at the end of training, a point per seed. Grey ticks: where weight decay alone takes them. Below one (dotted) a slope has gone towards zero."}, "image": {"alt": "A row of points for each initial slope and decay, on a logarithmic axis, with a tick where decay alone would lead."}}
+rows = shown.runs.set_index("run")
+cells = [cell for cell in study.cells.values() if "slope" in cell.name and cell.name in frame.index]
+figure, axes = plt.subplots(figsize=(7, 0.4 + 0.38 * max(len(cells), 2)))
+for row, cell in enumerate(cells):
+    runs_of = frame.loc[[cell.name]].dropna(subset=["slope_ratio"])
+    axes.plot(
+        np.exp(runs_of["slope_ratio"].astype(float)),
+        [row] * len(runs_of),
+        "o",
+        color=STYLES["SM+R"]["color"],
+        markersize=4,
+    )
+    for run in runs_of["run"]:
+        metrics = shown.metrics[shown.metrics["run"] == run]
+        axes.plot(np.exp(-decay_sum(rows.loc[run], metrics)), row, "|", color="grey", markersize=14)
+axes.axvline(1, linestyle=":", color="black", linewidth=0.8)
+axes.set_xscale("log")
+axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
+axes.invert_yaxis()
+axes.set_xlabel("final over initial slope")
+plt.show()
+
+# %% tags=["hide-input"]
+questions(1)
+
+# %% [markdown]
+# ## 2. The final LayerNorm
+#
+# The paper's "normalisation-free" model keeps the LayerNorm before the head.
+
+# %% tags=["hide-input"]
+questions(2)
+
+# %% [markdown]
+# ## 3. Embedding dropout
+#
+# The public code inherits GPT-2's 0.1; whether the published runs had it is not known.
+
+# %% tags=["hide-input"]
+questions(3)
+
+# %% [markdown]
+# ## 4. Two forms of GELU
+#
+# The public code has the erf form, Hugging Face's GPT-2 the tanh form.
+
+# %% tags=["hide-input"]
+questions(4)
+
+# %% [markdown]
+# ## 5. Precision of the residual stream
+#
+# The public code adds to the residual stream in float16. Here the stream alone is held in the lower precision and the
+# layers compute in float32, which a CPU can do too; mixed-precision training in float16, with its loss scaling, is
+# not tested. A count is the share of seeds that stopped being finite, or a difference of two such shares.
+
+# %% tags=["hide-input"]
+questions(5)
+
+# %% tags=["hide-input"]
+counts = [
+    {
+        "cell": name,
+        "runs": len(frame.loc[[name]]),
+        "not finite": int(frame.loc[[name], "diverged"].sum()),
+        "at steps": ", ".join(
+            str(int(step))
+            for step in shown.runs.set_index("run").loc[frame.loc[[name], "run"], "diverged.step"].dropna()
+        ),
+    }
+    for name in study.cells
+    if ("x4" in name or "residual" in name) and name in frame.index
+]
+markdown_table(pd.DataFrame(counts, columns=["cell", "runs", "not finite", "at steps"]))
+
+# %% [markdown]
+# ## 6. Learning rate
+#
+# One rate for all configurations may suit one of them. Each main configuration's own best rate is the one with the lowest
+# final loss on a seed that serves for nothing else.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rates", "caption": "Final perplexity against the learning rate, on the seed of the grid. Circled: each configuration's own best rate. A missing point is a run that stopped being finite."}, "image": {"alt": "Four curves of perplexity over learning rates from 0.001 to 0.016, one per main configuration, with their lowest points circled."}}
+figure, axes = plt.subplots(figsize=(6, 3.2))
+for configuration in MAIN:
+    grid = [c for c in study.cells.values() if c.configuration == configuration and c.seeds == (RATE_SEED,)]
+    there = [c for c in grid if c.name in frame.index]
+    rates = [c.experiments[0].training.learning_rate for c in there]
+    losses = [float(frame.loc[(c.name, RATE_SEED), "loss"]) for c in there]
+    if not there:
+        continue
+    axes.plot(rates, np.exp(losses), label=configuration, markersize=5, linewidth=1.2, **STYLES[configuration])
+    if len(there) == len(grid):
+        best = int(np.nanargmin(losses))
+        axes.plot(
+            rates[best],
+            np.exp(losses[best]),
+            "o",
+            markersize=12,
+            fillstyle="none",
+            color=STYLES[configuration]["color"],
+        )
+    axes.set(xscale="log", yscale="log")
+axes.set(xlabel="learning rate", ylabel="final perplexity")
+axes.legend()
+plt.show()
+
+# %% tags=["hide-input"]
+questions(6)
+
+# %% [markdown]
+# ## 7. Depth and width at equal tokens
+#
+# {numref}`fig-confounds` shows each size. At width 128 the matrices start smaller and at width 32 larger, so that a
+# layer's gain stays that of width 768.
+
+# %% tags=["hide-input"]
+questions(7)
+
+# %% [markdown]
+# ## 8. Which entropy?
+#
+# The paper's statistic averages over query positions, of which late ones have the higher ceiling. Three others: every
+# position over its own ceiling, the last quarter of positions alone, and the paper's statistic on uniformly random tokens,
+# where there is nothing to attend to.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-positions", "caption": "Entropy over its ceiling ln i by query position i in the early layers, at the last probe, mean over seeds. Solid: held-out text. Dotted: random tokens."}, "image": {"alt": "Curves of normalised entropy against query position for the four main configurations, on text and on random tokens."}}
+figure, axes = plt.subplots(figsize=(6.4, 3.2))
+for configuration in MAIN:
+    if configuration in frame.index and len(shown.positions):
+        chosen = shown.positions[shown.positions["run"].isin(frame.loc[[configuration], "run"])]
+        chosen = chosen[chosen["layer"].isin((1, 2)) & (chosen["position"] > 1)]
+        for column, line in (("entropy", "-"), ("entropy_random", ":")):
+            curve = chosen.groupby("position")[column].mean()
+            curve = (curve / np.log(curve.index)).rolling(5, min_periods=1, center=True).mean()
+            axes.plot(
+                curve.index,
+                curve,
+                line,
+                color=STYLES[configuration]["color"],
+                linewidth=1.2,
+                label=configuration if line == "-" else None,
+            )
+axes.set(xlabel="query position i", ylabel="entropy / ln i", xscale="log")
+axes.legend()
+plt.show()
+
+# %% tags=["hide-input"]
+questions(8)
+
+# %% [markdown]
+# ## What to see
+
+# %% tags=["hide-input"]
+count = table["direction"].value_counts()
+answers = ", ".join(f"{number} `{answer}`" for answer, number in sorted(count.items()))
+gaps = table[table["statement"].str.startswith("Is ReLU ahead")]
+Markdown(
+    f"Of {len(table)} questions: {answers}. ReLU is ahead of GELU without LayerNorm in {int((gaps['estimate'] < 0).sum())} "
+    f"of the {int(gaps['estimate'].notna().sum())} conditions that were run, significantly (after correction) in {int((gaps['direction'] == 'yes').sum())}."
+)

@@ -1,0 +1,325 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Mechanism: geometry or scale?
+#
+# The paper explains ReLU's advantage without LayerNorm by its geometry. There is a simpler candidate. Without
+# normalisation the inputs of the first feed-forward layers are tiny at initialisation, and on tiny inputs GELU is a straight
+# line: SM+G starts as a network of attention alone, which is what overloads its heads. ReLU has no such scale. It is
+# *positively homogeneous*, ReLU(s x) = s ReLU(x) for s > 0, and so just as non-linear on small inputs as on large ones.
+#
+# If that is the reason, then GELU(s x)/s, which is GELU at s = 1 and ReLU in the limit, should recover what ReLU gains once
+# s x is of the order of one, and so should other smooth activations; larger inputs should do it without touching the activation;
+# and with LayerNorm, which sets the scale itself, nothing should be gained. What would count for and against was
+# written down before the runs, in `data/claims.yaml`.
+
+# %% tags=["parameters", "hide-input"]
+preset = "study"  # these pages show the study, notebooks/params/study.yaml
+source = "recorded"  # recorded: data/recorded/study; local: those and this machine's runs
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+study = parameters(globals())
+
+# %% tags=["hide-input"]
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from scipy.special import expit
+
+from nfcore.claims import correlations, interval, statistics, verdicts
+from nfcore.linearity import gaussian_gelu_shares, gaussian_leaky_relu_shares, gaussian_shares
+from nfcore.report import STYLES, markdown_table, study_banner, use_style, verdict_table, with_interval
+
+
+use_style()
+shown = study.runs()
+frame = statistics(shown, study)
+table = verdicts(shown)
+table = table[table["group"] == "mechanism"].set_index("id", drop=False)
+layers = shown.layers.merge(shown.runs[["run", "seed"]], on="run")
+names = dict(zip(frame["run"], frame.index.get_level_values("cell"), strict=True))
+study_banner(shown, len(study.experiments()))
+
+
+# %% tags=["hide-input"]
+def questions(*ids):
+    return verdict_table(table.loc[list(ids)], "question")
+
+
+def of_cell(name, statistic):
+    """Mean and 95 % interval over the seeds of a cell; NaN where it has not been run."""
+    values = frame.loc[[name], statistic].dropna() if name in frame.index else []
+    return interval(values)
+
+
+# %% [markdown]
+# ## How non-linear is an activation on small inputs?
+#
+# Take the output energy of an activation f on inputs x, E f(x)². The best linear map a x, a = E[x f]/E[x²], accounts for
+# a² E[x²] of it; the share of the rest is the **non-linear share**. Part of the rest may be a constant only, like ReLU's
+# mean, which shifts all tokens alike; leaving it out gives the *centred* share. For Gaussian inputs of standard deviation τ both
+# have closed forms ([nfcore.linearity](../api/linearity.md) has the derivation).
+#
+# For GELU, f(u) = u Φ(u), Stein's lemma gives a = 1/2 at every τ, and with t = τ²
+#
+# $$
+# \mathrm{E} f^2 = \frac{t}{4} + \frac{t}{2\pi}\left(\arcsin\frac{t}{1+t} + \frac{2t}{(1+t)\sqrt{1+2t}}\right), \qquad
+# \mathrm{E} f = \frac{t}{\sqrt{2\pi(1+t)}},
+# $$ (eq-gelu-energy)
+#
+# so that for small τ the non-linear share is 6 t/π, which goes to zero. GELU(s x)/s has the share of GELU at s τ. A leaky ReLU of
+# slope α is (1+α)/2 x + (1-α)/2 |x|, with shares that depend on α alone:
+#
+# $$
+# \frac{(1-\alpha)^2}{2(1+\alpha^2)} \quad\text{and, centred,}\quad \frac{(1-\alpha)^2}{2(1+\alpha^2)}\left(1-\frac{2}{\pi}\right).
+# $$ (eq-leaky-share)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shares-theory", "caption": "Non-linear share of the output energy on Gaussian inputs of standard deviation τ: closed forms for GELU and leaky ReLUs, summation for SiLU and centred softplus. Dotted: centred shares. Vertical lines: the mean standard deviation of pre-activations at initialisation, measured in SM+G and in SM+LN+G."}, "image": {"alt": "Curves that rise from near zero at small input scale to ReLU's one half at large scale for GELU, SiLU and softplus, and horizontal lines for leaky ReLUs. The scale of SM+G at initialisation lies where GELU's share is almost zero, that of SM+LN+G where it is sizeable."}}
+taus = np.geomspace(1e-3, 1e3, 200)
+smooth = {
+    "SiLU": lambda x: x * expit(x),
+    "softplus - ln 2": lambda x: np.logaddexp(0, x) - math.log(2),
+}
+figure, axes = plt.subplots(figsize=(6.6, 3.4))
+for (name, f), color in zip(smooth.items(), ("#CC79A7", "#E69F00"), strict=True):
+    for part, line in enumerate(("-", ":")):
+        axes.plot(
+            taus,
+            [gaussian_shares(f, tau)[part] for tau in taus],
+            line,
+            color=color,
+            linewidth=1.2,
+            label=None if part else name,
+        )
+for part, line in enumerate(("-", ":")):
+    axes.plot(
+        taus,
+        [gaussian_gelu_shares(tau)[part] for tau in taus],
+        line,
+        color=STYLES["SM+G"]["color"],
+        label=None if part else "GELU",
+    )
+for slope in (0.0, 0.3, 0.6):
+    axes.axhline(gaussian_leaky_relu_shares(slope)[0], color=STYLES["SM+R"]["color"], linewidth=0.8 if slope else 1.4)
+    axes.annotate(
+        f"leaky {slope:g}" if slope else "ReLU",
+        (taus[-1], gaussian_leaky_relu_shares(slope)[0]),
+        ha="right",
+        va="bottom",
+        fontsize=7,
+    )
+initial = layers[layers["step"] == 0].assign(cell=layers["run"].map(names))
+for name in ("SM+G", "SM+LN+G"):
+    measured = initial.loc[initial["cell"] == name, "preactivation_std"]
+    if len(measured):
+        axes.axvline(measured.mean(), color=STYLES[name]["color"], linestyle="--", linewidth=1)
+        axes.annotate(f" {name}", (measured.mean(), 0.55), color=STYLES[name]["color"], fontsize=8)
+axes.set(xscale="log", xlabel="standard deviation τ of the inputs", ylabel="non-linear share", ylim=(0, 0.6))
+axes.legend(loc="center left")
+plt.show()
+
+# %% [markdown]
+# The formulas presume Gaussian inputs of one scale; a network's neurons have neither. So the share is measured too, on the probe
+# batch, each neuron with its own best linear map, at initialisation and during training:
+
+# %% tags=["hide-input"]
+formula = {
+    "SM+G": lambda tau: gaussian_gelu_shares(tau),
+    "SM+LN+G": lambda tau: gaussian_gelu_shares(tau),
+    "SM+G s=64": lambda tau: gaussian_gelu_shares(64 * tau),
+    "SM+R": lambda tau: gaussian_leaky_relu_shares(0.0),
+    "SM+L(0.3)": lambda tau: gaussian_leaky_relu_shares(0.3),
+    "SM+L(0.6)": lambda tau: gaussian_leaky_relu_shares(0.6),
+}
+rows = []
+for name, shares in formula.items():
+    at = initial[initial["cell"] == name]
+    if len(at):
+        expected = np.mean([shares(tau) for tau in at["preactivation_std"]], axis=0)
+        rows.append(
+            {
+                "configuration": name,
+                "std of inputs": at["preactivation_std"].mean(),
+                "share, measured": at["nonlinear_share"].mean(),
+                "formula": expected[0],
+                "centred, measured": at["nonlinear_share_centred"].mean(),
+                "formula, centred": expected[1],
+            }
+        )
+markdown_table(pd.DataFrame(rows), digits=4)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-share-training", "caption": "Measured non-linear share of the FFN activations over training, mean over layers and seeds."}, "image": {"alt": "Curves of the non-linear share over training steps for GELU, ReLU and LayerNorm models and for a scaled GELU."}}
+figure, axes = plt.subplots(figsize=(6.6, 3))
+for name, style in {
+    **{n: STYLES[n] for n in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")},
+    "SM+G s=64": dict(color="black", marker="*"),
+}.items():
+    curve = layers[layers["run"].map(names) == name].groupby("step")["nonlinear_share"].mean()
+    if len(curve):
+        axes.plot(curve.index, curve, label=name, linewidth=1.2, markersize=4, **style)
+axes.set(xlabel="optimiser step", ylabel="non-linear share", ylim=(0, None))
+axes.legend(ncols=2)
+plt.show()
+
+# %% [markdown]
+# ## The sweep over s
+#
+# Nothing but s changes. s divides out again, so the slope at the origin and the size of the output stay those of GELU.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sweep", "caption": "GELU(s x)/s without LayerNorm: perplexity (left) and early entropy over its ceiling (right) against s, means over seeds with 95 % intervals. Bands: ReLU and GELU with their intervals. SiLU and centred softplus for comparison."}, "image": {"alt": "Two panels. With growing s both perplexity and early entropy move from the level of GELU to that of ReLU."}}
+sweeps = {
+    "GELU": (
+        {0.25: "SM+G s=1/4", 1: "SM+G", 4: "SM+G s=4", 16: "SM+G s=16", 64: "SM+G s=64", 256: "SM+G s=256"},
+        "#D55E00",
+        "^",
+    ),
+    "SiLU": ({1: "SM+SiLU s=1", 64: "SM+SiLU s=64"}, "#CC79A7", "v"),
+    "softplus - ln 2": ({1: "SM+softplus s=1", 64: "SM+softplus s=64"}, "#E69F00", "X"),
+}
+figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
+for panel, statistic, label in zip(
+    axes, ("loss", "early_entropy"), ("final perplexity", "early entropy / ceiling"), strict=True
+):
+    scale = np.exp if statistic == "loss" else np.asarray
+    for name in ("SM+G", "SM+R"):
+        found = of_cell(name, statistic)
+        if np.isfinite(found["estimate"]):
+            panel.axhline(scale(found["estimate"]), color=STYLES[name]["color"], linewidth=0.8)
+            panel.axhspan(
+                scale(found["low"]), scale(found["high"]), color=STYLES[name]["color"], alpha=0.15, linewidth=0
+            )
+            panel.annotate(
+                "ReLU" if name == "SM+R" else "GELU", (0.25, scale(found["estimate"])), fontsize=7, va="bottom"
+            )
+    for label_of, (cells, color, marker) in sweeps.items():
+        points = [(s, of_cell(cell, statistic)) for s, cell in cells.items()]
+        points = [(s, found) for s, found in points if np.isfinite(found["estimate"])]
+        if points:
+            s, found = zip(*points, strict=True)
+            panel.plot(
+                s,
+                [scale(f["estimate"]) for f in found],
+                marker=marker,
+                color=color,
+                markersize=5,
+                linewidth=1,
+                label=label_of,
+            )
+            panel.vlines(
+                s, [scale(f["low"]) for f in found], [scale(f["high"]) for f in found], color=color, linewidth=1
+            )
+    panel.set(xscale="log", xlabel="s", ylabel=label)
+axes[0].legend()
+plt.show()
+
+# %% tags=["hide-input"]
+questions(
+    "s=1/4",
+    "s=4",
+    "s=16",
+    "s=64",
+    "s=256",
+    "s=16 and ReLU",
+    "s=64 and ReLU",
+    "s=64 overload",
+    "s=64 overload and ReLU",
+    "SiLU",
+    "softplus",
+)
+
+# %% [markdown]
+# ## Leaky ReLUs: the share without the scale
+#
+# A leaky slope α lowers the non-linear share at every scale alike, from ReLU's one half at α = 0 to nothing at α = 1, which is a
+# linear feed-forward layer (SM). It separates the share from the scale.
+
+# %% tags=["hide-input"]
+questions("leaky 0.3", "leaky 0.6", "linear")
+
+# %% [markdown]
+# ## The same rescue without touching the activation
+#
+# Larger inputs ought to help GELU as a larger s does. They change more than that, though: larger embeddings change
+# attention too, and a larger first matrix also makes the output larger. ReLU with the same initial weights is the control.
+
+# %% tags=["hide-input"]
+questions("embeddings", "embeddings gap", "FFN input", "FFN input gap")
+
+# %% [markdown]
+# ## Does training find the scale?
+#
+# A scalar per layer is learned, s in GELU(s x)/s or a in GELU(a x), from 1. Both have the learning rate of all parameters
+# and no weight decay. Factors are geometric means over layers.
+
+# %% tags=["hide-input"]
+questions("learnable s", "learnable a", "learnable s loss", "learnable a loss", "learnable s from 16")
+
+# %% [markdown]
+# ## With LayerNorm
+#
+# LayerNorm gives the feed-forward layer inputs of size one, whatever came before. Is s = 1 then the best?
+
+# %% tags=["hide-input"]
+questions("LN s=1/4", "LN s=4", "LN s=64")
+
+# %% [markdown]
+# For ReLU there is nothing to sweep: ReLU(s x)/s = ReLU(x) for every s > 0, by its definition, since max(s x, 0) = s max(x, 0). A
+# test in `tests/test_model.py` holds a whole model to that, outputs and gradients, to float precision.
+
+# %% [markdown]
+# ## Does the share at initialisation predict the rest?
+#
+# Over all norm-free GPT-2 cells of the base size at the common rate, one point per cell: the non-linear share at
+# initialisation against what comes of it. Cells are not independent draws from anything, so the interval says how well a
+# monotone relation holds over these cells, not more.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-share-scatter", "caption": "Each point is a norm-free cell, means over seeds: non-linear share of the FFN activations at initialisation against early entropy over its ceiling (left) and final perplexity (right)."}, "image": {"alt": "Two scatter plots with a point per cell; the main configurations are marked."}}
+over_cells, means = correlations(shown)
+figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
+for panel, statistic, label in zip(
+    axes, ("early_entropy", "loss"), ("early entropy / ceiling", "final perplexity"), strict=True
+):
+    scale = np.exp if statistic == "loss" else np.asarray
+    for name, row in means.iterrows():
+        style = STYLES.get(name, dict(color="#999999", marker="."))
+        panel.plot(row["nonlinear_init"], scale(row[statistic]), linestyle="none", markersize=6, **style)
+        if name in STYLES or "embedding" in name or "input" in name or name.endswith(("s=64", "s=1/4")):
+            panel.annotate(
+                name.removeprefix("SM+") if name != "SM" else name,
+                (row["nonlinear_init"], scale(row[statistic])),
+                xytext=(3, 3),
+                textcoords="offset points",
+                fontsize=6,
+            )
+    panel.set(xlabel="non-linear share at initialisation", ylabel=label)
+plt.show()
+
+# %% tags=["hide-input"]
+markdown_table(
+    pd.DataFrame(
+        {
+            "question": over_cells["statement"],
+            "Spearman's ρ, 95 % interval": [
+                with_interval("share", *v)
+                for v in over_cells[["estimate", "low", "high"]].itertuples(index=False, name=None)
+            ],
+            "cells": over_cells["n"],
+            "answer": over_cells["direction"],
+        }
+    )
+)
+
+# %% [markdown]
+# ## What the data allow to conclude
