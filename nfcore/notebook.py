@@ -27,8 +27,8 @@ KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 def parameters(namespace: Mapping[str, Any]) -> Any:
-    """The :class:`~nfcore.presets.Preset` that a notebook's parameters name, with the parameters that are not None laid over it; the
-    :class:`~nfcore.study.Study` for ``preset = "study"``.
+    """The :class:`~nfcore.presets.Preset` that a notebook's parameters name, with the parameters that are not None laid
+    over it; for ``preset = "study"`` the :class:`~nfcore.study.Study`.
 
     Call it with ``globals()`` before anything else is assigned: every plain value there is taken for a parameter.
 

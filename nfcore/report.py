@@ -243,7 +243,7 @@ def entropy_of_text(model: str, text: Path, context: int, sequences: int) -> str
 
 
 def with_interval(unit: str, estimate: float, low: float, high: float) -> str:
-    """An estimate and its 95 % interval in a unit of :data:`nfcore.claims.UNITS`; a log as a factor."""
+    """An estimate and its 95 % interval in a unit of ``nfcore.claims.UNITS``; a log as a factor."""
     if np.isnan(estimate):
         return "-"
     values = np.exp([estimate, low, high]) if unit == "log" else np.array([estimate, low, high])

@@ -211,6 +211,8 @@ def export(preset: str, ids: Iterable[str], keep: bool = False) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     records.sort(key=lambda record: record["id"])
     write_atomically(target / "records.json", json.dumps(records, indent=1))
+    largest = tables["positions"]  # in half the bytes
+    tables["positions"] = largest.astype({name: "float32" for name in largest if name.startswith("entropy")})
     for name, table in tables.items():
         table.sort_values("run", kind="stable").to_parquet(target / f"{name}.parquet", index=False)
     files = [target / "records.json", *(target / f"{name}.parquet" for name in TABLES)]

@@ -43,7 +43,7 @@ from IPython.display import Markdown
 from scipy.stats import spearmanr, wasserstein_distance
 
 from nfcore.claims import UNITS, contrast, interval, read_ledger, statistics, verdicts
-from nfcore.entropy import QUARTERS, entropy_ceiling, shares_by_convention
+from nfcore.entropy import entropy_ceiling, shares_by_convention
 from nfcore.presets import MAIN
 from nfcore.report import (
     STYLES,
@@ -65,6 +65,23 @@ ledger = read_ledger()
 table = verdicts(shown)
 table = table[table["group"] == "claims"].reset_index(drop=True)
 study_banner(shown, len(study.experiments()))
+
+# %% tags=["hide-input"]
+made = shown.runs.set_index("run")["provenance.wall_seconds"]
+rows = []
+for stage in study.stages:
+    planned = [e.id for e in study.experiments(stage)]
+    seconds = made.reindex(planned).dropna()
+    rows.append(
+        {
+            "stage": stage,
+            "cells": sum(cell.stage == stage for cell in study.cells.values()),
+            "runs planned": len(planned),
+            "recorded": len(seconds),
+            "minutes, two runs at a time": f"{seconds.sum() / 120:.0f}",
+        }
+    )
+markdown_table(pd.DataFrame(rows))
 
 # %% [markdown]
 # ## Verdicts
@@ -180,7 +197,8 @@ for name in MAIN:
 markdown_table(pd.DataFrame(rows), digits=2)
 
 # %% [markdown]
-# Shares of heads per quarter of the entropy range under both conventions of Max, ours as mean over seeds:
+# Shares of heads in the four quarters of the entropy range, from [0, Max/4) to [3Max/4, Max], under both conventions of Max;
+# ours as mean over seeds:
 
 # %% tags=["hide-input"]
 printed = published("head_share_percent")["main.png"]
@@ -193,7 +211,7 @@ per_seed = [
 ]
 rows = []
 for name in MAIN if per_seed else []:
-    row = {"configuration": name, "quarters": ", ".join(QUARTERS), "published (%)": ", ".join(map(str, printed[name]))}
+    row = {"configuration": name, "published (%)": ", ".join(map(str, printed[name]))}
     for convention in per_seed[0]:
         mean = 100 * np.mean([shares[convention][name] for shares in per_seed], axis=0)
         row[f"ours, Max {convention} (%)"] = ", ".join(f"{share:.0f}" for share in mean)

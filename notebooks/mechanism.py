@@ -35,7 +35,6 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
 from scipy.special import expit
 
 from nfcore.claims import correlations, interval, statistics, verdicts
@@ -132,7 +131,8 @@ plt.show()
 
 # %% [markdown]
 # The formulas presume Gaussian inputs of one scale; a network's neurons have neither. So the share is measured too, on the probe
-# batch, each neuron with its own best linear map, at initialisation and during training:
+# batch, each neuron with its own best linear map, at initialisation and during training. It falls below the formula where
+# all tokens have something in common: a neuron whose inputs lie mostly on one side of zero sees little of the bend.
 
 # %% tags=["hide-input"]
 formula = {

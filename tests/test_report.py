@@ -47,3 +47,40 @@ def test_a_missing_value_is_a_dash_in_a_table():
 
 def test_relative_change():
     assert report.relative_change(2.936, 3.197) == pytest.approx(-8.16, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("unit", "values", "shown"),
+    [
+        ("percent", (-8.16, -9.0, -7.0), "-8.2 % [-9.0, -7.0]"),
+        ("points", (34.0, np.nan, np.nan), "+34.0 points"),
+        ("share", (0.1234, 0.1, 0.15), "+0.123 [+0.100, +0.150]"),
+        ("log", (np.log(2), 0.0, np.log(4)), "×2.00 [×1.00, ×4.00]"),
+        ("count", (1.0, 0.29, 1.0), "+1.00 of seeds [+0.29, +1.00]"),
+        ("percent", (np.nan, np.nan, np.nan), "-"),
+    ],
+)
+def test_an_estimate_is_shown_with_its_interval_and_unit(unit, values, shown):
+    assert report.with_interval(unit, *values) == shown
+
+
+def test_a_verdict_table_leaves_out_columns_without_content():
+    row = dict(id="C1", statement="ReLU", unit="percent", published=-8.2, estimate=-5.0, low=-6.0, high=-4.0, d=-3.0)
+    row |= dict(p_holm=0.0001, n=5, lost=0, direction="reproduced", size="reproduced")
+    table = report.verdict_table(pd.DataFrame([row])).data
+    for part in ("-8.2\u00a0%", "-5.0\u00a0% [-6.0, -4.0]", "<0.001", "-3.0", "reproduced"):
+        assert part in table
+    assert "seeds lost" not in table
+    asked = report.verdict_table(pd.DataFrame([{**row, "published": None, "size": "", "lost": 2}]), "question").data
+    assert "published" not in asked
+    assert "size" not in asked
+    assert "answer" in asked
+    assert "seeds lost" in asked
+
+
+def test_the_banner_of_the_study_counts_its_runs(smoke_grid):
+    shown = load_runs()
+    diverged = int((shown.runs["status"] == "diverged").sum())
+    text = report.study_banner(shown, 1000).data
+    assert f"{len(shown.runs)} of 1000 planned runs, {diverged} of them not" in text
+    assert shown.runs["provenance.device"].iloc[0] in text
