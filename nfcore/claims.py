@@ -35,7 +35,19 @@ UNITS: dict[str, Callable[[float], float]] = {
     "log": float,
     "count": float,
 }
-_TEST = ("id", "group", "statement", "statistic", "unit", "contrast", "expect", "published", "margin", "needs")
+_TEST = (
+    "id",
+    "group",
+    "family",
+    "statement",
+    "statistic",
+    "unit",
+    "contrast",
+    "expect",
+    "published",
+    "margin",
+    "needs",
+)
 
 
 def read_ledger() -> dict[str, Any]:
@@ -212,6 +224,7 @@ def verdicts(shown: runs.Runs) -> pd.DataFrame:
     rows = []
     for test in ledger["tests"]:
         row = {name: test.get(name) for name in ("id", "group", "statement", "unit", "published", "needs")}
+        row["family"] = test.get("family", test["group"])
         cells = test["contrast"]
         if test["statistic"] == "diverged":
             found, n = share_interval(frame, cells)
@@ -225,7 +238,7 @@ def verdicts(shown: runs.Runs) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     table["p_holm"] = np.nan
-    for _, members in table.groupby("group"):
+    for _, members in table.groupby("family"):
         table.loc[members.index, "p_holm"] = holm(members["p"].tolist())
     words = {"yes": "reproduced", "no": "not reproduced"}
     for i, test in enumerate(ledger["tests"]):

@@ -16,7 +16,7 @@
 # **How a verdict is reached.** Runs are paired by seed: two configurations with the same seed see the same data in the same
 # order and start, where their shapes agree, from the same weights. The statistic's difference is taken seed by seed; shown is
 # its mean with a 95 % t interval. *Direction* is `reproduced` if a two-sided paired t test, corrected by Holm's method over
-# all tests of a group, gives p below 0.05 with the paper's sign, `not reproduced` if it does with the other sign, and else
+# all tests of this page, gives p below 0.05 with the paper's sign, `not reproduced` if it does with the other sign, and else
 # `undecided`. *Size* is `reproduced` if the interval lies within half and twice the published value, and `not reproduced` if it
 # lies outside. What cannot be settled without two billion tokens or hardware with fp16 is `undecided at this scale`.
 #

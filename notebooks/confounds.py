@@ -11,7 +11,7 @@
 #
 # What the paper does not separate: eight things that could make its result, or change it. Each is an experiment of the
 # study with questions, criteria and cells written down beforehand ([Claims](claims.ipynb) says how). A question is
-# answered `yes`, `no` or `undecided`; `no` needs evidence too, a significant effect the other way or an interval within a
+# answered `yes`, `no` or `undecided` after Holm's correction over the questions of its experiment; `no` needs evidence too, a significant effect the other way or an interval within a
 # margin stated in `data/claims.yaml`.
 
 # %% tags=["parameters", "hide-input"]
