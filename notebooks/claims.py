@@ -241,6 +241,18 @@ markdown_table(
     pd.DataFrame({"id": table["id"], "runs": [" ".join(f"`{run}`" for run in ids) for ids in table["runs"]]})
 )
 
+# %% tags=["hide-input"]
+facts = {"commit": "commit", "sources": "source_hash", "tokens": "data_hash", "torch": "torch", "threads": "threads"}
+counts = {words: shown.runs[f"provenance.{name}"].astype(str).value_counts() for words, name in facts.items()}
+markdown_table(
+    pd.DataFrame(
+        [
+            {"": words, "value": "; ".join(v if len(count) == 1 else f"{v} ({n} runs)" for v, n in count.items())}
+            for words, count in counts.items()
+        ]
+    )
+)
+
 # %% [markdown]
 # ## What to see
 

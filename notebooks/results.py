@@ -84,7 +84,7 @@ plt.show()
 # *Direction* compares signs only, of our first column of results with the published statement: `same`, `opposite`,
 # `equal` (at the printed precision) or `-` (nothing comparable, for example runs of different length). The published
 # numbers and, unless more seeds are given, ours come from a single seed. So this table says which way a result points
-# and passes no verdict on a claim: that takes several seeds and their spread.
+# and passes no verdict on a claim: that takes several seeds and their spread, as on the page [Claims](claims.ipynb).
 
 # %% tags=["hide-input"]
 paper = published("perplexity")

@@ -36,6 +36,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
+from nfcore.claims import decay_sum
 from nfcore.report import banner, markdown_table, sources, use_style
 
 
@@ -47,9 +48,8 @@ banner(preset, next(iter(shown.values())))
 # %% tags=["hide-input"]
 def decayed(run):
     """Where weight decay alone, with no gradient, takes a slope of this run by its end."""
-    rates = own.metrics[(own.metrics["run"] == run["run"]) & (own.metrics["name"] == "learning_rate")]
-    area = float((rates["value"] * rates["step"].diff().fillna(rates["step"])).sum())
-    return run["model.negative_slope"] * math.exp(-area * run["training.slope_weight_decay"])
+    metrics = own.metrics[own.metrics["run"] == run["run"]]
+    return run["model.negative_slope"] * math.exp(-decay_sum(run, metrics))
 
 
 own = next(iter(shown.values()))
