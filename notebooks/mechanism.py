@@ -35,6 +35,7 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from scipy.special import expit
 
 from nfcore.claims import correlations, interval, statistics, verdicts
@@ -323,3 +324,39 @@ markdown_table(
 
 # %% [markdown]
 # ## What the data allow to conclude
+#
+# The findings in one list, each with its answer and its number from the tables above:
+
+# %% tags=["hide-input"]
+findings = {
+    "s=64": "GELU(s x)/s at s = 64 is ahead of GELU in perplexity",
+    "s=64 and ReLU": "it is still behind ReLU",
+    "s=64 overload": "it lowers the entropy of the early layers",
+    "s=64 overload and ReLU": "that entropy is still above ReLU's",
+    "SiLU": "the same s helps SiLU",
+    "softplus": "and centred softplus",
+    "leaky 0.3": "less non-linear share at any scale, a leaky slope of 0.3, costs perplexity",
+    "embeddings": "larger embeddings help GELU",
+    "FFN input": "a larger first FFN matrix helps GELU",
+    "learnable s": "training raises a learnable s",
+    "learnable a": "training raises a learnable a",
+    "LN s=4": "with LayerNorm, s = 4 is behind s = 1",
+    "LN s=64": "with LayerNorm, s = 64 is behind s = 1",
+}
+lines = [
+    f"- {words}: **{table.loc[key, 'direction']}** ({with_interval(*table.loc[key, ['unit', 'estimate', 'low', 'high']])}, n = {table.loc[key, 'n']})"
+    for key, words in findings.items()
+]
+lines += [
+    f"- over cells, {words}: **{row['direction']}** (ρ {with_interval('share', row['estimate'], row['low'], row['high'])}, {row['n']} cells)"
+    for words, (_, row) in zip(
+        (
+            "a larger non-linear share at initialisation goes with less early entropy",
+            "and with a lower final loss",
+            "more early entropy goes with a higher final loss",
+        ),
+        over_cells.iterrows(),
+        strict=True,
+    )
+]
+Markdown("\n".join(lines))
