@@ -265,9 +265,10 @@ def verdict_table(rows: pd.DataFrame, question: str = "statement") -> Any:
                 for unit, value in zip(rows["unit"], rows["published"].astype(float), strict=True)
             ],
             "ours, 95 % interval": [with_interval(*row) for row in numbers],
-            "d": [f"{d:.1f}" if np.isfinite(d) else "" for d in rows["d"]],
-            "p (Holm)": ["" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}" for p in rows["p_holm"]],
-            "n": rows["n"],
+            "n; d; p (Holm)": [
+                "; ".join([str(n), *([] if np.isnan(p) else [f"{d:.1f}", "<0.001" if p < 0.001 else f"{p:.3f}"])])
+                for n, d, p in rows[["n", "d", "p_holm"]].itertuples(index=False, name=None)
+            ],
             "seeds lost": [str(lost) if lost else "" for lost in rows["lost"]],
             "direction" if question == "statement" else "answer": rows["direction"],
             "size": rows["size"],

@@ -78,7 +78,7 @@ for stage in study.stages:
             "cells": sum(cell.stage == stage for cell in study.cells.values()),
             "runs planned": len(planned),
             "recorded": len(seconds),
-            "minutes, two runs at a time": f"{seconds.sum() / 120:.0f}",
+            "minutes of these, two at a time": f"{seconds.sum() / 120:.0f}",
         }
     )
 markdown_table(pd.DataFrame(rows))
@@ -91,8 +91,8 @@ verdict_table(table)
 
 # %% [markdown]
 # Perplexity is the unit of `%`; `points` are percentage points of heads; C4 and C6 are in shares of the ceiling; C5 is the
-# final over the initial slope; C7 the share of seeds that stopped being finite. d is the effect size, the mean difference
-# over its standard deviation between seeds.
+# final over the initial slope; C7 the share of seeds that stopped being finite. n is the number of seeds, d the effect size,
+# the mean difference over its standard deviation between seeds; a test that has none is missing p.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-claims", "caption": "Claims about perplexity: change in percent, ours (filled, 95 % interval) and published (hollow). Dotted: half and twice the published value, between which a size counts as reproduced."}, "image": {"alt": "A row for each claim about perplexity with our estimate and its interval beside the published value."}}
 percent = table[table["unit"] == "percent"].reset_index(drop=True)
