@@ -48,6 +48,7 @@ from nfcore.presets import MAIN
 from nfcore.report import (
     STYLES,
     final_heads,
+    glue,
     markdown_table,
     published,
     recorded,
@@ -87,6 +88,12 @@ markdown_table(pd.DataFrame(rows))
 # ## Verdicts
 
 # %% tags=["hide-input"]
+first = table.set_index("id").loc["C1"]
+glue(
+    c1=with_interval(*first[["unit", "estimate", "low", "high"]]),
+    c1_seeds=str(first["n"]),
+    c1_verdict=first["direction"],
+)
 verdict_table(table)
 
 # %% [markdown]

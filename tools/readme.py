@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nfcore.claims import verdicts
 from nfcore.presets import MAIN, Preset
-from nfcore.report import early_share, final_heads, perplexities, published, relative_change
+from nfcore.report import early_share, final_heads, perplexities, published, relative_change, with_interval
+from nfcore.study import Study
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +63,18 @@ def block() -> str:
         f"`quick`, width {frame['model.hidden_size'].iloc[0]}, {frame['model.num_hidden_layers'].iloc[0]} layers, "
         f"{tokens:.1f} M tokens a run, about {share:,.0f} times fewer than the paper's 2.1 B, one seed, on {device}. "
         f"There all {len(grid)} runs of the grid took {minutes:.0f} minutes, as many at a time as there are cores.",
+        "",
+        "Over seeds (preset `study`; change with 95 % interval; the book's page Claims has all verdicts):",
+        "",
+        "| claim | paper | ours | seeds | direction |",
+        "|---|---|---|---|---|",
     ]
+    verdict = verdicts(Study.load().runs()).set_index("id")
+    for claim in ("C1", "C1 Pythia", "C2"):
+        row = verdict.loc[claim]
+        ours_text = with_interval(row["unit"], row["estimate"], row["low"], row["high"])
+        theirs_text = with_interval(row["unit"], row["published"], np.nan, np.nan)
+        lines.append(f"| {row['statement']} | {theirs_text} | {ours_text} | {row['n']} | {row['direction']} |")
     return "\n".join(lines)
 
 
