@@ -203,7 +203,8 @@ for configuration in MAIN:
         )
     axes.set(xscale="log", yscale="log")
 axes.set(xlabel="learning rate", ylabel="final perplexity")
-axes.legend()
+if axes.lines:
+    axes.legend()
 plt.show()
 
 # %% tags=["hide-input"]
