@@ -140,13 +140,15 @@ def notebook(args: argparse.Namespace) -> None:
     print(execute(args.script, args.output, override({}, args.parameters)))
 
 
-def _snakemake(config: str, cores: int, dry_run: bool = False) -> None:
+def _snakemake(config: str, cores: int, announcement: str, dry_run: bool = False) -> None:
     """Run the Snakefile, one Snakemake a folder; an error of it is ours."""
     from filelock import FileLock, Timeout
 
     root = project_root()
     if not (root / "Snakefile").exists():
-        raise SettingsError(f"{root}: no Snakefile; grids are run from a checkout of the project")
+        raise SettingsError(
+            f"{root}: no Snakefile; the book is built from a checkout of the project, and the study run there"
+        )
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
     command += ["--config", config]
     environment = {**ALLOCATOR, "TOKENIZERS_PARALLELISM": "true", **os.environ}
@@ -160,6 +162,7 @@ def _snakemake(config: str, cores: int, dry_run: bool = False) -> None:
         raise SettingsError(f"{root}: another Snakemake is at work here; wait for it or stop it") from None
     if stale and subprocess.run([*command, "--unlock", "--quiet"], env=environment).returncode:
         raise SettingsError(f"{root}: the lock of an earlier Snakemake could not be removed")
+    print(announcement, flush=True)
     command += ["--cores", str(cores), "--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
     command += ["--quiet", "all", *(["--dry-run"] if dry_run else [])]
     done = subprocess.run(command, env=environment)
@@ -179,7 +182,7 @@ def book(args: argparse.Namespace) -> None:
         if not torch.cuda.is_available():
             raise SettingsError(f"preset: {preset.preset!r} needs a CUDA device; smoke and quick run on a CPU")
     records = [read_record(runs_dir() / e.id) for e in preset.experiments()]
-    print(f"Preset {preset.preset}: {len(records)} runs, {records.count(None)} to train", flush=True)
+    announcement = f"Preset {preset.preset}: {len(records)} runs, {records.count(None)} to train"
     changed = sum(r is not None and r["provenance"]["source_hash"] != source_hash() for r in records)
     if changed:
         print(
@@ -187,7 +190,7 @@ def book(args: argparse.Namespace) -> None:
             "`python -m nfcore train PRESET/ID fresh=true` retrains one",
             file=sys.stderr,
         )
-    _snakemake(f"preset={preset.preset}", args.cores, args.dry_run)
+    _snakemake(f"preset={preset.preset}", args.cores, announcement, args.dry_run)
     if not args.dry_run:
         index = project_root() / "_build" / preset.preset / "html" / "index.html"
         print(f"The book of preset {preset.preset}: open {index}")
@@ -200,10 +203,11 @@ def study(args: argparse.Namespace) -> None:
     design = Study.load()
     for stage in [args.stage] if args.stage else design.stages:
         while missing := design.missing(stage):
-            print(f"Stage {stage}: {len(design.experiments(stage))} runs, {len(missing)} to train", flush=True)
+            announcement = f"Stage {stage}: {len(design.experiments(stage))} runs, {len(missing)} to train"
             if args.dry_run:
+                print(announcement)
                 break
-            _snakemake(f"study={stage}", args.cores)
+            _snakemake(f"study={stage}", args.cores, announcement)
             design = Study.load()  # a finished grid of learning rates decides on further runs
         else:
             print(f"Stage {stage}: all {len(design.experiments(stage))} runs are there")

@@ -168,6 +168,8 @@ def _stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFr
         file = f"{name}.parquet"
         if file in record["files"]:
             frame = pd.read_parquet(directory / file)
+            if name == "positions":  # the largest table: in half the bytes
+                frame = frame.astype(dict.fromkeys(("entropy", "entropy_random"), "float32"))
             frames.append(frame.assign(run=record["id"]) if "id" in record else frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"run": []})
 
@@ -211,8 +213,6 @@ def export(preset: str, ids: Iterable[str], keep: bool = False) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     records.sort(key=lambda record: record["id"])
     write_atomically(target / "records.json", json.dumps(records, indent=1))
-    largest = tables["positions"]  # in half the bytes
-    tables["positions"] = largest.astype({name: "float32" for name in largest if name.startswith("entropy")})
     for name, table in tables.items():
         table.sort_values("run", kind="stable").to_parquet(target / f"{name}.parquet", index=False)
     files = [target / "records.json", *(target / f"{name}.parquet" for name in TABLES)]

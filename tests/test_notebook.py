@@ -16,6 +16,7 @@ from nfcore import notebook
 from nfcore.notebook import execute, parameters
 from nfcore.presets import Preset, params_file
 from nfcore.settings import SettingsError, project_root
+from nfcore.study import NOTEBOOKS as STUDY_NOTEBOOKS
 
 
 SCRIPTS = sorted((project_root() / "notebooks").glob("*.py"))
@@ -158,15 +159,20 @@ def test_parameters_of_a_script(script: Path) -> None:
     given: dict[str, Any] = {}
     exec(cells[0].source, given)
     names = {name for name in given if not name.startswith("_")}
-    assert names == {f.name for f in fields(Preset)}
-    assert (given["preset"], given["source"]) == ("quick", "local")
+    if script.stem in STUDY_NOTEBOOKS:
+        assert given | {"preset": "study", "source": "recorded"} == given
+        assert names == {"preset", "source"}
+    else:
+        assert names == {f.name for f in fields(Preset)}
+        assert (given["preset"], given["source"]) == ("quick", "local")
     assert "parameters(globals())" in cells[1].source
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_script_runs_at_smoke(script: Path, smoke_grid: Path, tmp_path: Path) -> None:
     before = {record: record.stat().st_mtime_ns for record in smoke_grid.glob("*/record.json")}
-    executed = execute(script, tmp_path / "out.ipynb", {"preset": "smoke", "source": "local"})
+    preset = "study" if script.stem in STUDY_NOTEBOOKS else "smoke"  # those show the recorded runs as well
+    executed = execute(script, tmp_path / "out.ipynb", {"preset": preset, "source": "local"})
     assert all(cell.execution_count for cell in code_cells(executed) if cell.source)
     shown = outputs(executed)
     assert not [o for o in shown if o.output_type == "error"]

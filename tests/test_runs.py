@@ -132,7 +132,8 @@ def test_frames_of_all_finished_runs(two: Path, trained: Path, diverged: Path) -
         frame = frames(shown)[name]
         assert [*frame.columns] == [*columns, "run"]
         own = frame[frame["run"] == trained.name].drop(columns="run").reset_index(drop=True)
-        pd.testing.assert_frame_equal(own, pd.read_parquet(trained / f"{name}.parquet"))
+        written = pd.read_parquet(trained / f"{name}.parquet")
+        pd.testing.assert_frame_equal(own, written.astype(own.dtypes.to_dict()))
 
 
 def test_select_keeps_the_given_order(two: Path, trained: Path, diverged: Path) -> None:
