@@ -161,15 +161,18 @@ for name, shares in formula.items():
         )
 markdown_table(pd.DataFrame(rows), digits=4)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-share-training", "caption": "Measured non-linear share of the FFN activations over training, mean over layers and seeds."}, "image": {"alt": "Curves of the non-linear share over training steps for GELU, ReLU and LayerNorm models and for a scaled GELU."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-share-training", "caption": "Measured non-linear share of the FFN activations over training, mean over layers and seeds. Dotted: the centred share, without the constant part."}, "image": {"alt": "Curves of the non-linear share over training steps for GELU, ReLU and LayerNorm models and for a scaled GELU."}}
 figure, axes = plt.subplots(figsize=(6.6, 3))
 for name, style in {
     **{n: STYLES[n] for n in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")},
     "SM+G s=64": dict(color="black", marker="*"),
 }.items():
-    curve = layers[layers["run"].map(names) == name].groupby("step")["nonlinear_share"].mean()
+    curve = (
+        layers[layers["run"].map(names) == name].groupby("step")[["nonlinear_share", "nonlinear_share_centred"]].mean()
+    )
     if len(curve):
-        axes.plot(curve.index, curve, label=name, linewidth=1.2, markersize=4, **style)
+        axes.plot(curve.index, curve["nonlinear_share"], label=name, linewidth=1.2, markersize=4, **style)
+        axes.plot(curve.index, curve["nonlinear_share_centred"], ":", color=style["color"], linewidth=1)
 axes.set(xlabel="optimiser step", ylabel="non-linear share", ylim=(0, None))
 axes.legend(ncols=2)
 plt.show()

@@ -33,6 +33,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
+from nfcore.claims import verdicts
 from nfcore.entropy import entropy_ceiling, shares_by_convention
 from nfcore.presets import EXPERIMENTS, MAIN
 from nfcore.report import (
@@ -46,7 +47,9 @@ from nfcore.report import (
     relative_change,
     sources,
     use_style,
+    with_interval,
 )
+from nfcore.study import Study
 
 
 use_style()
@@ -208,14 +211,25 @@ def compare(of):
 
 
 compared = {where: compare({name: of[where] for name, of in shown.items()}) for where in wheres}
+# The same claims over seeds, in the order of the rows
+ids = ["C1", "C1 Pythia", "C1 Pythia T=256", "C2", "C2 Pythia", "C3", "C4", "C5", "C5 free", "C6"]
+ids += ["C7 SM", "C7 slope 0.1", "C8", "C8 Pythia"]
+over_seeds = verdicts(Study.load().runs()).set_index("id")[["unit", "estimate", "low", "high"]]
 rows = []
-for number, (claim, statement, theirs, _, direction, steps) in enumerate(compared[wheres[0]]):
+for number, (key, (claim, statement, theirs, _, direction, steps)) in enumerate(
+    zip(ids, compared[wheres[0]], strict=True)
+):
     row = {"claim": claim, "statement": statement, "published": theirs}
     row |= {where: lines[number][3] for where, lines in compared.items()}
+    row["study, over seeds"] = with_interval(*over_seeds.loc[key])
     rows.append(row | {"direction": direction, f"updates, {wheres[0]}": steps})
 markdown_table(pd.DataFrame(rows))
 
 # %% [markdown]
+# The column of the study is the difference that [Claims](claims.ipynb) tests, with its 95 % interval: percent of
+# perplexity, percentage points of heads (C3), shares of the ceiling (C4, C6), final over initial slope (C5), share of seeds
+# that stopped being finite (C7). It is of the recorded runs, whichever runs the other columns show.
+#
 # C5 without decay has no published counterpart: the public code always decays the slopes. For C7, `not seen` means that
 # all runs shown stayed finite for as long as they were trained, and `same` that at least one did not. Learning rates
 # are those of the preset and ten times that.
