@@ -185,7 +185,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.biases == "all")
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.biases == "all")
-        self.up.init_gain = config.ffn_gain
+        self.up.init_gain, self.down.init_gain = config.ffn_gain, config.ffn_output_gain
         self.down.writes_residual = True  # type: ignore[assignment]
 
     def forward(self, x: Tensor, activation: nn.Module) -> Tensor:

@@ -94,7 +94,8 @@ class ModelSettings:
     ``biases``: ``paper`` (query and key only), ``all`` or ``none``.
     ``init``: ``paper`` (N(0, 0.02) for every matrix), ``gpt2`` (output matrices scaled by 1/sqrt(2 L)) or ``width``
     (0.02 sqrt(768/d) for matrices, 0.02 for embeddings, which keeps the gain of a layer at d = 768).
-    ``embedding_gain`` / ``ffn_gain``: factors on the initial embeddings / on the initial first FFN matrices.
+    ``embedding_gain`` / ``ffn_gain`` / ``ffn_output_gain``: factors on the initial embeddings / on the initial first /
+    second FFN matrices.
     """
 
     family: str = "gpt2"
@@ -120,6 +121,7 @@ class ModelSettings:
     tie_word_embeddings: bool | None = None  # None: as the family does
     embedding_gain: float = field(default=1.0, metadata=LATER)
     ffn_gain: float = field(default=1.0, metadata=LATER)
+    ffn_output_gain: float = field(default=1.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         choice("model.family", self.family, FAMILIES)
@@ -143,7 +145,7 @@ class ModelSettings:
         at_least("model.norm_eps", self.norm_eps, 0.0)
         if not math.isfinite(self.negative_slope):
             raise SettingsError(f"model.negative_slope: {self.negative_slope!r} must be finite")
-        for name in ("activation_scale", "rotary_base", "embedding_gain", "ffn_gain"):
+        for name in ("activation_scale", "rotary_base", "embedding_gain", "ffn_gain", "ffn_output_gain"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"model.{name}: {getattr(self, name)!r} must be above 0")
         if self.intermediate_size is None:
