@@ -284,7 +284,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--record", action="store_true", help="write the verdicts to data/recorded/study")
 
     sub = command("study", study, "train what is missing of the study, and add it to data/recorded/study")
-    sub.add_argument("stage", nargs="?", help="core, learning-rate, confounds or mechanism (default: all)")
+    sub.add_argument(
+        "stage", nargs="?", help="core, learning-rate, confounds, sizes, mechanism, follow-up (default: all)"
+    )
     sub.add_argument("--cores", type=int, default=os.cpu_count())
     sub.add_argument("--dry-run", action="store_true", help="only say what would be trained")
 

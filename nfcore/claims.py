@@ -17,7 +17,7 @@ from scipy import stats
 from nfcore import runs
 from nfcore.entropy import entropy_ceiling
 from nfcore.presets import MAIN
-from nfcore.settings import SettingsError, check_keys, choice, project_root, read_yaml
+from nfcore.settings import SettingsError, check_keys, check_type, choice, project_root, read_yaml
 from nfcore.study import NAME, Study
 
 
@@ -59,6 +59,7 @@ def read_ledger() -> dict[str, Any]:
     for test in ledger["tests"]:
         where = f"claims {test.get('id')}"
         check_keys(test, (*_TEST, "needs_for"), where)
+        check_type(f"{where}: id", test.get("id"), str)
         choice(f"{where}: group", test["group"], ledger["groups"])
         choice(f"{where}: statistic", test["statistic"], STATISTICS)
         choice(f"{where}: unit", test["unit"], UNITS)
@@ -290,7 +291,8 @@ def correlations(shown: runs.Runs) -> tuple[pd.DataFrame, pd.DataFrame]:
         expected = (found["estimate"] > 0) == (test["expect"] == "above")
         answer = ("yes" if expected else "no") if decided else "undecided"
         rows.append({**test, **found, "n": len(means), "direction": answer})
-    return pd.DataFrame(rows), means
+    columns = ["id", "statement", "x", "y", "expect", "estimate", "low", "high", "n", "direction"]
+    return pd.DataFrame(rows, columns=columns), means
 
 
 def spearman_interval(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series) -> dict[str, float]:

@@ -69,6 +69,8 @@ def _shares(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, f
     xx, xy, yy = (np.einsum("nf,nf->f", a, b) for a, b in ((wx, x), (wx, y), (wy, y)))
     with np.errstate(all="ignore"):
         # A neuron whose input does not vary has nothing linear: 0 / 0 counts as 0.
-        linear, affine = np.nan_to_num(xy**2 / xx), np.nan_to_num((xy - mx * my) ** 2 / (xx - mx**2))
+        linear = np.where(xx == 0, 0.0, xy**2 / xx)
+        spread = xx - mx**2
+        affine = np.where(spread == 0, 0.0, (xy - mx * my) ** 2 / spread)
         energy = yy.sum()
         return float(1 - linear.sum() / energy), float((energy - (my**2).sum() - affine.sum()) / energy)

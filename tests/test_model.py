@@ -1,6 +1,7 @@
 """The decoder against Hugging Face's own, its choices one by one, and what transformers expects of a model."""
 
 import copy
+import math
 import shutil
 import subprocess
 import sys
@@ -383,6 +384,19 @@ def test_scaled_gelu_from_half_the_identity_over_gelu_to_relu():
     torch.testing.assert_close(activation("scaled_gelu", activation_scale=1e-5)(X), X / 2, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize(("name", "f"), [("scaled_silu", F.silu), ("scaled_softplus", model.centred_softplus)])
+def test_scaled_controls_from_half_the_identity_to_relu(name, f):
+    assert torch.equal(activation(name, activation_scale=1.0)(X), f(X))
+    torch.testing.assert_close(activation(name, activation_scale=8.0)(X), f(8 * X) / 8)
+    torch.testing.assert_close(activation(name, activation_scale=1e4)(X), X.clamp_min(0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(activation(name, activation_scale=1e-3)(X), X / 2, rtol=0, atol=1e-2)
+
+
+def test_centred_softplus():
+    torch.testing.assert_close(model.centred_softplus(X), (1 + X.exp()).log() - math.log(2))
+    assert model.centred_softplus(torch.zeros(1)) == 0
+
+
 def test_relu_is_positively_homogeneous_and_gelu_is_not():
     relu, gelu = activation("relu"), activation("gelu")
     assert torch.equal(relu(0.25 * X), 0.25 * relu(X))
@@ -390,6 +404,101 @@ def test_relu_is_positively_homogeneous_and_gelu_is_not():
     homogeneous = ours(norm="none", activation="relu", biases="none").blocks[0].ffn
     x = torch.randn(3, 32)
     torch.testing.assert_close(homogeneous(4 * x, relu), 4 * homogeneous(x, relu))
+
+
+@pytest.mark.parametrize("norm", ["none", "layernorm"])
+@pytest.mark.parametrize("s", [0.25, 4.0, 7.3, 256.0])
+def test_relu_at_any_s_is_the_same_model_outputs_and_gradients(s, norm, monkeypatch):
+    """ReLU(s x)/s = ReLU(x): to the bit where s is a power of two, else to float precision. GELU is another model."""
+    monkeypatch.setitem(model.ACTIVATIONS, "scaled_relu", lambda c: model.Scaled(F.relu, c.activation_scale))
+    ids, results = tokens(), {}
+    for name in ("relu", "scaled_relu", "gelu", "scaled_gelu"):
+        torch.manual_seed(0)
+        network = ours(norm=norm, init="width", activation=name, activation_scale=s)
+        output = network(ids, labels=ids)
+        output.loss.backward()
+        results[name] = {"logits": output.logits.detach(), **{n: p.grad for n, p in network.named_parameters()}}
+    tolerance = dict(rtol=0, atol=0) if math.log2(s).is_integer() else dict(rtol=1e-4, atol=1e-6)
+    for name, expected in results["relu"].items():
+        torch.testing.assert_close(results["scaled_relu"][name], expected, **tolerance)
+    assert (results["scaled_gelu"]["logits"] - results["gelu"]["logits"]).abs().max() > 1e-4
+
+
+def test_gains_multiply_the_initial_weights_they_name_and_no_others():
+    def weights(**gains):
+        torch.manual_seed(0)
+        return dict(ours(norm="none", init="gpt2", biases="all", tie_word_embeddings=False, **gains).named_parameters())
+
+    plain = weights()
+    for field, part, count in (
+        ("embedding_gain", ("embed.", "positions."), 2),
+        ("ffn_gain", (".ffn.up.weight",), 2),
+        ("ffn_output_gain", (".ffn.down.weight",), 2),
+    ):
+        changed = weights(**{field: 8.0})
+        named = {name for name in plain if any(p in name for p in part)}
+        assert len(named) == count
+        for name, p in plain.items():
+            assert torch.equal(changed[name], 8 * p if name in named else p), (field, name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gain_and_its_inverse_are_the_scaled_activation(family):
+    """W2/s GELU(s W1 x) is W2 GELU(s W1 x)/s."""
+    outputs = []
+    for changes in (
+        dict(activation="scaled_gelu", activation_scale=16),
+        dict(activation="gelu", ffn_gain=16.0, ffn_output_gain=1 / 16),
+        dict(activation="gelu"),
+    ):
+        torch.manual_seed(0)
+        outputs.append(ours(family, norm="none", init="width", **changes)(torch.arange(20)[None]).logits)
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], outputs[2])
+
+
+def test_gain_with_relu_changes_nothing_where_it_is_taken_back():
+    outputs = []
+    for gains in ({}, dict(ffn_gain=16.0, ffn_output_gain=1 / 16)):
+        torch.manual_seed(0)
+        outputs.append(ours(norm="none", activation="relu", **gains)(torch.arange(20)[None]).logits)
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("name", ["embedding_gain", "ffn_gain", "ffn_output_gain"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_gains_are_refused(name, value):
+    with pytest.raises(SettingsError, match=f"model.{name}: .* must be above 0"):
+        settings.ModelSettings(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["learnable_scaled_gelu", "learnable_input_gelu"])
+@pytest.mark.parametrize(("sharing", "count"), [("per_layer", 2), ("shared", 1)])
+def test_learnable_scales_are_learned_from_their_start_and_saved(name, sharing, count, tmp_path):
+    network = ours(activation=name, activation_scale=4, slope_sharing=sharing, norm="none", init="width")
+    assert [s.item() for s in network.scales] == [4.0] * count
+    assert network.slopes == []
+    ids = tokens()
+    network(ids, labels=ids).loss.backward()
+    assert all(s.grad.abs() > 0 for s in network.scales)
+    for i, scale in enumerate(network.scales):
+        scale.data.fill_(2.5 + i)
+    again = reloaded(network, tmp_path)
+    assert [s.item() for s in again.scales] == [s.item() for s in network.scales]
+    torch.testing.assert_close(again(ids).logits, network.eval()(ids).logits)
+
+
+def test_learnable_scales_against_their_formulas_and_numerical_gradients():
+    for name, formula in (
+        ("learnable_scaled_gelu", lambda x, s: F.gelu(s * x) / s),
+        ("learnable_input_gelu", lambda x, s: F.gelu(s * x)),
+    ):
+        module = activation(name, activation_scale=1.7).double()
+        x = X.double()
+        module(x).sum().backward()
+        torch.testing.assert_close(module(x), formula(x, 1.7))
+        slope = (formula(x, 1.7 + 1e-6) - formula(x, 1.7 - 1e-6)).sum() / 2e-6
+        assert module.scale.grad.item() == pytest.approx(slope.item(), rel=1e-4)
 
 
 def test_slopes_are_one_a_layer_or_one_in_all():

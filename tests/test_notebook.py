@@ -17,6 +17,7 @@ from nfcore.notebook import execute, parameters
 from nfcore.presets import Preset, params_file
 from nfcore.settings import SettingsError, project_root
 from nfcore.study import NOTEBOOKS as STUDY_NOTEBOOKS
+from nfcore.study import Study
 
 
 SCRIPTS = sorted((project_root() / "notebooks").glob("*.py"))
@@ -86,6 +87,20 @@ def test_parameters_ignore_what_a_notebook_holds_anyway() -> None:
 def test_wrong_parameters_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         parameters({"preset": "smoke", **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(seeds=[1]), "parameters of preset study: unknown setting 'seeds'; allowed: preset, source"),
+        (dict(source="here"), "source: 'here' is not one of"),
+        (dict(training={}), "unknown setting 'training'"),
+    ],
+)
+def test_wrong_parameters_of_the_study_are_refused(given: dict[str, Any], message: str) -> None:
+    assert parameters({"preset": "study", "source": "local"}) == Study.load("local")
+    with pytest.raises(SettingsError, match=message):
+        parameters({"preset": "study", **given})
 
 
 # --- execution --------------------------------------------------------------------------------------------------

@@ -118,6 +118,14 @@ def test_decay_is_on_matrices_and_slopes_have_their_own(family: str, sharing: st
         assert (group["betas"], group["eps"]) == ((0.8, 0.99), 1e-7)
 
 
+def test_learnable_scales_do_not_decay() -> None:
+    model = network(activation="learnable_scaled_gelu", activation_scale=4)
+    optimizer, _ = optimizer_and_schedule(model, TrainingSettings(slope_weight_decay=0.03), 10)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert [decay[id(s)] for s in model.scales] == [0.0, 0.0]
+    assert decay.keys() == {id(p) for p in model.parameters()}
+
+
 def test_models_without_slopes_have_two_groups() -> None:
     optimizer, _ = optimizer_and_schedule(network(), TrainingSettings(), 10)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
@@ -358,6 +366,60 @@ def test_telemetry_equals_direct_calculation(tiny: Tiny, family: str, sharing: s
         assert row["slope"] == pytest.approx(float(loaded.slopes[i % len(loaded.slopes)].detach()))
     assert (table(run, "layers").query("step == 0")["slope"] == 0.25).all()
     assert (layers["slope"] != 0.25).all()
+
+
+def test_non_linear_shares_equal_direct_calculation(tiny: Tiny) -> None:
+    experiment = tiny(model=dict(activation="scaled_gelu", activation_scale=8), training={"steps": 4})
+    run = train(experiment, quiet=True)
+    loaded, (probe, _) = load_model(run), probe_and_validation(experiment)
+    seen: dict[int, Any] = {}
+    for i, layer in enumerate(loaded.activations):
+        layer.register_forward_hook(lambda m, a, out, i=i: seen.update({i: (a[0].double(), out.double())}))
+    with torch.no_grad():
+        loaded(input_ids=probe)
+    layers = table(run, "layers").query("step == 4")
+    for i, (x, y) in seen.items():
+        x, y = x.flatten(0, 1), y.flatten(0, 1)
+        left = y - x * (x * y).sum(0) / (x * x).sum(0)
+        about = (x - x.mean(0), y - y.mean(0))
+        left_centred = about[1] - about[0] * (about[0] * about[1]).sum(0) / (about[0] ** 2).sum(0)
+        row = layers[layers["layer"] == i].iloc[0]
+        assert row["nonlinear_share"] == pytest.approx(float(left.square().sum() / y.square().sum()), rel=1e-4)
+        assert row["nonlinear_share_centred"] == pytest.approx(
+            float(left_centred.square().sum() / y.square().sum()), rel=1e-4
+        )
+    assert len(seen) == 2
+
+
+def test_learned_scales_are_recorded(tiny: Tiny) -> None:
+    run = train(tiny(model=dict(activation="learnable_input_gelu", activation_scale=4)), quiet=True)
+    layers = table(run, "layers")
+    assert (layers.query("step == 0")["scale"] == 4).all()
+    learned = [s.item() for s in load_model(run).scales]
+    assert layers.query("step == 10")["scale"].tolist() == pytest.approx(learned)
+    assert 4.0 not in learned
+    assert layers["slope"].isna().all()
+
+
+def test_positions_and_random_tokens_of_the_last_probe(tiny: Tiny) -> None:
+    experiment = tiny(model={"embedding_gain": 30.0}, training={"steps": 4})  # so that heads attend to something
+    run = train(experiment, quiet=True)
+    positions, heads = table(run, "positions"), table(run, "heads")
+    assert positions["step"].unique().tolist() == [4]
+    assert positions.groupby("layer")["position"].apply(list).tolist() == [[*range(1, 33)]] * 2
+    # The mean over positions is the mean over heads, on text and on random tokens.
+    last = heads.query("step == 4").groupby("layer")[["entropy", "entropy_random"]].mean()
+    means = positions.groupby("layer")[["entropy", "entropy_random"]].mean()
+    pd.testing.assert_frame_equal(means, last, rtol=1e-5)
+    assert (positions.query("position == 1")["entropy"] == 0).all()
+    probe, _ = probe_and_validation(experiment)
+    loaded = load_model(run)
+    loaded.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = torch.stack(loaded(input_ids=probe, output_attentions=True).attentions).double()  # (L, B, H, T, T)
+    profile = torch.special.entr(maps).sum(-1).mean((1, 2))
+    np.testing.assert_allclose(positions["entropy"].to_numpy().reshape(2, 32), profile, atol=1e-5)
+    assert (last["entropy_random"] - last["entropy"]).abs().min() > 1e-4
 
 
 def test_probing_leaves_training_untouched(tiny: Tiny, trained: Path) -> None:
