@@ -646,6 +646,8 @@ def test_compilation_has_no_graph_break(family):
 def test_compilation_with_the_default_compiler():
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("no C++ compiler, which torch.compile needs on a CPU")
+    if " " in torch.__file__:
+        pytest.skip("torch 2.13 does not quote its own path for the compiler, and here that has a space")
     torch._dynamo.reset()
     network, ids = spread(ours(num_hidden_layers=1)), tokens()
     torch.testing.assert_close(
