@@ -5,6 +5,8 @@ import json
 import math
 import random
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +255,15 @@ def test_dry_run_trains_nothing(packed: Path, tmp_path: Path, capfd: pytest.Capt
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.usefixtures("one_configuration")
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def interrupts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a shell leaves of SIGINT to a command, and to one that it starts in the background."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("one_configuration", "interrupts")
 def test_a_slice_without_progress_is_refused(packed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["run", *SETTINGS, "--preset", "smoke", "--corpus", str(packed), "--out", str(tmp_path)]
     assert gpu.main([*command, "--minutes", "0"]) == 2

@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -231,7 +231,10 @@ def nfcore(out: Path, until: float, *arguments: str, **options: Any) -> str | No
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     places = {"NFCORE_RUNS": "runs", "NFCORE_DATA": "tokens", "PYTHONPATH": path}
     environment = {**os.environ, **places, "TORCHINDUCTOR_CACHE_DIR": str(out.resolve() / "compiled")}
-    child = subprocess.Popen([sys.executable, "-m", "nfcore", *arguments], cwd=out, env=environment, **options)
+    # A shell starts what it puts in the background (`nohup ... &`) with SIGINT ignored, and children inherit that.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-m", "nfcore", *arguments]
+    child = subprocess.Popen(command, cwd=out, env=environment, preexec_fn=listen, **options)
     try:
         while monotonic() < until:
             with suppress(subprocess.TimeoutExpired):
