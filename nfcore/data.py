@@ -15,7 +15,10 @@ import os
 import platform
 import random
 import shutil
+import sys
 import tempfile
+import weakref
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -213,33 +216,71 @@ def in_validation(key: str, fraction: float) -> bool:
     return int(sha256(SPLIT_SALT + key)[:16], 16) < fraction * 16**16
 
 
+class Spool:
+    """Texts in an unnamed file below ``TMPDIR``, so that a corpus need not fit in memory."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115, closed with its last reader, and with that deleted
+        weakref.finalize(self, self.file.close)
+        self.size = 0
+
+    def add(self, text: str) -> slice:
+        """Where the text went, for :meth:`read`."""
+        data = text.encode()
+        try:
+            self.file.write(data)
+        except OSError as error:
+            raise SettingsError(f"{tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a larger disk") from None
+        self.size += len(data)
+        return slice(self.size - len(data), self.size)
+
+    def read(self, place: slice) -> str:
+        self.file.seek(place.start)
+        return self.file.read(place.stop - place.start).decode()
+
+
+@dataclass(frozen=True)
+class SpooledTexts:
+    """Some texts of a spool, in an order of their own."""
+
+    spool: Spool
+    places: list[slice]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.spool.read, self.places)
+
+
 def local_corpus(settings: DataSettings) -> Corpus:
-    """Read, remove exact copies, split and shuffle; the whole corpus is in memory.
+    """Read, remove exact copies, split and shuffle.
 
     The first of several equal texts stays, so no text is in both parts.
     """
     skipped: Counter[str] = Counter()
-    kept: dict[str, Document] = {}
-    total = 0
+    spool = Spool()
+    kept: dict[str, tuple[str, slice]] = {}  # hash of a text: its group and place
+    total, empty = 0, True
     try:
         for total, document in enumerate(documents(settings, skipped), 1):  # noqa: B007, read below
-            kept.setdefault(sha256(document.text), document)
+            if (key := sha256(document.text)) not in kept:
+                kept[key] = sys.intern(document.group), spool.add(document.text)
+                empty &= not document.text.strip()
     except OSError as error:
         raise SettingsError(f"data.corpus: {settings.corpus!r} cannot be read ({error.strerror or error})") from None
-    if not any(document.text.strip() for document in kept.values()):
+    if empty:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "nothing skipped"
         raise SettingsError(f"data.corpus: {settings.corpus!r} holds no text ({total} documents; skipped: {reasons})")
-    parts: dict[bool, list[str]] = {False: [], True: []}
-    for key, document in kept.items():
-        split_key = document.group if settings.split_by == "group" else key
-        parts[in_validation(split_key, settings.validation_fraction)].append(document.text)
-    for texts in parts.values():
-        random.Random(0).shuffle(texts)
+    parts: dict[bool, list[slice]] = {False: [], True: []}
+    for key, (group, place) in kept.items():
+        split_key = group if settings.split_by == "group" else key
+        parts[in_validation(split_key, settings.validation_fraction)].append(place)
+    for places in parts.values():
+        random.Random(0).shuffle(places)
     facts: dict[str, Any] = {"duplicates": total - len(kept), "skipped": dict(sorted(skipped.items()))}
     if settings.corpus == "python-source":
         facts["packages"] = {name: importlib.metadata.version(name) for name in PYTHON_SOURCE_PACKAGES}
-    identity = digest([[key, document.group] for key, document in kept.items()], 64)
-    train, validation = parts[False][: settings.max_documents], parts[True][: settings.max_validation_documents]
+    identity = digest([[key, group] for key, (group, _) in kept.items()], 64)
+    train = SpooledTexts(spool, parts[False][: settings.max_documents])
+    validation = SpooledTexts(spool, parts[True][: settings.max_validation_documents])
     return Corpus(identity, train, validation, facts)
 
 
@@ -376,18 +417,32 @@ def write_part(path: Path, texts: Iterable[str], tokenizer: Tokenizer, settings:
 
 def order_by_hash(path: Path, context: int) -> None:
     """Reorder the sequences of a token file by their hash, so that any first few of them are a fair sample."""
-    rows = np.fromfile(path, dtype=TOKEN).reshape(-1, context)
-    order = sorted(range(len(rows)), key=lambda i: hashlib.sha256(rows[i].tobytes()).digest())
-    rows[order].tofile(path)
+    rows = np.memmap(path, dtype=TOKEN, mode="r").reshape(-1, context)
+    keys = np.array([hashlib.sha256(row.tobytes()).digest() for row in rows])  # (N,) 32 bytes
+    order = keys.argsort(kind="stable")
+    reordered = path.with_suffix(".ordered")
+    with open(reordered, "wb") as file:
+        for start in range(0, len(order), BATCH):
+            file.write(rows[order[start : start + BATCH]].tobytes())
+    os.replace(reordered, path)
 
 
-def overlap(train: Iterable[str], validation: Iterable[str], shortest: int = 20) -> float:
-    """Share of the distinct lines of validation, stripped and at least 20 characters long, that train has too."""
+def overlap(train: Iterable[str], validation: Iterable[str], shortest: int = 20, most: int = 2**18) -> float:
+    """Share of the distinct lines of validation, stripped and at least 20 characters long, that train has too.
+
+    Of more than ``most`` distinct lines a sample chosen by a hash of the line stands for all.
+    """
 
     def lines(text: str) -> Iterator[str]:
         return (line for line in map(str.strip, text.splitlines()) if len(line) >= shortest)
 
-    own = {line for text in validation for line in lines(text)}
+    own: set[str] = set()
+    every = 1  # one line in so many is kept
+    for text in validation:
+        own.update(line for line in lines(text) if every == 1 or zlib.crc32(line.encode()) % every == 0)
+        while len(own) > most:
+            every *= 2
+            own = {line for line in own if zlib.crc32(line.encode()) % every == 0}
     unseen = set(own)
     for text in train:
         unseen.difference_update(lines(text))

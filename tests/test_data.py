@@ -398,6 +398,19 @@ def test_overlap_is_a_share_of_distinct_lines():
     assert overlap(train, ["short"]) == 0.0
 
 
+def test_overlap_of_many_lines_is_that_of_a_sample():
+    lines = [f"line {i} of a long text" for i in range(40000)]
+    exact = overlap(["\n".join(lines[::4])], lines)
+    assert exact == 0.25
+    assert overlap(["\n".join(lines[::4])], lines, most=5000) == pytest.approx(exact, abs=0.04)
+
+
+def test_a_full_disk_for_the_spool_is_named(folder, monkeypatch):
+    monkeypatch.setattr(data.tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
+    with pytest.raises(SettingsError, match=r"No space left on device; set TMPDIR"):
+        data.local_corpus(settings_for(folder))
+
+
 def test_batches_have_their_ids_as_labels(folder):
     import torch
 
