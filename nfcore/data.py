@@ -225,7 +225,7 @@ class Spool:
         self.size = 0
 
     def add(self, text: str) -> slice:
-        """Where the text went, for :meth:`read`."""
+        """Where the text went: what ``read`` takes."""
         data = text.encode()
         try:
             self.file.write(data)
