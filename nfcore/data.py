@@ -21,6 +21,7 @@ import weakref
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from nfcore.settings import DataSettings, SettingsError, digest, project_root
 
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 FORMAT = 1  # of the token files; part of the cache key, so raise it whenever the same settings give other bytes
 TOKEN = np.dtype("<u2")
@@ -374,15 +375,31 @@ def cut(token_ids: Iterable[Sequence[int]], context: int, end_of_text: int | Non
     Without ``end_of_text`` each document is cut by itself; with it they are joined by that token first. What is left
     over at the end, fewer than T tokens, is dropped.
     """
-    tail: list[int] = []
+    tail: Sequence[int] = []
     for index, ids in enumerate(token_ids):
-        ids = list(ids)
         if end_of_text is not None:
-            ids = tail + [end_of_text] * (index > 0) + ids
+            ids = [*tail, *([end_of_text] if index else []), *ids]
         n = len(ids) // context
         tail = ids[n * context :]
         if n:
             yield np.array(ids[: n * context], dtype=TOKEN).reshape(n, context)
+
+
+def encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, Encoding]]:
+    """Each text with its encoding. While one batch is used the next is encoded, in a thread that needs no Python."""
+    source = iter(texts)
+    with ThreadPoolExecutor(1) as pool:
+
+        def jobs() -> Iterator[tuple[list[str], Future[list[Encoding]]]]:
+            while batch := list(itertools.islice(source, BATCH)):
+                yield batch, pool.submit(tokenizer.encode_batch_fast, batch, add_special_tokens=False)
+
+        ahead = jobs()
+        job = next(ahead, None)
+        while job:
+            following = next(ahead, None)
+            yield from zip(job[0], job[1].result(), strict=True)
+            job = following
 
 
 def write_part(path: Path, texts: Iterable[str], tokenizer: Tokenizer, settings: DataSettings) -> dict[str, Any]:
@@ -394,13 +411,11 @@ def write_part(path: Path, texts: Iterable[str], tokenizer: Tokenizer, settings:
     content = hashlib.sha256()
 
     def encoded() -> Iterator[list[int]]:
-        source = iter(texts)
-        while batch := list(itertools.islice(source, BATCH)):
-            for text, encoding in zip(batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False), strict=True):
-                data = text.encode()
-                content.update(hashlib.sha256(data).digest())
-                count.update(documents=1, bytes=len(data), tokens=len(encoding.ids))
-                yield encoding.ids
+        for text, encoding in encode(texts, tokenizer):
+            data = text.encode()
+            content.update(hashlib.sha256(data).digest())
+            count.update(documents=1, bytes=len(data), tokens=len(encoding.ids))
+            yield encoding.ids
 
     with open(path, "wb") as file:
         for rows in cut(encoded(), settings.context, end_of_text):
@@ -427,7 +442,7 @@ def order_by_hash(path: Path, context: int) -> None:
     os.replace(reordered, path)
 
 
-def overlap(train: Iterable[str], validation: Iterable[str], shortest: int = 20, most: int = 2**18) -> float:
+def overlap(train: Iterable[str], validation: Iterable[str], shortest: int = 20, most: int = 2**16) -> float:
     """Share of the distinct lines of validation, stripped and at least 20 characters long, that train has too.
 
     Of more than ``most`` distinct lines a sample chosen by a hash of the line stands for all.

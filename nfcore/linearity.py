@@ -11,7 +11,7 @@ For x ~ N(0, tau^2) both have closed forms. GELU(u) = u Phi(u) has a = 1/2 at ev
     + \frac{2\tau^2}{(1+\tau^2)\sqrt{1+2\tau^2}}\right), \qquad E[\mathrm{GELU}] = \frac{\tau^2}{\sqrt{2\pi(1+\tau^2)}}.
 
 GELU(s x)/s has the shares of GELU at s tau. A leaky ReLU of slope alpha is (1+alpha)/2 x + (1-alpha)/2 abs(x), whose
-shares depend on alpha alone: it is positively homogeneous. No torch here.
+shares depend on alpha alone: it is positively homogeneous.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def gaussian_gelu_shares(tau: float) -> tuple[float, float]:
@@ -50,23 +52,23 @@ def gaussian_shares(f: Callable[[np.ndarray], Any], tau: float, points: int = 20
     z = np.linspace(-12.0, 12.0, points)
     weights = np.exp(-(z**2) / 2)
     weights /= weights.sum()
-    return _shares(tau * z[:, None], np.asarray(f(tau * z))[:, None], weights[:, None])
+    x, y = tau * z, np.asarray(f(tau * z))
+    return _shares(*((weights * moment).sum(keepdims=True) for moment in (x, y, x * x, x * y, y * y)))
 
 
-def nonlinear_shares(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+def nonlinear_shares(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> tuple[float, float]:
     """Non-linear share of the output energy of a layer, and the centred one, from a sample.
 
     ``x``, ``y``: inputs and outputs of the activation, (N, F), N tokens and F neurons, each neuron with its own best
     linear map; energies are summed over neurons. NaN where y is zero everywhere or anything is not finite.
     """
-    return _shares(np.asarray(x, float), np.asarray(y, float), np.full((len(x), 1), 1 / len(x)))
+    x, y = (torch.as_tensor(t.copy() if isinstance(t, np.ndarray) else t) for t in (x, y))
+    x, y = (t if t.dtype == torch.float64 else t.float() for t in (x, y))  # products in float32, sums in float64
+    return _shares(*(m.mean(0, dtype=torch.float64).cpu().numpy() for m in (x, y, x * x, x * y, y * y)))
 
 
-def _shares(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """From x, y (N, F) and the weight of each of N points (N, 1); in float64, for the energies nearly cancel."""
-    wx, wy = weights * x, weights * y
-    mx, my = wx.sum(0), wy.sum(0)
-    xx, xy, yy = (np.einsum("nf,nf->f", a, b) for a, b in ((wx, x), (wx, y), (wy, y)))
+def _shares(mx: np.ndarray, my: np.ndarray, xx: np.ndarray, xy: np.ndarray, yy: np.ndarray) -> tuple[float, float]:
+    """From each neuron's means of x, y, x^2, x y and y^2, (F,) each, in float64: the energies nearly cancel."""
     with np.errstate(all="ignore"):
         # A neuron whose input does not vary has nothing linear: 0 / 0 counts as 0.
         linear = np.where(xx == 0, 0.0, xy**2 / xx)

@@ -145,8 +145,9 @@ def causal_attention(
     """Attention that also returns its map (B, H, T, S): the ``eager`` implementation. Output (B, T, H, K)."""
     scores = scaling * q @ k.transpose(-1, -2)
     if mask is not None:
-        scores = scores + mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+        # Mixed precision: the mask has the dtype of the weights, whose lowest number may be infinite in the scores'.
+        scores = scores + mask.clamp_min(torch.finfo(scores.dtype).min).to(scores.dtype)
+    weights = scores.softmax(dim=-1).to(v.dtype)  # in float32 within, whatever the dtype
     return (weights @ v).transpose(1, 2), weights
 
 
@@ -218,6 +219,18 @@ class Block(GradientCheckpointingLayer):
         return after + self.ffn(self.ffn_norm(source.to(compute)), activation).to(x.dtype), weights
 
 
+class Head(nn.Linear):
+    """Logits (B, T, V) of x (B, T, D) from a weight (V, D). ``multiple``: multiply as if V were its next multiple,
+    which GPUs are faster at; the rows between are zeros made on the way, whose logits nobody sees."""
+
+    multiple = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        vocabulary = len(self.weight)
+        extra = -vocabulary % self.multiple
+        return F.linear(x, F.pad(self.weight, (0, 0, 0, extra)))[..., :vocabulary] if extra else super().forward(x)
+
+
 class NormFreePreTrainedModel(PreTrainedModel):
     config_class = NormFreeConfig
     base_model_prefix = "model"
@@ -279,7 +292,8 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
             ACTIVATIONS[config.activation](config) for _ in (layers[:1] if shared else layers)
         )
         self.final_norm = NORMS[config.final_norm](config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
+        self.loss_alone = self.chunked_loss = False  # see forward
         if config.tie_word_embeddings:
             self._keys_to_ignore_on_save = ["lm_head.weight"]  # so that its absence from a checkpoint is no surprise
         self.post_init()
@@ -294,7 +308,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = cast(nn.Linear, new_embeddings)
+        self.lm_head = cast(Head, new_embeddings)
 
     @property
     def slopes(self) -> list[nn.Parameter]:
@@ -326,7 +340,8 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
 
         ``labels`` are the inputs themselves; the shift by one is done here, -100 is ignored. ``output_attentions``
         needs ``attn_implementation="eager"``. To measure attention entropy use :func:`nfcore.head_entropy`, which
-        needs neither.
+        needs neither. A model in training with ``labels`` leaves the logits out where its attribute ``loss_alone`` is
+        set, and does not even hold those of all tokens at a time where ``chunked_loss`` is.
         """
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError('output_attentions=True needs attn_implementation="eager"')
@@ -360,6 +375,11 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
             maps.append(weights)
 
         x = self.final_norm(x.to(self.lm_head.weight.dtype))
+        if self.chunked_loss and self.training and labels is not None:
+            given, wanted = x[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+            options = nn.LinearCrossEntropyOptions()
+            chunked = F.linear_cross_entropy(given, self.lm_head.weight, wanted, options=options)
+            return CausalLMOutputWithPast(loss=cast(torch.FloatTensor, chunked))
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(x[:, keep])  # (B, T, V)
         loss = None
@@ -367,7 +387,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=logits,
+            logits=None if self.loss_alone and self.training and labels is not None else logits,
             past_key_values=past_key_values,
             attentions=tuple(maps) if output_attentions else None,
         )

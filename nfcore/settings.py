@@ -48,6 +48,7 @@ ACTIVATIONS = (
     *("scaled_gelu", "scaled_silu", "scaled_softplus", "learnable_scaled_gelu", "learnable_input_gelu"),
 )
 DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = (*DTYPES, "auto")
 
 
 def project_root() -> Path:
@@ -228,6 +229,8 @@ class TrainingSettings:
 
     ``steps``: optimiser updates; None is one epoch. ``batch_size``: sequences per update, in micro-batches of
     ``micro_batch_size``. ``slope_weight_decay``: of learnable slopes, None for the same as ``weight_decay``.
+    ``precision``: of matrix products; ``auto`` is bfloat16 where the device multiplies in it, else float32.
+    ``chunked_loss``: never hold the logits of all tokens of a micro-batch, for memory.
     ``eval_sequences`` (None: all) and ``probe_sequences`` are taken from the start of the validation part.
     """
 
@@ -246,6 +249,7 @@ class TrainingSettings:
     precision: str = "float32"
     compile: bool = False
     gradient_checkpointing: bool = False
+    chunked_loss: bool = field(default=False, metadata=LATER)
     eval_every: int = 100
     eval_sequences: int | None = 512
     probe_every: int = 50
@@ -278,7 +282,7 @@ class TrainingSettings:
                 raise SettingsError(f"training.{name}: {getattr(self, name)!r} must be at least 0 and below 1")
         at_least("training.weight_decay", self.weight_decay, 0)
         at_least("training.slope_weight_decay", typing.cast(float, self.slope_weight_decay), 0)
-        choice("training.precision", self.precision, DTYPES)
+        choice("training.precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 
 
 NEVER = 2**62
+PLAIN_ATTENTION = 512  # T up to which plain attention trains faster than torch's fused one in bfloat16 on a CPU
+VOCABULARY_MULTIPLE = 128  # of what a GPU multiplies
 
 
 def optimizer_and_schedule(
@@ -105,19 +107,19 @@ class FirstBad:
             # A tied head gets the embedding's gradient too, which the last step of the backward pass completes.
             tied = model.lm_head.weight is model.embed.weight
             self.gradients.append([*model.final_norm.parameters(), *([] if tied else model.lm_head.parameters())])
-        for i, module in enumerate([*model.blocks, model.lm_head]):
+        for i, module in enumerate([*model.blocks, model]):  # the model for the loss, which tells of all logits
             module.register_forward_hook(self._hook(i))
 
     def _hook(self, layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if module.training:
-                x = output[0] if isinstance(output, tuple) else output
-                self._flag(self.forward, layer, x.detach())
+                self._flag(self.forward, layer, output[0].detach())
 
         return hook
 
     def _flag(self, flags: Tensor, layer: int, *values: Tensor) -> None:
-        bad = ~torch.stack([v.isfinite().all() for v in values]).all()
+        # Both extremes are NaN if any value is; one pass, many times as fast as asking each value.
+        bad = ~torch.stack([extreme for v in values for extreme in v.aminmax()]).isfinite().all()
         flags[layer] = torch.where(bad, flags[layer].minimum(self.step), flags[layer])
 
     @torch.no_grad()
@@ -238,7 +240,7 @@ class Telemetry(TrainerCallback):
         def watch_activation(module: nn.Module, args: Any, y: Tensor) -> None:
             nonlocal calls
             x = args[0]
-            shares = nonlinear_shares(*(t.detach().flatten(0, -2).double().cpu().numpy() for t in (x, y)))
+            shares = nonlinear_shares(*(t.detach().flatten(0, -2) for t in (x, y)))
             names = ("nonlinear_share", "nonlinear_share_centred")
             layers[calls] |= {"preactivation_std": float(x.std()), **dict(zip(names, shares, strict=True))}
             calls += 1
@@ -453,6 +455,7 @@ def make_trainer(
     settings = experiment.training
     torch.manual_seed(experiment.seed)
     model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
+    precision = resolve_precision(settings.precision)
     micro = settings.micro_batch_size or settings.batch_size
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if settings.batch_size % (micro * processes):
@@ -474,8 +477,8 @@ def make_trainer(
         save_total_limit=2,
         seed=experiment.seed,
         data_seed=experiment.seed,
-        bf16=settings.precision == "bfloat16",
-        fp16=settings.precision == "float16",
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
         use_cpu=not torch.cuda.is_available(),  # a GPU of Nvidia's kind, else the CPU
         torch_compile=settings.compile,
         dataloader_drop_last=True,
@@ -486,6 +489,12 @@ def make_trainer(
     )
     args._n_gpu = min(args.n_gpu, 1)  # else Trainer gives every GPU a micro-batch, in one process (DataParallel)
     model.to(args.device)  # type: ignore[arg-type]
+    if args.device.type == "cuda":
+        model.lm_head.multiple = VOCABULARY_MULTIPLE
+    elif precision == "bfloat16" and tokens.train.shape[1] <= PLAIN_ATTENTION:
+        model.set_attn_implementation("eager")
+    model.loss_alone = True  # accelerate copies the logits to float32 otherwise
+    model.chunked_loss = settings.chunked_loss
     if settings.gradient_checkpointing:
         # transformers 5.23 renamed it and warns of the old name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -504,6 +513,19 @@ def make_trainer(
     trainer.telemetry = Telemetry(trainer, probe, settings, steps)
     trainer.add_callback(trainer.telemetry)
     return trainer
+
+
+def resolve_precision(precision: str) -> str:
+    """What ``training.precision`` is on this machine: ``auto`` is bfloat16 where the device multiplies in it natively,
+    else float32, and everything else is itself."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
+        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return "bfloat16" if native else "float32"
 
 
 def last_checkpoint(directory: Path) -> Path | None:
@@ -568,6 +590,7 @@ def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenDa
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
+        "precision": resolve_precision(experiment.training.precision),
         "parameters": sum(p.numel() for p in trainer.raw_model.parameters()),
         "data_hash": tokens.hash,
         "unique_tokens": int(tokens.train.size),
