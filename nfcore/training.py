@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as transformers_logging
@@ -315,6 +316,13 @@ class NormFreeTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # fp16 overflows its gradients on purpose, to find the loss scale; only the forward pass tells there.
         self.first_bad = FirstBad(model, watch_gradients=settings.precision != "float16")
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
+        # Whole batches of each epoch's order, so that it is the same whatever the micro-batch.
+        data: Any = self.train_dataset
+        args = self.args
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return RandomSampler(data, num_samples=len(data) // batch * batch)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self.first_bad.step.fill_(self.state.global_step + 1)

@@ -1,0 +1,135 @@
+"""Correctness under speed: whatever makes training faster gives the losses of the plain float32 path."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from nfcore import NormFreeConfig, NormFreeForCausalLM, prepare, runs, train, training
+from nfcore.data import encode
+from nfcore.model import Head
+from nfcore.settings import Experiment
+
+
+Tiny = Callable[..., Experiment]
+STEPS = 200
+
+
+def losses(experiment: Experiment) -> pd.Series:
+    metrics = pd.read_parquet(train(experiment, quiet=True) / "metrics.parquet")
+    return metrics.query("name == 'train_loss'").set_index("step")["value"]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Tiny) -> pd.Series:
+    return losses(tiny(training={"steps": STEPS}))
+
+
+# Bounds on the largest difference of a logged loss, in nats, over all steps: rounding, amplified by 200 updates.
+@pytest.mark.parametrize(
+    ("changes", "bound"),
+    [
+        (dict(micro_batch_size=2), 2e-3),
+        (dict(chunked_loss=True), 2e-3),
+        (dict(precision="bfloat16"), 5e-2),
+        (dict(precision="bfloat16", chunked_loss=True, micro_batch_size=2), 5e-2),
+    ],
+)
+def test_fast_paths_give_the_plain_losses(tiny: Tiny, plain: pd.Series, changes: dict[str, Any], bound: float) -> None:
+    fast = losses(tiny(training={"steps": STEPS, **changes}))
+    assert fast.index.equals(plain.index)
+    assert plain.iloc[-1] < plain.iloc[0] - 10 * bound, "nothing was learnt, so nothing is compared"
+    assert (fast - plain).abs().max() < bound, (fast - plain).abs()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_padded_vocabulary_changes_neither_logits_nor_gradients(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = NormFreeForCausalLM(NormFreeConfig.from_shape("gpt2-2x32", vocab_size=300, tie_word_embeddings=tied))
+    ids = torch.randint(300, (2, 16))
+    results = []
+    for multiple in (1, 128):
+        monkeypatch.setattr(Head, "multiple", multiple)
+        model.zero_grad()
+        output = model(ids, labels=ids)
+        output.loss.backward()
+        results.append((output.logits, output.loss, *(p.grad for p in model.parameters())))
+    for plain, padded in zip(*results, strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-5, atol=1e-6)
+    assert results[1][0].shape == (2, 16, 300)
+    assert model.state_dict()["lm_head.weight"].shape == (300, 32), "the padding is not saved"
+
+
+def test_only_training_leaves_logits_out() -> None:
+    model = NormFreeForCausalLM(NormFreeConfig.from_shape("gpt2-2x32", vocab_size=300))
+    ids = torch.randint(300, (2, 16))
+    whole = model.train()(ids, labels=ids)
+    for field in ("loss_alone", "chunked_loss"):
+        setattr(model, field, True)
+        alone = model.train()(ids, labels=ids)
+        assert alone.logits is None
+        torch.testing.assert_close(alone.loss, whole.loss)
+        assert model(ids).logits.shape == (2, 16, 300)
+        assert model.eval()(ids, labels=ids).logits.shape == (2, 16, 300)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": False, "avx2": True}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_multiplies_in_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert training.resolve_precision("auto") == expected
+    assert training.resolve_precision("float16") == "float16"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in older versions of torch
+    assert training.resolve_precision("auto") == "float32"
+
+
+def test_record_tells_what_auto_was(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    run = train(tiny(training={"precision": "auto"}), quiet=True)
+    record = runs.read_record(run)
+    assert record is not None
+    assert (record["settings"]["training"]["precision"], record["provenance"]["precision"]) == ("auto", "float32")
+
+
+@pytest.mark.parametrize(
+    ("precision", "context", "expected"),
+    [("float32", 32, "sdpa"), ("bfloat16", 32, "eager"), ("bfloat16", 1024, "sdpa")],
+)
+def test_attention_of_short_sequences_in_bfloat16(
+    tiny: Tiny, tmp_path: Any, precision: str, context: int, expected: str
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a rule for CPUs")
+    experiment = tiny(
+        data={"context": context}, model={"max_position_embeddings": 1024}, training={"precision": precision}
+    )
+    tokens: Any = SimpleNamespace(train=np.zeros((8, context), np.uint16), validation=np.zeros((2, context), np.uint16))
+    trainer = training.make_trainer(experiment, tokens, tmp_path, 1)
+    assert trainer.raw_model.config._attn_implementation == expected
+
+
+def test_tokenising_ahead_changes_nothing(tiny: Tiny) -> None:
+    tokenizer = prepare(tiny().data).tokenizer
+    texts = [f"def f{i}(x):\n    return x * {i}\n" for i in range(600)]
+    found = [(text, encoding.ids) for text, encoding in encode(iter(texts), tokenizer)]
+    assert found == [(text, tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+    assert list(encode([], tokenizer)) == []
+
+
+def test_a_model_trained_with_plain_attention_loads_with_the_default(tiny: Tiny) -> None:
+    run = train(tiny(training={"precision": "bfloat16"}), quiet=True)
+    assert training.load_model(run).config._attn_implementation == "sdpa"
