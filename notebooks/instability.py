@@ -72,7 +72,7 @@ for _, run in own.runs.iterrows():
         {
             "configuration": run["configuration"],
             "learning rate": f"{run['training.learning_rate']:g}",
-            "precision": run["training.precision"],
+            "precision": run.get("provenance.precision", run["training.precision"]),
             "residual": run["model.residual_dtype"],
             "published": theirs[run["configuration"]] if run["training.learning_rate"] == base else "-",
             "outcome": outcome(run),

@@ -102,7 +102,7 @@ table = pd.DataFrame(
         "configuration": frame["configuration"],
         "T": frame["data.context"].astype(str),
         "rate": [f"{rate:g}" for rate in frame["training.learning_rate"]],
-        "precision": frame["training.precision"],
+        "precision": frame.get("provenance.precision", frame["training.precision"]).fillna(frame["training.precision"]),
         "seed": frame["seed"].astype(str),
         "parameters": [f"{n:,}" for n in frame["provenance.parameters"]],
         "steps": [

@@ -1,0 +1,60 @@
+"""``python -m benchmarks [SECTION ...]``: measure, write ``benchmarks/results/<section>.json``, print the targets."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.common import RESULTS, Options, Section, provenance
+
+
+SECTIONS = ("training", "telemetry", "data", "startup", "scaling")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument("--repeats", type=int, default=Options.repeats, help="counted rounds (default 5)")
+    parser.add_argument("--threads", type=int, default=Options.threads, help="threads of torch (default 2)")
+    parser.add_argument(
+        "--small", action="store_true", help="the least sizes, to try the code; written only with --results"
+    )
+    parser.add_argument("--nanogpt", type=Path, help="a nanoGPT checkout to train on the same tokens")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files go")
+    args = parser.parse_args(arguments)
+    for name in args.sections:
+        if name not in SECTIONS:
+            parser.error(f"SECTION: {name!r} is not one of {', '.join(SECTIONS)}")
+    if args.nanogpt and not (args.nanogpt / "model.py").is_file():
+        parser.error(f"--nanogpt: {args.nanogpt} has no model.py of nanoGPT")
+    if args.repeats < 1 or args.threads < 1:
+        parser.error("--repeats and --threads must be at least 1")
+    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):  # torch and tokenizers, in the processes of sections too
+        os.environ[name] = str(args.threads)
+    import torch
+
+    torch.set_num_threads(args.threads)
+    options = Options(args.repeats, args.threads, args.small, args.nanogpt)
+    missed = False
+    for name in args.sections or SECTIONS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        section: Section = importlib.import_module(f"benchmarks.{name}").run(options)
+        if not args.small or args.results != RESULTS:
+            args.results.mkdir(parents=True, exist_ok=True)
+            content = {"section": name, "provenance": provenance(options), **section.to_dict()}
+            (args.results / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        for target in section.targets:
+            word = {True: "met", False: "MISSED", None: "not measured"}[target.met]
+            measured = "-" if target.measured is None else f"{target.measured:.3g}"
+            sign = ">=" if target.at_least else "<="
+            print(f"{name:<10} {target.name:<58} {measured:>9} {sign} {target.wanted:g} {target.unit:<12} {word}")
+            missed |= target.met is False
+    return int(missed and not args.small)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

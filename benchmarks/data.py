@@ -1,0 +1,158 @@
+"""Text to token files: ``nfcore.data.prepare`` against ``datasets.map``, and its memory against the size of the corpus.
+
+Both sides read the same JSON lines, one of them a document, with the same tokenizer and two threads of the tokenizer's
+own, cut the documents into sequences of T tokens and write them to a disk. ``cold`` starts from nothing; ``cached``
+finds the files of an earlier call. Each call is a process of its own, from after its imports to files closed.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Options, Section, Target, alternate, in_a_process, ratio, spread
+
+
+CONTEXT, VOCABULARY = 128, 1024
+SIZE = 32  # MB of text for the comparison
+GROWTH = (16, 32, 64, 128)  # MB of text for the memory
+MIB = 2**20
+
+
+def corpus(path: Path, megabytes: float) -> None:
+    """JSON lines of Python files of the installed packages. They are repeated where they do not suffice, each round
+    with another first line, so that no two documents are equal."""
+    from nfcore.data import documents
+    from nfcore.settings import DataSettings
+
+    texts = [document.text for document in documents(DataSettings(), Counter())]
+    written = number = 0
+    with open(path, "w", encoding="utf-8") as file:
+        while written < megabytes * 1e6:
+            text = f"# {number // len(texts)}\n{texts[number % len(texts)]}"
+            file.write(json.dumps({"content": text}) + "\n")
+            written += len(text.encode())
+            number += 1
+
+
+def tokenizer(path: Path) -> None:
+    from nfcore.data import documents, train_tokenizer
+    from nfcore.settings import DataSettings
+
+    texts = (document.text for document in documents(DataSettings(), Counter()))
+    train_tokenizer(texts, VOCABULARY).save(str(path))
+
+
+def ours(source: Path, tokens: Path, cache: Path) -> dict[str, float]:
+    import os
+
+    os.environ["NFCORE_DATA"] = str(cache)
+    from nfcore.data import prepare
+    from nfcore.settings import DataSettings
+
+    settings = DataSettings(
+        corpus=str(source), tokenizer=str(tokens), vocab_size=VOCABULARY, context=CONTEXT, split_by="document"
+    )
+    prepare_tokenizer(tokens)
+    start = time.perf_counter()
+    found = prepare(settings)
+    passed = time.perf_counter() - start
+    parts = [found.meta[part] for part in ("train", "validation")]
+    return {"seconds": passed, **{key: sum(part[key] for part in parts) for key in ("documents", "tokens", "bytes")}}
+
+
+def datasets_map(source: Path, tokens: Path, cache: Path) -> dict[str, float]:
+    """As Hugging Face's own language-model example does it: tokenise, then group, each a batched map with a cache."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    fast = prepare_tokenizer(tokens)
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
+        return {"input_ids": fast(batch["content"], return_attention_mask=False)["input_ids"]}
+
+    def group(batch: dict[str, list[list[int]]]) -> dict[str, Any]:
+        rows = (ids[i : i + CONTEXT] for ids in batch["input_ids"] for i in range(0, len(ids), CONTEXT))
+        return {"input_ids": [row for row in rows if len(row) == CONTEXT]}
+
+    start = time.perf_counter()
+    texts = datasets.load_dataset("json", data_files=str(source), split="train", cache_dir=str(cache))
+    encoded = texts.map(encode, batched=True, remove_columns=texts.column_names)
+    grouped = encoded.map(group, batched=True)
+    passed = time.perf_counter() - start
+    assert len(grouped)
+    return {"seconds": passed, "documents": len(texts)}
+
+
+def prepare_tokenizer(file: Path) -> Any:
+    """Load it once, so that what a library imports at its first use is not in anybody's time."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_file=str(file))
+
+
+SIDES = {"ours": ours, "datasets.map": datasets_map}
+
+
+def run(options: Options) -> Section:
+    section = Section()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        tokens = folder / "tokenizer.json"
+        tokenizer(tokens)
+        compare(section, options, folder, tokens)
+        memory(section, options, folder, tokens)
+    return section
+
+
+def compare(section: Section, options: Options, folder: Path, tokens: Path) -> None:
+    source = folder / "corpus.jsonl"
+    corpus(source, 1 if options.small else SIZE)
+    last: dict[str, Any] = {}
+    caches = dict.fromkeys(SIDES, folder / "nowhere")
+
+    def cold(name: str) -> float:
+        caches[name] = Path(tempfile.mkdtemp(dir=folder))
+        last[name], _ = in_a_process(SIDES[name], source, tokens, caches[name])
+        return float(last[name]["seconds"])
+
+    def cached(name: str) -> float:
+        return float(in_a_process(SIDES[name], source, tokens, caches[name])[0]["seconds"])
+
+    for kind, measure in (("cold", cold), ("cached", cached)):
+        sides = {name: (lambda name=name, measure=measure: measure(name)) for name in SIDES}  # type: ignore[misc]
+        samples = alternate(sides, options.repeats)
+        for name in SIDES:
+            counts = {key: last["ours"][key] for key in ("documents", "tokens", "bytes")}
+            section.rows.append(
+                {
+                    "kind": kind,
+                    "side": name,
+                    "seconds": spread(samples[name]),
+                    "documents_per_second": spread([counts["documents"] / s for s in samples[name]]),
+                    "tokens_per_second": spread([counts["tokens"] / s for s in samples[name]]),
+                    "speedup": ratio(samples, "datasets.map", name),
+                    **counts,
+                }
+            )
+        times = ratio(samples, "datasets.map", "ours")["median"]
+        section.targets.append(Target(f"text to tokens over datasets.map, {kind}", times, 2.0, "x"))
+
+
+def memory(section: Section, options: Options, folder: Path, tokens: Path) -> None:
+    sizes = (1, 2) if options.small else GROWTH
+    peaks = []
+    for megabytes in sizes:
+        source = folder / f"{megabytes}.jsonl"
+        corpus(source, megabytes)
+        counts, peak = in_a_process(ours, source, tokens, Path(tempfile.mkdtemp(dir=folder)))
+        peaks.append(peak / MIB)
+        section.rows.append({"kind": "memory", "megabytes": megabytes, "peak_mib": peak / MIB, **counts})
+        source.unlink()
+    # Bytes that each further byte of text costs: nothing would be flat.
+    slope = (peaks[-1] - peaks[0]) * MIB / ((sizes[-1] - sizes[0]) * 1e6)
+    section.targets.append(Target("peak memory of text to tokens, bytes a byte of text", slope, 0.1, "", False))

@@ -1,0 +1,91 @@
+"""Start-up: what a reader waits for before anything happens. Each is a process of its own, from its start to its end.
+
+``import``, ``help``  the package, and the command line's help, neither of which may load torch
+``first step``        a run of one update on ready token files, checkpoint and record included, over one of no update's
+                      parts: everything but training
+``resume``            a run of the study's size that finds a checkpoint at its last step but one
+``rebuild``           ``python -m nfcore book smoke`` when nothing has changed
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.common import Options, Section, Target, alternate, spread
+
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_TORCH = "import sys, nfcore; sys.exit('torch' in sys.modules)"
+RUN = """
+model: {shape: gpt2-6x64, init: width, norm: none, tie_word_embeddings: false}
+data: {corpus: python-source, vocab_size: 1024, context: 128}
+training: {learning_rate: 0.004, eval_sequences: 64}
+"""
+
+
+def run(options: Options) -> Section:
+    section = Section()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "run.yaml").write_text(RUN)
+        environment = {
+            **os.environ,
+            "NFCORE_RUNS": str(folder / "runs"),
+            "NFCORE_DATA": str(folder / "tokens"),
+            "PYTHONPATH": str(ROOT),
+        }
+
+        def process(*arguments: str, where: Path = ROOT) -> float:
+            start = time.perf_counter()
+            subprocess.run(
+                [sys.executable, *arguments], cwd=where, env=environment, check=True, stdout=subprocess.DEVNULL
+            )
+            return time.perf_counter() - start
+
+        def train(*settings: str) -> float:
+            return process("-m", "nfcore", "train", str(folder / "run.yaml"), *settings)
+
+        def resume() -> float:
+            shutil.rmtree(folder / "runs", ignore_errors=True)
+            shutil.copytree(folder / "interrupted", folder / "runs")
+            return train(*interrupted)
+
+        interrupted = ("training.steps=3", "training.save_every=2", "training.eval_every=3")
+        train(*interrupted)  # makes the token files too
+        _interrupt(folder, environment, interrupted)
+        sides: dict[str, Callable[[], float]] = {
+            "python": lambda: process("-c", "pass"),
+            "import": lambda: process("-c", NO_TORCH),
+            "help": lambda: process("-m", "nfcore", "--help"),
+            "first step": lambda: train("training.steps=1", "fresh=true"),
+            "resume": resume,
+        }
+        if not options.small:
+            process("-m", "nfcore", "book", "smoke")
+            sides["rebuild"] = lambda: process("-m", "nfcore", "book", "smoke")
+        samples = alternate(sides, options.repeats, warmup=0 if options.small else 1)
+    section.rows = [{"kind": "startup", "what": name, "seconds": spread(values)} for name, values in samples.items()]
+    seconds = {row["what"]: row["seconds"]["median"] for row in section.rows}
+    section.targets = [
+        Target("import nfcore, without torch", seconds["import"], 0.5, "s", at_least=False),
+        Target("python -m nfcore --help, without torch", seconds["help"], 0.5, "s", at_least=False),
+    ]
+    return section
+
+
+def _interrupt(folder: Path, environment: dict[str, str], settings: tuple[str, ...]) -> None:
+    """Leave in ``interrupted`` what a run leaves that was killed after its checkpoint at step 2."""
+    kill = (
+        "import os, sys; from nfcore import training; from nfcore.__main__ import main\n"
+        "training._finish = lambda *arguments: os._exit(0)\n"
+        f"main(['train', {str(folder / 'run.yaml')!r}, *{list(settings)!r}, 'fresh=true', '--quiet'])"
+    )
+    subprocess.run([sys.executable, "-c", kill], env=environment, check=True, stdout=subprocess.DEVNULL)
+    shutil.move(folder / "runs", folder / "interrupted")

@@ -1,0 +1,208 @@
+"""What measuring costs: the probe's share of training, and time, memory and error of the attention entropy.
+
+``probe``    seconds of one probe, as training calls it, beside those of one optimiser step, and from both the share of
+             training time, probe / (cadence x step), with a probe every 1, 10 and 100 steps
+``entropy``  a causal :func:`nfcore.attention_entropy` by ``lse`` and ``chunked``, and by ``materialised``, which a
+             reader would write, each over one forward of torch's SDPA of the same shape; the peak memory of one call
+``error``    the largest difference of ``lse`` and ``chunked`` from ``exact``, which is in float64, of the same inputs
+
+The probe runs where training does, the entropy on the CPU; each row names its device.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import (
+    Options,
+    Section,
+    Target,
+    _reset_peak,
+    _status,
+    alternate,
+    in_a_process,
+    ratio,
+    seconds,
+    spread,
+)
+from nfcore.entropy import attention_entropy
+
+
+# preset, its settings changed for a machine without a GPU, steps a round, probes a round
+PROBES: dict[str, tuple[str, dict[str, Any], int, int]] = {
+    "quick": ("quick", {}, 20, 10),
+    "GPT-2 124M T=128": ("gpu", dict(batch_size=8, micro_batch_size=8, precision="float32", compile=False), 1, 1),
+}
+CADENCES = (1, 10, 100)  # steps from one probe to the next
+NEVER = 10**9
+
+CONTEXTS = (128, 512, 1024, 4096, 16384, 32768)
+WIDTH = 64  # of a head
+MAPS = 3  # of T x T float32 a head that `materialised` holds at its peak
+MOST = 6 * 2**30  # bytes; a side that needs more is left out
+
+SCALES = (1, 3, 10, 30, 100, 300, 1000)  # standard deviation of the scores
+GIB = 2**30
+
+
+def run(options: Options) -> Section:
+    section = Section()
+    probe_rows = [probe_row(name, options) for name in (["quick"] if options.small else PROBES)]
+    entropy_rows = [row for context in ((128,) if options.small else CONTEXTS) for row in entropy(context, options)]
+    section.rows = [*probe_rows, *entropy_rows, *errors()]
+    lse = {row["context"]: row for row in entropy_rows if row["method"] == "lse"}
+    over_sdpa = lse[1024]["over_sdpa"]["median"] if 1024 in lse else None
+    memory = lse[32768]["peak_bytes"] / GIB if 32768 in lse else None
+    share = 100 * probe_rows[0]["share_every_100_steps"]["median"]
+    section.targets = [
+        Target("probe every 100 steps, quick shape: of training time", share, 1.0, "%", at_least=False),
+        Target("entropy by lse over one SDPA forward, T=1024", over_sdpa, 1.3, "x", at_least=False),
+        Target("peak memory of lse, one head, T=32768", memory, 1.0, "GiB", at_least=False),
+    ]
+    return section
+
+
+# --- the probe --------------------------------------------------------------------------------------------------
+
+
+def probe_row(name: str, options: Options) -> dict[str, Any]:
+    # Not at the top, for the processes that measure memory import this module and need only torch.
+    from transformers.trainer_utils import SaveStrategy
+    from transformers.utils import logging as transformers_logging
+
+    from benchmarks.training import Clock
+    from nfcore.presets import Preset
+    from nfcore.training import make_trainer
+
+    transformers_logging.set_verbosity_error()
+    preset, changes, steps, probes = PROBES[name]
+    # Without normalisation the step is cheapest, so the share is largest.
+    plan = Preset.load(preset).experiment(
+        "gpt2", "SM+G", "main", seed=0, training={**changes, "eval_every": NEVER, "save_every": NEVER}
+    )
+    settings, context = plan.training, plan.data.context
+    shape = (max(steps * settings.batch_size, settings.probe_sequences), context)
+    tokens = np.random.default_rng(0).integers(plan.data.vocab_size, size=shape, dtype=np.uint16)
+    data: Any = SimpleNamespace(train=tokens, validation=tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(plan, data, Path(folder), steps)
+        trainer.remove_callback(trainer.telemetry)  # called by itself below
+        trainer.args.save_strategy = SaveStrategy.NO
+        clock = Clock()
+        trainer.add_callback(clock)
+
+        def step() -> float:
+            trainer.train()
+            return clock.seconds / steps
+
+        probe = seconds(lambda: trainer.telemetry.measure(0), probes)
+        samples = alternate({"step": step, "probe": probe}, options.repeats)
+    over_step = ratio(samples, "probe", "step")["samples"]
+    return {
+        "kind": "probe",
+        "shape": name,
+        "device": trainer.args.device.type,
+        "context": context,
+        "sequences_a_step": settings.batch_size,
+        "sequences_a_probe": settings.probe_sequences,
+        "step_seconds": spread(samples["step"]),
+        "probe_seconds": spread(samples["probe"]),
+        **{f"share_every_{cadence}_steps": spread([x / cadence for x in over_step]) for cadence in CADENCES},
+    }
+
+
+# --- time and memory of the entropy -----------------------------------------------------------------------------
+
+
+def materialised(q: Tensor, k: Tensor) -> Tensor:
+    """Row entropies (B, H, T) in the dtype of q (B, H, T, K), by way of the map."""
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    attention = scores.masked_fill(future, -torch.inf).softmax(-1)
+    return torch.special.entr(attention).sum(-1)
+
+
+METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "lse": lambda q, k: attention_entropy(q, k, method="lse"),
+    "chunked": lambda q, k: attention_entropy(q, k, method="chunked"),
+    "materialised": materialised,
+    "sdpa": lambda q, k: F.scaled_dot_product_attention(q, k, k, is_causal=True),
+}
+
+
+def draw(heads: int, context: int) -> tuple[Tensor, Tensor]:
+    """Queries and keys (1, H, T, K), whose scores have a standard deviation of 1."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, heads, context, WIDTH, generator=generator)
+    return q, k
+
+
+def entropy(context: int, options: Options) -> list[dict[str, Any]]:
+    heads = 12 if context <= 4096 else 1
+    map_bytes = context**2 * 4
+    needed = MAPS * heads * map_bytes
+    q, k = draw(heads, context)
+    measured = [name for name in METHODS if name != "materialised" or needed <= MOST]
+    calls = max(1, 2**22 // context**2)  # in a row: the smallest take less than a millisecond
+
+    def side(method: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], float]:
+        return seconds(lambda: method(q, k), calls)
+
+    samples = alternate({name: side(METHODS[name]) for name in measured}, options.repeats)
+    rows: list[dict[str, Any]] = []
+    for name in METHODS:
+        row: dict[str, Any] = dict(kind="entropy", method=name, device="cpu", context=context, heads=heads, width=WIDTH)
+        if name == "materialised":
+            row["map_bytes_a_head"] = map_bytes
+        if name in measured:
+            row["seconds"] = spread(samples[name])
+            row["over_sdpa"] = ratio(samples, name, "sdpa")
+            row["peak_bytes"], _ = in_a_process(peak, name, heads, context)
+        else:
+            row["skipped"] = f"needs {needed / GIB:.3g} GiB"
+        rows.append(row)
+    return rows
+
+
+def peak(method: str, heads: int, context: int) -> int:
+    """Bytes by which one call raises the memory of this process above its inputs and what torch sets up once."""
+    METHODS[method](*draw(2, 32))
+    q, k = draw(heads, context)
+    before = _reset_peak()
+    METHODS[method](q, k)
+    return _status("VmHWM") - before
+
+
+# --- error of the entropy ---------------------------------------------------------------------------------------
+
+
+def errors() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for scale in SCALES:
+        q, k = draw(4, 256)
+        for dtype in (torch.float32, torch.bfloat16):
+            rounded = (scale * q).to(dtype), k.to(dtype)
+            exact = attention_entropy(*rounded, method="exact")
+            for method in ("lse", "chunked"):
+                error = (attention_entropy(*rounded, method=method) - exact).abs().max()
+                rows.append(
+                    {
+                        "kind": "error",
+                        "method": method,
+                        "device": "cpu",
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "score_std": scale,
+                        "largest_error_nats": float(error),
+                    }
+                )
+    return rows

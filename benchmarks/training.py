@@ -1,0 +1,286 @@
+"""Training tokens/s: this package against the ways to train the same model that a reader has at hand.
+
+``ours``     the trainer of ``nfcore.train`` without probes, evaluations and checkpoints; also in bf16, and compiled
+``loop``     a plain loop around the same model, optimiser and batches: what the Trainer itself costs
+``eager``    the paper's way: Hugging Face's model, eager attention, its maps returned on every step, under Trainer
+``sdpa``     Hugging Face's model with SDPA under Trainer
+``nanogpt``  with ``--nanogpt PATH``: the model and optimiser of that checkout in the plain loop (GPT-2 shapes only)
+
+All sides train SM+LN+G, the one configuration that they share, in fp32 unless their name says otherwise, on the same
+random tokens, with the same batch and clipping. A round is a few updates of each side; the first round of all is not
+counted, so neither is compilation.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import SaveStrategy
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.common import Options, Section, Target, alternate, ratio, spread
+from nfcore.data import Sequences, collate
+from nfcore.model import NormFreeConfig, NormFreeForCausalLM
+from nfcore.settings import Experiment, ModelSettings
+from nfcore.training import make_trainer, optimizer_and_schedule
+
+
+# shape, vocabulary, context, sequences a step, steps a round on a CPU, steps a round on a GPU
+SHAPES = {
+    "quick and study": ("gpt2-6x64", 1024, 128, 32, 30, 200),
+    "GPT-2 124M T=128": ("gpt2-124m", 50257, 128, 8, 1, 50),
+    "GPT-2 124M T=1024": ("gpt2-124m", 50257, 1024, 1, 1, 50),
+    "Pythia-70M T=128": ("pythia-70m", 50257, 128, 8, 2, 50),
+}
+SMALL = {"small": ("gpt2-2x32", 320, 32, 4, 2, 2), "small Pythia": ("pythia-2x32", 320, 32, 4, 2, 2)}
+GPU_TOKENS = 65536  # a step, where a GPU is there
+WANTED = {  # at least this many times the tokens/s of the paper's way, on two CPU cores
+    "quick and study": 1.6,
+    "GPT-2 124M T=128": 1.3,
+    "GPT-2 124M T=1024": 2.0,
+}
+
+
+class Clock(TrainerCallback):
+    """Seconds from the beginning of the first update of a call to ``train`` to the end of its last."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.start = _now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds = _now() - self.start
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def experiment(shape: str, vocabulary: int, context: int, batch: int, **training: Any) -> Experiment:
+    never = 10**9
+    settings = dict(batch_size=batch, learning_rate=1e-4, eval_every=never, save_every=never, probe_every=never)
+    data = dict(corpus="python-source", vocab_size=vocabulary, context=context)
+    return Experiment.from_dict(
+        {"model": {"shape": shape}, "data": data, "training": {**settings, "log_every": 10, **training}}
+    )
+
+
+def ours(plan: Experiment, tokens: np.ndarray, steps: int, folder: Path) -> Callable[[], float]:
+    data: Any = SimpleNamespace(train=tokens, validation=tokens[:1])
+    trainer = make_trainer(plan, data, folder, steps)
+    trainer.remove_callback(trainer.telemetry)  # measured by the section telemetry
+    trainer.args.save_strategy = SaveStrategy.NO
+    return _trains(trainer, tokens.shape[1] * plan.training.batch_size * steps)
+
+
+def hugging_face(plan: Experiment, tokens: np.ndarray, steps: int, folder: Path, eager: bool) -> Callable[[], float]:
+    settings = plan.training
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        max_grad_norm=settings.max_grad_norm,
+        learning_rate=settings.learning_rate,
+        logging_steps=settings.log_every,
+        save_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        report_to="none",
+    )
+    network = reference(plan.model, tokens.shape[1], eager)
+    trainer = Trainer(network, args, train_dataset=Sequences(tokens), data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
+    return _trains(trainer, tokens.shape[1] * settings.batch_size * steps)
+
+
+def reference(model: ModelSettings, context: int, eager: bool) -> Any:
+    """Hugging Face's GPT-2 or GPT-NeoX of the same shape, without dropout."""
+    attention: dict[str, Any] = dict(
+        attn_implementation="eager" if eager else "sdpa", output_attentions=eager, use_cache=False
+    )
+    if model.family == "pythia":
+        return GPTNeoXForCausalLM(
+            GPTNeoXConfig(
+                vocab_size=model.vocab_size,
+                hidden_size=model.hidden_size,
+                num_hidden_layers=model.num_hidden_layers,
+                num_attention_heads=model.num_attention_heads,
+                intermediate_size=4 * model.hidden_size,
+                max_position_embeddings=context,
+                **attention,
+            )
+        )
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=model.vocab_size,
+            n_embd=model.hidden_size,
+            n_layer=model.num_hidden_layers,
+            n_head=model.num_attention_heads,
+            n_positions=context,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
+            **attention,
+        )
+    )
+
+
+def _trains(trainer: Trainer, tokens: int) -> Callable[[], float]:
+    clock = Clock()
+    trainer.add_callback(clock)
+
+    def side() -> float:
+        trainer.train()
+        return tokens / clock.seconds
+
+    return side
+
+
+def loop(plan: Experiment, tokens: np.ndarray, steps: int) -> Callable[[], float]:
+    """As nanoGPT does it: batches of random sequences, a step, a printed loss now and then."""
+    network: Any = NormFreeForCausalLM(NormFreeConfig(**vars(plan.model))).to(_device())  # type: ignore[arg-type]
+    optimizer, schedule = optimizer_and_schedule(network, plan.training, steps)
+    return _loops(
+        network, lambda ids: network(ids, labels=ids).loss, optimizer, schedule, batches(plan, tokens), plan, steps
+    )
+
+
+def nanogpt(checkout: Path, plan: Experiment, tokens: np.ndarray, steps: int) -> Callable[[], float]:
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = plan.model
+    network = module.GPT(
+        module.GPTConfig(
+            block_size=tokens.shape[1],
+            vocab_size=model.vocab_size,
+            n_layer=model.num_hidden_layers,
+            n_head=model.num_attention_heads,
+            n_embd=model.hidden_size,
+            dropout=0.0,
+        )
+    ).to(_device())
+    settings = plan.training
+    optimizer = network.configure_optimizers(
+        settings.weight_decay, settings.learning_rate, (settings.beta1, settings.beta2), _device()
+    )
+
+    def loss(ids: Tensor) -> Tensor:
+        targets = ids.roll(-1, 1)
+        targets[:, -1] = -1  # what nanoGPT ignores
+        return network(ids, targets)[1]
+
+    return _loops(network, loss, optimizer, None, batches(plan, tokens), plan, steps)
+
+
+def batches(plan: Experiment, tokens: np.ndarray) -> Iterator[Tensor]:
+    draw = np.random.default_rng(0)
+    while True:
+        chosen = tokens[draw.integers(len(tokens), size=plan.training.batch_size)]
+        yield torch.from_numpy(chosen.astype(np.int64)).to(_device())
+
+
+def _loops(
+    network: torch.nn.Module,
+    loss_of: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    source: Iterator[Tensor],
+    plan: Experiment,
+    steps: int,
+) -> Callable[[], float]:
+    def side() -> float:
+        network.train()
+        start = _now()
+        for step in range(steps):
+            loss = loss_of(next(source))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), plan.training.max_grad_norm)
+            optimizer.step()
+            if schedule:
+                schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            if step % plan.training.log_every == 0:
+                loss.item()
+        return plan.data.context * plan.training.batch_size * steps / (_now() - start)
+
+    return side
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run(options: Options) -> Section:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    section = Section()
+    gpu = torch.cuda.is_available()
+    for name, (shape, vocabulary, context, batch, cpu_steps, gpu_steps) in (SMALL if options.small else SHAPES).items():
+        steps = gpu_steps if gpu else cpu_steps
+        batch = GPU_TOKENS // context if gpu and not options.small else batch
+        tokens = np.random.default_rng(0).integers(vocabulary, size=(4 * batch * steps, context), dtype=np.uint16)
+        plan = experiment(shape, vocabulary, context, batch)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            sides = {
+                "ours": ours(plan, tokens, steps, folder),
+                "loop": loop(plan, tokens, steps),
+                "eager": hugging_face(plan, tokens, steps, folder, eager=True),
+                "sdpa": hugging_face(plan, tokens, steps, folder, eager=False),
+            }
+            variants: dict[str, dict[str, Any]] = {"bf16": dict(precision="bfloat16")}
+            if not options.small:  # compiling takes longer than all the rest there
+                variants |= {"compiled": dict(compile=True), "bf16 compiled": dict(precision="bfloat16", compile=True)}
+            for words, changes in variants.items():
+                changed = experiment(shape, vocabulary, context, batch, **changes)
+                sides[f"ours, {words}"] = ours(changed, tokens, steps, folder)
+            if options.nanogpt and plan.model.family == "gpt2":
+                sides["nanogpt"] = nanogpt(options.nanogpt, plan, tokens, steps)
+            samples = alternate(sides, options.repeats)
+        for side in sides:
+            section.rows.append(
+                {
+                    "kind": "training",
+                    "shape": name,
+                    "side": side,
+                    "tokens_per_second": spread(samples[side]),
+                    "over_eager": ratio(samples, side, "eager"),
+                    "sequences_a_step": batch,
+                    "context": context,
+                }
+            )
+        if not gpu and name in WANTED:
+            best = max((s for s in sides if s.startswith("ours")), key=lambda s: ratio(samples, s, "eager")["median"])
+            for side in dict.fromkeys((best, "ours")):
+                section.targets.append(
+                    Target(f"{name}: {side} over eager", ratio(samples, side, "eager")["median"], WANTED[name], "x")
+                )
+            section.targets.append(
+                Target(f"{name}: loop over ours", ratio(samples, "loop", "ours")["median"], 1.03, "x", at_least=False)
+            )
+    return section
