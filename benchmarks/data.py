@@ -124,7 +124,7 @@ def compare(section: Section, options: Options, folder: Path, tokens: Path) -> N
         return float(in_a_process(SIDES[name], source, tokens, caches[name])[0]["seconds"])
 
     for kind, measure in (("cold", cold), ("cached", cached)):
-        sides = {name: (lambda name=name, measure=measure: measure(name)) for name in SIDES}  # type: ignore[misc]
+        sides = {name: (lambda name=name, measure=measure: measure(name)) for name in SIDES}
         samples = alternate(sides, options.repeats)
         for name in SIDES:
             counts = {key: last["ours"][key] for key in ("documents", "tokens", "bytes")}
