@@ -21,7 +21,7 @@ help:
 	@echo "make test       run all tests and re-execute the committed notebooks"
 	@echo "make lint       check formatting, lint and types"
 	@echo "make notebooks  execute the committed notebooks on data/recorded/quick again, and write README's results"
-	@echo "make bench      measure speed and memory, write benchmarks/results, print the targets (about 40 minutes)"
+	@echo "make bench      measure speed and memory, write benchmarks/results, print the targets"
 	@echo "make lock       write requirements.lock anew from pyproject.toml"
 	@echo "make clean      remove .venv, the built book and the caches; trained models in runs/ stay"
 	@echo "SYSTEM_TORCH=1 make book    take the torch that this machine has"

@@ -147,7 +147,7 @@ def causal_attention(
     if mask is not None:
         # Mixed precision: the mask has the dtype of the weights, whose lowest number may be infinite in the scores'.
         scores = scores + mask.clamp_min(torch.finfo(scores.dtype).min).to(scores.dtype)
-    weights = scores.softmax(dim=-1).to(v.dtype)  # in float32 within, whatever the dtype
+    weights = scores.softmax(dim=-1).to(v.dtype)  # half precisions are summed in float32
     return (weights @ v).transpose(1, 2), weights
 
 

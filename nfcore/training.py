@@ -422,6 +422,8 @@ def _run(
     settings = experiment.training
     if settings.precision == "float16" and not torch.cuda.is_available():
         raise SettingsError("training.precision: 'float16' needs a CUDA device; float32 and bfloat16 run everywhere")
+    if settings.chunked_loss and not hasattr(F, "linear_cross_entropy"):
+        raise SettingsError(f"training.chunked_loss: true needs torch 2.13 or later, and this is {torch.__version__}")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     transformers_logging.disable_progress_bar()

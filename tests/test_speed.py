@@ -12,7 +12,7 @@ import torch
 from nfcore import NormFreeConfig, NormFreeForCausalLM, prepare, runs, train, training
 from nfcore.data import encode
 from nfcore.model import Head
-from nfcore.settings import Experiment
+from nfcore.settings import Experiment, SettingsError
 
 
 Tiny = Callable[..., Experiment]
@@ -103,6 +103,12 @@ def test_record_tells_what_auto_was(tiny: Tiny, monkeypatch: pytest.MonkeyPatch)
     record = runs.read_record(run)
     assert record is not None
     assert (record["settings"]["training"]["precision"], record["provenance"]["precision"]) == ("auto", "float32")
+
+
+def test_chunked_loss_is_refused_where_torch_lacks_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy")
+    with pytest.raises(SettingsError, match=r"training\.chunked_loss: true needs torch 2\.13"):
+        train(tiny(training={"chunked_loss": True, "steps": 11}), quiet=True)
 
 
 @pytest.mark.parametrize(
