@@ -9,10 +9,17 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.common import RESULTS, Options, Section, provenance
+from benchmarks.common import RESULTS, Options, Section, Target, provenance
 
 
-SECTIONS = ("training", "telemetry", "data", "startup", "scaling")
+SECTIONS = ("training", "telemetry", "data", "startup", "scaling", "equality")
+
+
+def line(section: str, target: Target) -> str:
+    measured = "-" if target.measured is None else f"{target.measured:.3g}"
+    wanted = "" if target.wanted is None else f"{'>=' if target.at_least else '<='} {target.wanted:g}"
+    word = {True: "met", False: "MISSED", None: "not measured" if target.measured is None else "beside"}[target.met]
+    return f"{section:<10} {target.name:<62} {measured:>9} {target.unit:<5} {wanted:>9}  {word}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,10 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             content = {"section": name, "provenance": provenance(options), **section.to_dict()}
             (args.results / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
         for target in section.targets:
-            word = {True: "met", False: "MISSED", None: "not measured"}[target.met]
-            measured = "-" if target.measured is None else f"{target.measured:.3g}"
-            sign = ">=" if target.at_least else "<="
-            print(f"{name:<10} {target.name:<58} {measured:>9} {sign} {target.wanted:g} {target.unit:<12} {word}")
+            print(line(name, target))
             missed |= target.met is False
     return int(missed and not args.small)
 

@@ -35,17 +35,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Target:
-    """``measured`` is to be at least (``at_least``) or at most ``wanted``. None where it could not be measured here."""
+    """``measured`` is to be at least (``at_least``) or at most ``wanted``. None where it could not be measured here;
+    where nothing is ``wanted`` the figure only stands beside the others."""
 
     name: str
     measured: float | None
-    wanted: float
+    wanted: float | None
     unit: str
     at_least: bool = True
 
     @property
     def met(self) -> bool | None:
-        if self.measured is None:
+        if self.measured is None or self.wanted is None:
             return None
         return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
 
@@ -70,6 +71,13 @@ def alternate(sides: Mapping[str, Callable[[], float]], repeats: int, warmup: in
             if number >= warmup:
                 samples[name].append(value)
     return samples
+
+
+def timed(side: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    side()
+    return time.perf_counter() - start
 
 
 def seconds(function: Callable[[], Any], calls: int = 1) -> Callable[[], float]:

@@ -1,9 +1,8 @@
 """How cost grows with width, depth, context, batch and vocabulary, against the roofline of the machine.
 
 ``peak``     measured: a large matrix product in fp32 and bf16, and the bandwidth of a copy
-``scaling``  tokens/s, peak memory and model FLOP/s of training over one size at a time, the others as in the base; a
-             token costs 6 FLOPs a weight that multiplies, and 6 L D T for causal attention (Chowdhery et al. 2022,
-             arXiv 2204.02311, appendix B, halved for the mask)
+``scaling``  tokens/s, peak memory and model FLOP/s of training over one size at a time, the others as in the base;
+             what a token costs is :func:`nfcore.cost.flops_per_token`
 ``profile``  of GPT-2 124M: the share of an update's time that matrix products take, and what they reach of the peak
 """
 
@@ -19,6 +18,7 @@ import torch
 
 from benchmarks.common import Options, Section, Target, in_a_process, seconds, spread
 from benchmarks.training import experiment, ours
+from nfcore.cost import flops_per_token
 from nfcore.settings import Experiment
 
 
@@ -88,17 +88,10 @@ def plan(sizes: dict[str, int], **training: Any) -> Experiment:
     return Experiment.from_dict(base)
 
 
-def flops_per_token(settings: Experiment) -> float:
-    model, context = settings.model, settings.data.context
-    d, layers = model.hidden_size, model.num_hidden_layers
-    weights = layers * (4 * d * d + 2 * d * (model.intermediate_size or 4 * d)) + d * model.vocab_size
-    return 6.0 * (weights + layers * d * context)
-
-
 def point(over: str, sizes: dict[str, int], measured: dict[str, float], options: Options) -> dict[str, Any]:
     settings = plan(sizes, precision="auto")
     (rates, precision), memory = in_a_process(train, settings, options.repeats, options.threads)
-    flops = flops_per_token(settings)
+    flops = flops_per_token(settings.model, settings.data.context)
     reached = [rate * flops / 1e9 for rate in rates]
     row = {"kind": "scaling", "over": over, **sizes, "precision": precision, "flops_per_token": flops}
     row |= {"tokens_per_second": spread(rates), "gflops": spread(reached), "peak_bytes": memory}

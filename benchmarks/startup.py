@@ -5,20 +5,23 @@
                       parts: everything but training
 ``resume``            a run of the study's size that finds a checkpoint at its last step but one
 ``rebuild``           ``python -m nfcore book smoke`` when nothing has changed
+``checkpoint``        writing one: model, optimiser, schedule, random state and telemetry, while training waits
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from benchmarks.common import Options, Section, Target, alternate, spread
+from benchmarks.common import Options, Section, Target, alternate, spread, timed
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,12 +75,40 @@ def run(options: Options) -> Section:
             sides["rebuild"] = lambda: process("-m", "nfcore", "book", "smoke")
         samples = alternate(sides, options.repeats, warmup=0 if options.small else 1)
     section.rows = [{"kind": "startup", "what": name, "seconds": spread(values)} for name, values in samples.items()]
-    seconds = {row["what"]: row["seconds"]["median"] for row in section.rows}
+    for shape, vocabulary in (("gpt2-2x32", 300),) if options.small else (("gpt2-6x64", 1024), ("gpt2-124m", 50257)):
+        section.rows.append(checkpoint(shape, vocabulary, options))
+    seconds = {name: statistics.median(values) for name, values in samples.items()}
     section.targets = [
         Target("import nfcore, without torch", seconds["import"], 0.5, "s", at_least=False),
         Target("python -m nfcore --help, without torch", seconds["help"], 0.5, "s", at_least=False),
     ]
     return section
+
+
+def checkpoint(shape: str, vocabulary: int, options: Options) -> dict[str, Any]:
+    from types import SimpleNamespace
+
+    import numpy as np
+    from transformers.utils import logging as transformers_logging
+
+    from benchmarks.training import experiment
+    from nfcore.training import make_trainer
+
+    transformers_logging.set_verbosity_error()
+    tokens = np.zeros((1, 32), np.uint16)
+    data: Any = SimpleNamespace(train=tokens, validation=tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(experiment(shape, vocabulary, 32, 1), data, Path(folder), 1)
+        trainer.train()  # the optimiser has its moments now
+
+        def save() -> float:
+            passed = timed(lambda: trainer._save_checkpoint(trainer.model, None))
+            trainer.telemetry.on_save(trainer.args, trainer.state, trainer.control)
+            return passed
+
+        times = [save() for _ in range(1 + options.repeats)][1:]
+        written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    return {"kind": "checkpoint", "shape": shape, "bytes": written, "seconds": spread(times)}
 
 
 def _interrupt(folder: Path, environment: dict[str, str], settings: tuple[str, ...]) -> None:

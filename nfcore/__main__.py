@@ -18,14 +18,6 @@ import yaml
 from nfcore.settings import Experiment, SettingsError, override, project_root, read_yaml
 
 
-# glibc otherwise gives freed memory back to the kernel at every step, which small models on a CPU pay for.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_TOP_PAD_": str(2**27),
-}
-
-
 def read_experiment(source: str, assignments: list[str]) -> Experiment:
     """An experiment from a YAML file or, written ``PRESET/ID``, from a preset's grid, with ``section.field=value``."""
     from nfcore import study
@@ -151,7 +143,7 @@ def _snakemake(config: str, cores: int, announcement: str, dry_run: bool = False
         )
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
     command += ["--config", config]
-    environment = {**ALLOCATOR, "TOKENIZERS_PARALLELISM": "true", **os.environ}
+    environment = {"TOKENIZERS_PARALLELISM": "true", **os.environ}
     (root / ".snakemake").mkdir(exist_ok=True)
     try:
         # Held by every live Snakemake of this folder (see the Snakefile), and gone with it however it ends: so what

@@ -29,26 +29,15 @@ preset = parameters(globals())
 
 # %% tags=["hide-input"]
 import pandas as pd
-import torch
 from IPython.display import Markdown
 
-from nfcore.model import NormFreeConfig, NormFreeForCausalLM
+from nfcore.cost import parameters as count_parameters
 from nfcore.presets import PRESETS, Preset
 from nfcore.report import glue, markdown_table
 
 
 presets = {name: Preset.load(name) for name in PRESETS}
 EPOCH_TOKENS = 2.11e9  # of the paper's 600,000 files, as published
-
-
-def size(experiment):
-    """Parameters, and those of them that stand in a matrix product (the embeddings do not; a tied head does)."""
-    with torch.device("meta"):
-        model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
-    total = sum(p.numel() for p in model.parameters())
-    looked_up = 0 if model.positions is None else model.positions.weight.numel()
-    looked_up += 0 if experiment.model.tie_word_embeddings else model.embed.weight.numel()
-    return total, total - looked_up
 
 
 def tokens(experiment):
@@ -70,7 +59,7 @@ def count(number):
 sizes = {}
 for preset_of in presets.values():
     for experiment in preset_of.experiments():
-        sizes.setdefault(experiment.model, size(experiment))
+        sizes.setdefault(experiment.model, count_parameters(experiment.model))
 
 # %% [markdown]
 # ## Sizes

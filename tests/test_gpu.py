@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from nfcore.cost import flops_per_token, memory_bytes, parameters
 from nfcore.data import Document, documents, file_sha256, in_validation
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.presets import Preset
@@ -136,7 +137,7 @@ def test_a_run_is_the_same_whatever_was_measured_and_saved_every_minute() -> Non
     for e in plan:
         assert e.data.corpus == "corpus/0"
         tokens = e.training.save_every * e.training.batch_size * e.data.context
-        assert gpu.flops_per_token(e.model, e.data.context) * tokens <= 60 * gpu.assumed_flops()
+        assert flops_per_token(e.model, e.data.context) * tokens <= 60 * gpu.assumed_flops()
         assert e.training.save_every % e.training.log_every == 0
     given = gpu.planned(arguments(settings=["training.save_every=7"]))
     assert {e.training.save_every for e in given} == {7}
@@ -144,8 +145,8 @@ def test_a_run_is_the_same_whatever_was_measured_and_saved_every_minute() -> Non
 
 def test_size_of_gpt2() -> None:
     model = ModelSettings(biases="all")
-    assert gpu.size(model) == (124_439_808, 124_439_808 - 1024 * 768)  # as Hugging Face's gpt2
-    assert 6 * 123.6e6 < gpu.flops_per_token(model, 1024) - 12 * 12 * 768 * 1024 < 6 * 123.7e6
+    assert parameters(model) == (124_439_808, 124_439_808 - 1024 * 768)  # as Hugging Face's gpt2
+    assert 6 * 123.6e6 < flops_per_token(model, 1024) - 12 * 12 * 768 * 1024 < 6 * 123.7e6
     assert gpu.assumed_flops() == pytest.approx(gpu.SHARE * 0.405 * 989e12, rel=0.01)  # 40.5 % of the H100's peak
 
 
@@ -154,28 +155,28 @@ def test_estimate(number: int) -> None:
     e = gpu.planned(arguments())[number]
     with torch.device("meta"):
         model = NormFreeForCausalLM(NormFreeConfig(**vars(e.model)))
-    parameters = sum(p.numel() for p in model.parameters())
+    count = sum(p.numel() for p in model.parameters())
     row = gpu.estimate(e, 1e14)
-    assert row["parameters"] == parameters
+    assert row["parameters"] == count
     assert row["tokens"] == 2520 * 512 * 128
     assert row["flops"] == pytest.approx(
-        6 * gpu.size(e.model)[1] * row["tokens"], rel=0.03
+        6 * parameters(e.model)[1] * row["tokens"], rel=0.03
     )  # little attention at T=128
     assert row["minutes"] * 60 * 1e14 == pytest.approx(row["flops"])
     assert row["tokens_per_second"] * row["minutes"] * 60 == pytest.approx(row["tokens"])
     logits = 256 * 128 * 50_000 * 16
-    assert 18 * parameters + logits < row["gpu_gib"] * 2**30 < 80 * 2**30
+    assert 18 * count + logits < row["gpu_gib"] * 2**30 < 80 * 2**30
 
 
 def test_memory_follows_the_settings() -> None:
     def of(**training: Any) -> float:
-        return gpu.gpu_bytes(Experiment.from_dict({"model": {"vocab_size": 1024}, "training": training}))
+        return memory_bytes(Experiment.from_dict({"model": {"vocab_size": 1024}, "training": training}))
 
     small = of(batch_size=8)
     assert of(batch_size=32, micro_batch_size=8) == small
     assert of(batch_size=8, precision="bfloat16") < small
     assert of(batch_size=8, gradient_checkpointing=True) < small
-    states = 16 * gpu.size(ModelSettings(vocab_size=1024))[0]
+    states = 16 * parameters(ModelSettings(vocab_size=1024))[0]
     assert of(batch_size=32) - states == pytest.approx(4 * (small - states))
 
 

@@ -22,13 +22,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import yaml
 
+from nfcore.cost import flops_per_token, memory_bytes, parameters
 from nfcore.data import Document, documents, file_sha256, sha256
 from nfcore.presets import MAIN, PRESETS, Preset
 from nfcore.runs import read_record
@@ -131,45 +132,9 @@ def updates_a_minute(experiment: Experiment) -> int:
     return max(1, updates // settings.log_every * settings.log_every or updates)
 
 
-@cache
-def size(model: ModelSettings) -> tuple[int, int]:
-    """Parameters, and those of them that stand in a matrix product (embeddings do not, a tied head does)."""
-    import torch
-
-    from nfcore.model import NormFreeConfig, NormFreeForCausalLM
-
-    with torch.device("meta"):
-        built = NormFreeForCausalLM(NormFreeConfig(**vars(model)))
-    total = sum(p.numel() for p in built.parameters())
-    looked_up = 0 if built.positions is None else built.positions.weight.numel()
-    return total, total - looked_up - (0 if model.tie_word_embeddings else built.embed.weight.numel())
-
-
-def flops_per_token(model: ModelSettings, context: int) -> float:
-    """Operations of a forward and backward pass: 6 a parameter in a matrix product, 12 L D T in attention, whose map is
-    counted whole."""
-    return 6 * size(model)[1] + 12 * model.num_hidden_layers * model.hidden_size * context
-
-
 def assumed_flops() -> float:
     """Operations a second that a run is assumed to reach."""
     return SHARE * ANCHOR * flops_per_token(ModelSettings(**SHAPES["gpt2-124m"]), ANCHOR_CONTEXT)
-
-
-def gpu_bytes(experiment: Experiment) -> float:
-    """GPU memory, roughly: weights, gradients and AdamW's two moments in float32 (16 bytes a parameter) and autocast's
-    16-bit copy of the weights; what the backward pass of a micro-batch needs of each layer; its logits."""
-    model, settings = experiment.model, experiment.training
-    tokens = (settings.micro_batch_size or settings.batch_size) * experiment.data.context
-    wide, low = (4 if kind == "float32" else 2 for kind in (model.residual_dtype, settings.precision))
-    # The stream and its normalised copy, twice; q, k, v and attention's output; the FFN; attention's log-sum-exp.
-    layer = (2 * wide + 6 * low) * model.hidden_size + 2 * low * (model.intermediate_size or 0)
-    layer += 4 * model.num_attention_heads
-    layers = model.num_hidden_layers * layer
-    if settings.gradient_checkpointing:
-        layers = model.num_hidden_layers * wide * model.hidden_size + layer
-    head = (2 * low + 12) * model.vocab_size  # logits and gradient; in float32 logits, log-softmax and gradient
-    return size(model)[0] * (16 + low % 4) + tokens * (layers + head)
 
 
 def estimate(experiment: Experiment, achieved: float, sequences: int | None = None) -> dict[str, float]:
@@ -181,12 +146,12 @@ def estimate(experiment: Experiment, achieved: float, sequences: int | None = No
     tokens = (settings.steps or (sequences or 0) // settings.batch_size) * settings.batch_size * context
     operations = flops_per_token(experiment.model, context)
     return {
-        "parameters": size(experiment.model)[0],
+        "parameters": parameters(experiment.model)[0],
         "tokens": tokens,
         "flops": tokens * operations,
         "tokens_per_second": achieved / operations,
         "minutes": tokens * operations / achieved / 60,
-        "gpu_gib": gpu_bytes(experiment) / 2**30,
+        "gpu_gib": memory_bytes(experiment) / 2**30,
     }
 
 
