@@ -285,7 +285,7 @@ def compare(section: Section, options: Options, name: str, sizes: tuple[Any, ...
         }
         if side.endswith("compiled"):
             # Against the same without compiling: the updates after which the time that compiling took is won back.
-            plain = side.removesuffix(" compiled").removesuffix(", compiled")
+            plain = "ours, bf16" if "bf16" in side else "ours"
             row["compile_seconds"] = first[side] - steps * update[side]
             won = update[plain] - update[side]
             row["pays_after_updates"] = row["compile_seconds"] / won if won > 0 else None
