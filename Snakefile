@@ -24,14 +24,14 @@ BUILD = f"_build/{NAME}"
 RUNS = {e.id: e for e in (study.Study.load().missing(STAGE) if STAGE else PRESET.experiments())}
 MAIN = {e.id for e in PRESET.grid()["curves"]}
 NEEDS = {name: [e.id for e in grid] for name, grid in PRESET.grid().items()}
-NEEDS |= dict.fromkeys(study.NOTEBOOKS, [])  # these show recorded runs
+NEEDS |= dict.fromkeys((*study.NOTEBOOKS, "speed"), [])  # these show recorded runs, and no runs
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.py"))
 PAGES = [p for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb" and "_build" not in p.parts]
 PYTHON = shlex.quote(sys.executable)
 RUNS_DIR = os.path.relpath(runs_dir()) if runs_dir().is_relative_to(Path.cwd()) else str(runs_dir())
 RECORD = RUNS_DIR + "/{id}/record.json"
-SHOWS = [f"nfcore/{n}.py" for n in ("claims", "entropy", "report", "notebook", "presets", "runs", "settings", "study")]
-SHOWS += sorted(map(str, [Path("data/claims.yaml"), *Path("data/published").glob("*.json"), *Path("data/recorded").rglob("*.*")]))
+SHOWS = [f"nfcore/{n}.py" for n in ("claims", "cost", "entropy", "report", "notebook", "presets", "runs", "settings", "study")]
+SHOWS += sorted(map(str, [Path("data/claims.yaml"), *Path("data/published").glob("*.json"), *Path("data/recorded").rglob("*.*"), *Path("benchmarks/results").glob("*.json")]))
 
 
 def marker(experiment):
@@ -104,6 +104,7 @@ rule book:
     input:
         expand(BUILD + "/notebooks/{name}.ipynb", name=NOTEBOOKS),
         "_config.yml",
+        ["CHANGELOG.md", "LICENSE"],  # pages include them
         PAGES,
         sorted(Path("nfcore").glob("*.py")),  # docstrings are pages too
     output:
@@ -116,6 +117,7 @@ rule book:
         """
         rm -rf {BUILD}/book {BUILD}/html
         cp -R book {BUILD}/book
+        cp CHANGELOG.md LICENSE {BUILD}
         rm -rf {BUILD}/book/_build {BUILD}/book/notebooks
         cp -R {BUILD}/notebooks {BUILD}/book/notebooks
         rm -f {BUILD}/book/notebooks/*.failed.ipynb

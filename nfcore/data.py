@@ -7,9 +7,9 @@ shape (N, T), N sequences of T = ``context`` tokens, in a directory named by a h
 from __future__ import annotations
 
 import base64
+import ctypes
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import os
 import platform
@@ -40,7 +40,8 @@ TOKEN = np.dtype("<u2")
 PARTS = ("train", "validation")
 END_OF_TEXT = "<|endoftext|>"
 BLOCK = 4096  # characters: a single text file is cut into documents of this size, at line ends
-BATCH = 256  # documents tokenised at once
+BATCH = 256  # records read, or sequences written, at once
+BATCH_TEXT = 2**20  # characters tokenised at once: an encoding takes a hundred times the memory of its tokens
 SPLIT_SALT = "nfcore"  # without it 0.7 % of the bytes of python-source fall to validation, with it about 8 %
 
 # Pure-Python wheels only: the same bytes on every platform and Python version that the lock serves.
@@ -385,16 +386,35 @@ def cut(token_ids: Iterable[Sequence[int]], context: int, end_of_text: int | Non
             yield np.array(ids[: n * context], dtype=TOKEN).reshape(n, context)
 
 
+def set_malloc(option: int, value: int) -> None:
+    """Set an option of glibc's malloc for this process (malloc.h numbers them); nothing with another C library."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(option, value)
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of texts of together at least :data:`BATCH_TEXT` characters, the last one shorter."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_TEXT:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, Encoding]]:
     """Each text with its encoding. While one batch is used the next is encoded, in a thread that needs no Python."""
-    source = iter(texts)
     with ThreadPoolExecutor(1) as pool:
 
-        def jobs() -> Iterator[tuple[list[str], Future[list[Encoding]]]]:
-            while batch := list(itertools.islice(source, BATCH)):
-                yield batch, pool.submit(tokenizer.encode_batch_fast, batch, add_special_tokens=False)
+        def job_of(batch: list[str]) -> tuple[list[str], Future[list[Encoding]]]:
+            return batch, pool.submit(tokenizer.encode_batch_fast, batch, add_special_tokens=False)
 
-        ahead = jobs()
+        ahead = map(job_of, batches(texts))
         job = next(ahead, None)
         while job:
             following = next(ahead, None)
@@ -527,6 +547,8 @@ def prepare(settings: DataSettings, verify: bool = False) -> TokenData:
 
 def write(directory: Path, corpus: Corpus, tokenizer: Tokenizer, settings: DataSettings) -> None:
     """Make the token directory beside its final place and move it there whole, so that it is complete or absent."""
+    # M_ARENA_MAX: encodings are made in some threads and freed in another, which would leave holes in an arena of each.
+    set_malloc(-8, 2)
     tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text: only we end documents
     directory.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))

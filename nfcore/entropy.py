@@ -24,6 +24,7 @@ from nfcore.settings import SettingsError, choice
 
 METHODS = ("auto", "exact", "chunked", "lse")
 QUARTERS = ("[0, Max/4)", "[Max/4, Max/2)", "[Max/2, 3Max/4)", "[3Max/4, Max]")
+NEVER_SEEN = 1e38  # in the place of a masked score, above or below all others
 CHUNK_ELEMENTS = 2**24  # of the score block that `chunked` holds at a time: 64 MiB in float32
 
 
@@ -142,23 +143,26 @@ def _allowed(start: int, stop: int, keys: int, causal: bool, device: torch.devic
 @_without_autocast
 def _chunked(q: Tensor, k: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """Row entropies and largest absolute scores, each (B, H, T) float32, a block of queries at a time."""
-    q, k = q.float(), k.float()
-    rows = max(1, CHUNK_ELEMENTS // (k.shape[0] * k.shape[1] * k.shape[2]))
+    q, k = scale * q.float(), k.float()
+    # At least four blocks where the mask is causal: what lies beyond a block's last query is never computed.
+    rows = max(1, min(CHUNK_ELEMENTS // (k.shape[0] * k.shape[1] * k.shape[2]), -(-q.shape[2] // (4 if causal else 1))))
     entropies, largest = [], []
     for start in range(0, q.shape[2], rows):
         stop = min(start + rows, q.shape[2])
         seen = stop if causal else k.shape[2]  # keys beyond the block's last query are masked anyway
-        scores = scale * q[:, :, start:stop] @ k[:, :, :seen].transpose(-1, -2)
-        allowed = _allowed(start, stop, seen, causal, q.device)
-        bad = (~scores.isfinite() & allowed).any(-1)
+        scores = q[:, :, start:stop] @ k[:, :, :seen].transpose(-1, -2)
+        masked = ~_allowed(start, stop, seen, causal, q.device)
+        low = scores.detach().masked_fill(masked, NEVER_SEEN).amin(-1)
+        scores = scores.masked_fill_(masked, -NEVER_SEEN)  # finite, so that its product with the weight 0 is 0
+        top = scores.detach().amax(-1)
         # Below the row's maximum every term of H = ln Z + sum p (max - s) is positive: nothing cancels.
-        scores = scores.masked_fill(~allowed, -torch.inf)
-        below = scores - scores.amax(-1, keepdim=True)
+        below = scores - top[..., None]
         weights = below.exp()
         total = weights.sum(-1)
-        gap = (weights * below.masked_fill(~allowed, 0.0)).sum(-1)
-        entropies.append((total.log() - gap / total).masked_fill(bad, torch.nan))
-        largest.append(scores.detach().masked_fill(~allowed, 0.0).abs().amax(-1))
+        gap = (weights * below).sum(-1)
+        extreme = torch.maximum(top.abs(), low.abs())  # not finite if one of the row's scores is not
+        entropies.append((total.log() - gap / total).masked_fill(~extreme.isfinite(), torch.nan))
+        largest.append(extreme)
     return torch.cat(entropies, -1), torch.cat(largest, -1)
 
 

@@ -39,6 +39,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "SM+LN": dict(norm="layernorm", activation="identity"),
     "SM": dict(norm="none", activation="identity"),
 }
+PAPER_TOKENS = 2.11e9  # of a published run: 600,000 files, one epoch
 MAIN = ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")
 
 

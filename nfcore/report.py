@@ -1,10 +1,11 @@
-"""What the notebooks share: published numbers, the look of figures, tables, and where a page's runs come from."""
+"""What the notebooks share: published numbers, tables, and where a page's runs come from."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,40 +16,7 @@ from nfcore.presets import Preset
 from nfcore.settings import SettingsError, project_root
 
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# Okabe and Ito's colours, safe for colour-blind readers; a marker each, so that greyscale works too.
-STYLES: dict[str, dict[str, str]] = {
-    "SM+LN+G": dict(color="#0072B2", marker="o"),
-    "SM+LN+R": dict(color="#56B4E9", marker="s"),
-    "SM+G": dict(color="#D55E00", marker="^"),
-    "SM+R": dict(color="#009E73", marker="D"),
-    "SM+L(0.1)": dict(color="#CC79A7", marker="v"),
-    "SM+LN": dict(color="#666666", marker="P"),
-    "SM": dict(color="#E69F00", marker="X"),
-}
-COLORMAP = "cividis"
 NAMES = {"ln_g": "SM+LN+G", "ln_r": "SM+LN+R", "g": "SM+G", "r": "SM+R"}  # in the names of glued results
-
-
-def use_style() -> None:
-    """SVG figures with text as text, the same bytes from the same data."""
-    import matplotlib as mpl
-    from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-    set_matplotlib_formats("svg", metadata={"Date": None}, bbox_inches="tight")
-    mpl.rcParams |= {
-        "svg.hashsalt": "nfcore",
-        "svg.fonttype": "none",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "legend.frameon": False,
-        "figure.constrained_layout.use": True,
-    }
 
 
 def published(name: str) -> dict[str, Any]:
@@ -160,24 +128,6 @@ def leaves_ceiling(shown: runs.Runs, configuration: str) -> float:
     return float(below[0]) if len(below) else float("inf")
 
 
-def entropy_map(axes: Axes, heads: np.ndarray, title: str, top: float) -> Any:
-    """Head entropies (L, H) as an image on the scale [0, top], with layer and head means along the edges."""
-    image = axes.imshow(heads, vmin=0, vmax=top, cmap=COLORMAP, aspect="auto", origin="upper")
-    axes.set(title=title, xlabel="head", ylabel="layer")
-    axes.set_xticks(range(heads.shape[1]))
-    axes.set_yticks(range(heads.shape[0]))
-    axes.grid(False)
-    for layer, mean in enumerate(np.nanmean(heads, axis=1)):
-        axes.text(heads.shape[1] - 0.35, layer, f"{mean:.2f}", va="center", fontsize=7)
-    for head, mean in enumerate(np.nanmean(heads, axis=0)):
-        axes.text(
-            head, heads.shape[0] - 0.35, f"{mean:.2f}", ha="center", va="top", fontsize=5 if len(heads) > 6 else 7
-        )
-    axes.tick_params(axis="x", bottom=False, labelbottom=False)
-    axes.xaxis.labelpad = 10
-    return image
-
-
 def relative_change(value: float, base: float) -> float:
     """Change in percent."""
     return 100 * (value / base - 1)
@@ -251,6 +201,22 @@ def with_interval(unit: str, estimate: float, low: float, high: float) -> str:
     first, *limits = (form.format(value) for value in values)
     word = {"percent": " %", "points": " points", "count": " of seeds"}.get(unit, "")
     return f"{first}{word}" + ("" if np.isnan(low) else f" [{', '.join(limits)}]")
+
+
+def glue_verdicts(rows: pd.DataFrame) -> None:
+    """Name the results of :func:`nfcore.claims.verdicts` for the prose: of the test ``C1 Pythia``, ``c1_pythia`` is the
+    estimate with its interval; ``c1_pythia_published``, ``_seeds`` and ``_verdict`` are what stands beside it."""
+    for _, row in rows.iterrows():
+        key = re.sub(r"\W+", "_", row["id"].lower())
+        published_value = np.nan if row["published"] is None else float(row["published"])
+        glue(
+            **{
+                key: with_interval(row["unit"], row["estimate"], row["low"], row["high"]),
+                f"{key}_published": with_interval(row["unit"], published_value, np.nan, np.nan),
+                f"{key}_seeds": str(row["n"]),
+                f"{key}_verdict": row["direction"],
+            }
+        )
 
 
 def verdict_table(rows: pd.DataFrame, question: str = "statement") -> Any:

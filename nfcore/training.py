@@ -5,7 +5,6 @@ Axes: B batch, T positions, D model width, F feed-forward width, L layers, H hea
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -33,7 +32,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as transformers_logging
 
 from nfcore import runs
-from nfcore.data import Sequences, TokenData, collate, prepare
+from nfcore.data import Sequences, TokenData, collate, prepare, set_malloc
 from nfcore.entropy import attention_statistics
 from nfcore.linearity import nonlinear_shares
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
@@ -258,10 +257,11 @@ class Telemetry(TrainerCallback):
             finally:
                 for hook in hooks:
                     hook.remove()
-            random = attention_statistics(model, self.random)
+            random = attention_statistics(model, self.random) if last else None
         slopes, scales = ([float(p.detach()) for p in values] or [math.nan] for values in (model.slopes, model.scales))
-        by_position, random_by_position = heads.pop("by_position"), random["by_position"]
-        heads["entropy_random"] = random["entropy"]
+        by_position = heads.pop("by_position")
+        random_by_position = random["by_position"] if random else torch.full_like(by_position, math.nan)
+        heads["entropy_random"] = random["entropy"] if random else torch.full_like(heads["entropy"], math.nan)
         for layer, values in enumerate(layers):
             where = {"step": step, "layer": layer}
             values |= {"slope": slopes[layer % len(slopes)], "scale": scales[layer % len(scales)]}
@@ -425,6 +425,8 @@ def _run(
         raise SettingsError("training.precision: 'float16' needs a CUDA device; float32 and bfloat16 run everywhere")
     if settings.chunked_loss and not hasattr(F, "linear_cross_entropy"):
         raise SettingsError(f"training.chunked_loss: true needs torch 2.13 or later, and this is {torch.__version__}")
+    if settings.compile and (reason := why_not_compiled()):
+        print(f"  {label}: is not compiled, since {reason}", file=sys.stderr)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     transformers_logging.disable_progress_bar()
@@ -491,7 +493,7 @@ def make_trainer(
         bf16=precision == "bfloat16",
         fp16=precision == "float16",
         use_cpu=not torch.cuda.is_available(),  # a GPU of Nvidia's kind, else the CPU
-        torch_compile=settings.compile,
+        torch_compile=settings.compile and not why_not_compiled(),
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -527,14 +529,23 @@ def make_trainer(
     return trainer
 
 
+def why_not_compiled() -> str | None:
+    """What keeps torch from compiling a model here; None if nothing does. For a CPU it writes C++."""
+    if torch.cuda.is_available():
+        return None
+    if not any(map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))):
+        return "there is no C++ compiler, which torch.compile needs on a CPU"
+    if " " in torch.__file__:
+        return "torch does not quote its own path for the C++ compiler, and that has a space here"
+    return None
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep what this process frees. It otherwise gives it back to the kernel at every step, and a small
-    model on a CPU spends a fifth of its time on getting it again. Does nothing with another C library."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD; of the last, older versions refuse more than 32 MiB
-        for option, size in ((-1, 2**30), (-2, 2**27), (-3, 2**25), (-3, 2**30)):
-            mallopt(option, size)
+    model on a CPU spends up to a fifth of its time on getting it again. Nothing happens with another C library."""
+    # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD; of the last, older versions refuse more than 32 MiB
+    for option, size in ((-1, 2**30), (-2, 2**27), (-3, 2**25), (-3, 2**30)):
+        set_malloc(option, size)
 
 
 def resolve_precision(precision: str) -> str:
@@ -613,6 +624,7 @@ def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenDa
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "precision": resolve_precision(experiment.training.precision),
+        "compiled": experiment.training.compile and not why_not_compiled(),
         "parameters": sum(p.numel() for p in trainer.raw_model.parameters()),
         "data_hash": tokens.hash,
         "unique_tokens": int(tokens.train.size),

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from transformers.utils import logging
 
 from nfcore import NormFreeConfig, NormFreeForCausalLM, from_gpt2, from_gpt_neox, model, settings
 from nfcore.settings import SHAPES, SettingsError
+from nfcore.training import why_not_compiled
 
 
 logging.disable_progress_bar()
@@ -644,10 +644,8 @@ def test_compilation_has_no_graph_break(family):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # in torch's own compiler
 @torch.no_grad()
 def test_compilation_with_the_default_compiler():
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        pytest.skip("no C++ compiler, which torch.compile needs on a CPU")
-    if " " in torch.__file__:
-        pytest.skip("torch 2.13 does not quote its own path for the compiler, and here that has a space")
+    if reason := why_not_compiled():
+        pytest.skip(reason)
     torch._dynamo.reset()
     network, ids = spread(ours(num_hidden_layers=1)), tokens()
     torch.testing.assert_close(

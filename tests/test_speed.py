@@ -1,5 +1,8 @@
 """Correctness under speed: whatever makes training faster gives the losses of the plain float32 path."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +20,10 @@ from nfcore.settings import Experiment, SettingsError
 
 Tiny = Callable[..., Experiment]
 STEPS = 200
+COMPILER = [
+    pytest.mark.skipif(bool(training.why_not_compiled()), reason=str(training.why_not_compiled())),
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning"),  # in torch's own compiler
+]
 
 
 def losses(experiment: Experiment) -> pd.Series:
@@ -37,6 +44,8 @@ def plain(tiny: Tiny) -> pd.Series:
         (dict(chunked_loss=True), 2e-3),
         (dict(precision="bfloat16"), 5e-2),
         (dict(precision="bfloat16", chunked_loss=True, micro_batch_size=2), 5e-2),
+        pytest.param(dict(compile=True), 2e-3, marks=COMPILER),
+        pytest.param(dict(compile=True, precision="bfloat16"), 5e-2, marks=COMPILER),
     ],
 )
 def test_fast_paths_give_the_plain_losses(tiny: Tiny, plain: pd.Series, changes: dict[str, Any], bound: float) -> None:
@@ -44,6 +53,25 @@ def test_fast_paths_give_the_plain_losses(tiny: Tiny, plain: pd.Series, changes:
     assert fast.index.equals(plain.index)
     assert plain.iloc[-1] < plain.iloc[0] - 10 * bound, "nothing was learnt, so nothing is compared"
     assert (fast - plain).abs().max() < bound, (fast - plain).abs()
+
+
+def test_padded_vocabulary_gives_the_plain_losses(
+    tiny: Tiny, plain: pd.Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Head, "multiple", 128)  # of 300 tokens
+    fast = losses(tiny(training={"steps": STEPS, "probe_sequences": 2}))  # another run for its id alone
+    assert (fast - plain).abs().max() < 2e-3
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(training.shutil, "which", lambda name: None)
+    record = runs.read_record(train(tiny(training={"compile": True}), quiet=True))
+    assert "is not compiled, since there is no C++ compiler" in capsys.readouterr().err
+    assert record is not None
+    assert (record["settings"]["training"]["compile"], record["provenance"]["compiled"]) == (True, False)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -139,3 +167,19 @@ def test_tokenising_ahead_changes_nothing(tiny: Tiny) -> None:
 def test_a_model_trained_with_plain_attention_loads_with_the_default(tiny: Tiny) -> None:
     run = train(tiny(training={"precision": "bfloat16"}), quiet=True)
     assert training.load_model(run).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept() -> None:
+    """Page faults of a program that takes and frees 64 MiB again and again; in a process of its own, for good."""
+    code = (
+        "import resource, torch; from nfcore.training import keep_freed_memory\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(10): torch.zeros(2**24)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "first = faults(); keep_freed_memory(); faults(); print(first, faults())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 20, (before, after)

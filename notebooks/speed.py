@@ -1,0 +1,367 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Speed
+#
+# This page shows how fast this package trains, what its telemetry costs, and whether what makes it fast changes what is learnt.
+# Everything here is measured by `make bench` and read from `benchmarks/results/`: the committed results, or those of your machine
+# once you have run it. Both sides of a comparison run in the same process in alternating order; a figure is the median of
+# the rounds, a ratio the median of the ratios round by round.
+
+# %% tags=["parameters", "hide-input"]
+preset = "quick"  # smoke, quick, gpu or paper: this page shows no runs, and is the same for all
+source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
+seeds = None  # list of seeds; None, here and below: what the preset says
+models = None  # mapping, e.g. {gpt2: {num_hidden_layers: 4}}; replaces only the keys it holds, as those below
+data = None  # mapping, e.g. {corpus: path/to/folder}
+training = None  # mapping, e.g. {learning_rate: 0.001}
+steps = None  # mapping: updates of each budget, e.g. {main: 1200}
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+preset = parameters(globals())
+
+# %% tags=["hide-input"]
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown
+
+from nfcore.cost import flops_per_token, memory_bytes
+from nfcore.figures import show_figure, use_style
+from nfcore.presets import FAMILIES, PAPER_TOKENS, Preset
+from nfcore.report import glue, markdown_table
+from nfcore.settings import project_root
+
+
+use_style()
+results = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted((project_root() / "benchmarks" / "results").glob("*.json"))
+}
+order = ("training", "equality", "telemetry", "data", "startup", "scaling")
+
+
+def rows(section, kind):
+    return [row for row in results[section]["rows"] if row["kind"] == kind]
+
+
+def spread(value, digits=3):
+    """A median with the smallest and the largest round."""
+    return f"{value['median']:,.{digits}g} ({value['low']:,.{digits}g} to {value['high']:,.{digits}g})"
+
+
+def whole(value):
+    return f"{value['median']:,.0f} ({value['low']:,.0f} to {value['high']:,.0f})"
+
+
+made = pd.DataFrame({name: results[name]["provenance"] for name in order}).T
+Markdown(
+    "*Measured on "
+    + "; ".join(sorted(made["device"].unique()))
+    + f", {made['threads'].iloc[0]} threads, torch {made['torch'].iloc[0]}, transformers {made['transformers'].iloc[0]}, "
+    + f"{made['repeats'].iloc[0]} rounds.*"
+)
+
+# %% [markdown]
+# ## Targets
+#
+# What was wanted before it was measured. *Beside* marks a figure without a target of its own; *not measured* one that
+# needs a GPU, which this machine has not.
+
+# %% tags=["hide-input"]
+table = []
+for name in order:
+    for target in results[name]["targets"]:
+        sign = "at least" if target["at_least"] else "at most"
+        word = {True: "met", False: "**missed**", None: "not measured" if target["measured"] is None else "beside"}
+        table.append(
+            {
+                "section": name,
+                "figure": target["name"],
+                "measured": "" if target["measured"] is None else f"{target['measured']:,.3g} {target['unit']}",
+                "wanted": "" if target["wanted"] is None else f"{sign} {target['wanted']:,g} {target['unit']}",
+                "": word[target["met"]],
+            }
+        )
+targets = pd.DataFrame(table)
+decided = targets[targets[""].isin(["met", "**missed**"])]
+glue(targets_met=str((decided[""] == "met").sum()), targets_all=str(len(decided)))
+markdown_table(targets)
+
+# %% [markdown]
+# ## Training
+#
+# Tokens a second of one training run, without evaluation, probes and checkpoints, of SM+LN+G, the one configuration that all
+# sides have. *eager* is the way of the public code {cite}`jha2024code`: Hugging Face's GPT-2 {cite}`wolf2020transformers` with the
+# attention maps returned on every update, under its Trainer. *sdpa* is the same with fused attention {cite}`dao2022flashattention`.
+# *loop* is a plain loop in the manner of nanoGPT {cite}`karpathy2022nanogpt` around our model, without
+# the Trainer. *ours* is `nfcore.train` in float32, then with bfloat16 products, compiled, and both.
+
+# %% tags=["hide-input"]
+table = []
+for row in rows("training", "training"):
+    table.append(
+        {
+            "shape": row["shape"],
+            "T x sequences": f"{row['context']} x {row['sequences_a_step']}",
+            "side": row["side"],
+            "tokens/s": whole(row["tokens_per_second"]),
+            "over eager": spread(row["over_eager"]),
+            "compiling (s)": f"{row['compile_seconds']:.0f}" if "compile_seconds" in row else "",
+            "pays after updates": ""
+            if "compile_seconds" not in row
+            else "never"
+            if row["pays_after_updates"] is None
+            else f"{row['pays_after_updates']:,.0f}",
+        }
+    )
+markdown_table(pd.DataFrame(table))
+
+# %% [markdown]
+# The last column is the rule for `training.compile` on this machine: compile where a run has more updates than that. It
+# counts from an empty cache of compiled code; a second run of the same model compiles in a fraction of the time.
+
+# %% tags=["hide-input"]
+lines = []
+for row in rows("training", "allocator"):
+    kept, back = (row["tokens_per_second"][name]["median"] for name in ("kept", "given back"))
+    lines.append(
+        f"Training tells the C library to keep what it frees. Otherwise the kernel hands out the same pages again at every "
+        f"update: {kept:,.0f} tokens/s instead of {back:,.0f} at the quick shape in bfloat16 "
+        f"({row['speedup']['median']:.2f} times as many, {row['speedup']['low']:.2f} to {row['speedup']['high']:.2f}). The sides "
+        "above all have this, since it is a setting of the process."
+    )
+Markdown("\n\n".join(lines))
+
+# %% [markdown]
+# ## The same losses
+#
+# Each fast path against float32 as the Trainer computes it, from the same weights over the same batches: the largest
+# difference of a training loss at any update. And, for precision, whole runs: the final evaluation loss of the main
+# configurations in bfloat16 less that of the recorded float32 runs of the same seeds, beside the standard deviation
+# over seeds.
+
+# %% tags=["hide-input"]
+table = [
+    {
+        "configuration": row["configuration"],
+        "path": row["path"],
+        "updates": str(row["updates"]),
+        "largest difference (nats)": f"{row['largest_difference']:.1e}",
+        "bound": f"{row['bound']:g}",
+        "loss, first to last": f"{row['first_loss']:.2f} to {row['last_loss']:.2f}",
+    }
+    for row in rows("equality", "path")
+]
+markdown_table(pd.DataFrame(table))
+
+# %% tags=["hide-input"]
+table = [
+    {
+        "configuration": row["configuration"],
+        "seeds": ", ".join(map(str, row["seeds"])),
+        "bfloat16 less float32 (nats), mean": f"{row['difference']:+.4f}",
+        "each": ", ".join(f"{x:+.4f}" for x in row["differences"]),
+        "SD over seeds, float32": f"{row['seed_sd']:.4f}",
+    }
+    for row in rows("equality", "precision")
+]
+markdown_table(pd.DataFrame(table))
+
+# %% [markdown]
+# ## Telemetry
+#
+# A {term}`probe` measures the {term}`entropy <head entropy>` of every head on the held-out batch and on random tokens, and the state of every layer. Its
+# cost is a share of training time that falls with the number of updates between probes.
+
+# %% tags=["hide-input"]
+table = [
+    {
+        "shape": row["shape"],
+        "update (s)": spread(row["step_seconds"]),
+        "probe (s)": spread(row["probe_seconds"]),
+        **{f"every {n} updates": f"{100 * row[f'share_every_{n}_steps']['median']:.2g} %" for n in (1, 10, 100)},
+    }
+    for row in rows("telemetry", "probe")
+]
+markdown_table(pd.DataFrame(table))
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-entropy-cost", "caption": "The entropy of attention without its map costs about as much as attention itself, at any length. Left: time over one forward of torch's fused attention. Right: peak memory of one call; twelve heads of width 64 up to T = 4,096, one head beyond. The materialised map stops where it needs more than 6 GiB."}, "image": {"alt": "Two log-log panels against the context length. The streaming entropy stays near one in time and grows linearly in memory; the materialised map grows to many times as much in both."}}
+found = rows("telemetry", "entropy")
+looks = {"lse": ("#009E73", "D"), "chunked": ("#0072B2", "o"), "materialised": ("#D55E00", "^")}
+figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0))
+for method, (color, marker) in looks.items():
+    own = [row for row in found if row["method"] == method and "seconds" in row]
+    contexts = [row["context"] for row in own]
+    style = dict(color=color, marker=marker, markersize=4, linewidth=1.2, label=method)
+    left.plot(contexts, [row["over_sdpa"]["median"] for row in own], **style)
+    right.plot(contexts, [row["peak_bytes"] / 2**20 for row in own], **style)
+left.axhline(1, color="#666666", linewidth=0.8, gid="one attention forward")
+left.set(xscale="log", yscale="log", xlabel="context T (tokens)", ylabel="time over one attention forward")
+right.set(xscale="log", yscale="log", xlabel="context T (tokens)", ylabel="peak memory (MiB)")
+left.legend()
+show_figure(figure)
+
+# %% [markdown]
+# The largest error in {term}`nats` against float64, over the standard deviation of the scores. In float32 the difference of the two
+# terms of {eq}`eq-lse` loses digits when scores are large; centring the keys keeps that small.
+
+# %% tags=["hide-input"]
+found = pd.DataFrame(rows("telemetry", "error"))
+found["column"] = found["method"] + ", " + found["dtype"]
+found = found.pivot(index="score_std", columns="column", values="largest_error_nats")
+markdown_table(found.map(lambda x: f"{x:.1e}").reset_index(names="standard deviation of the scores"))
+
+# %% [markdown]
+# ## From text to tokens
+#
+# The same JSON lines, tokenizer and threads: `nfcore.prepare`, and `datasets.map` as Hugging Face's own language-model example
+# uses it. *Cold* starts from nothing, *cached* finds what the first call left.
+
+# %% tags=["hide-input"]
+table = [
+    {
+        "": row["kind"],
+        "side": row["side"],
+        "seconds": spread(row["seconds"]),
+        "documents/s": f"{row['documents_per_second']['median']:,.0f}",
+        "M tokens/s": f"{row['tokens_per_second']['median'] / 1e6:.2f}",
+        "datasets.map takes": f"{row['speedup']['median']:.2f} x",
+    }
+    for kind in ("cold", "cached")
+    for row in rows("data", kind)
+]
+markdown_table(pd.DataFrame(table))
+
+# %% tags=["hide-input"]
+sizes = "; ".join(f"{row['megabytes']} MB of text: {row['peak_mib']:.0f} MiB" for row in rows("data", "memory"))
+Markdown(f"Peak memory above the start of the process: {sizes}.")
+
+# %% [markdown]
+# ## Starting, saving, resuming
+
+# %% tags=["hide-input"]
+names = {
+    "python": "Python itself",
+    "import": "`import nfcore`, without torch",
+    "help": "`python -m nfcore --help`",
+    "first step": "a run of one update, from the command to its record",
+    "resume": "a run that resumes one update before its end",
+    "rebuild": "`make book` with nothing to do (preset smoke)",
+}
+table = [{"": names[row["what"]], "seconds": spread(row["seconds"])} for row in rows("startup", "startup")]
+table += [
+    {"": f"a checkpoint of {row['shape']}, {row['bytes'] / 1e6:,.0f} MB", "seconds": spread(row["seconds"])}
+    for row in rows("startup", "checkpoint")
+]
+markdown_table(pd.DataFrame(table))
+
+# %% [markdown]
+# ## How cost grows
+#
+# One size changes at a time, the others stay at width 256, depth 4, T = 128, 16 sequences and a vocabulary of 4,096. The
+# roofline of the machine is measured too: what one large matrix product reaches, and the bandwidth of a copy.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-scaling", "caption": "Training speed over width, depth, context, batch and vocabulary. Above: tokens a second, and peak memory (dashed, right axis). Below: model operations a second over the measured peak of a matrix product in the same precision (dotted line: all of it)."}, "image": {"alt": "Ten panels. Tokens a second fall with every size but the batch; the share of the peak rises with width and batch, since small products leave the machine waiting for memory."}}
+found = rows("scaling", "scaling")
+overs = list(dict.fromkeys(row["over"] for row in found))
+figure, axes = plt.subplots(2, len(overs), figsize=(2.0 * len(overs), 4.4), sharey="row")
+for column, over in enumerate(overs):
+    own = [row for row in found if row["over"] == over]
+    sizes = [row[over] for row in own]
+    top, bottom = axes[0][column], axes[1][column]
+    top.plot(
+        sizes, [row["tokens_per_second"]["median"] for row in own], "o-", color="#0072B2", markersize=3, linewidth=1.2
+    )
+    memory = top.twinx()
+    memory.plot(
+        sizes,
+        [row["peak_bytes"] / 2**20 for row in own],
+        "s--",
+        color="#D55E00",
+        markersize=3,
+        linewidth=1,
+        gid="peak memory (MiB)",
+    )
+    memory.set_yscale("log")
+    memory.set_ylim(10, 2e4)
+    memory.grid(False)
+    memory.spines["right"].set_visible(True)
+    if column == len(overs) - 1:
+        memory.set_ylabel("peak memory (MiB)", color="#D55E00")
+    else:
+        memory.set_yticklabels([])
+    bottom.plot(
+        sizes, [row["of_measured_peak"]["median"] for row in own], "o-", color="#009E73", markersize=3, linewidth=1.2
+    )
+    bottom.axhline(1, color="#666666", linestyle=":", linewidth=1)
+    top.set(xscale="log", yscale="log")
+    bottom.set(xscale="log", xlabel=over, ylim=(0, 1.05))
+axes[0][0].set_ylabel("tokens/s", color="#0072B2")
+axes[1][0].set_ylabel("share of the peak")
+show_figure(figure)
+
+# %% tags=["hide-input"]
+peaks = {row["what"]: row for row in rows("scaling", "peak")}
+(profile,) = rows("scaling", "profile")
+largest = ", ".join(f"`{row['operator']}` {100 * row['share']:.0f} %" for row in profile["largest"][:6])
+mfu = found[-1]["mfu"]
+Markdown(
+    f"Measured peaks: {peaks['float32']['median']:,.0f} GFLOP/s in float32, {peaks['bfloat16']['median']:,.0f} in bfloat16, "
+    f"{peaks['bandwidth']['median']:.1f} GB/s. The utilisation of a data sheet's peak (MFU) is "
+    f"{mfu if isinstance(mfu, str) else f'{100 * mfu:.0f} %'} here; it is given for GPUs whose peak is in the table of "
+    f"`benchmarks/scaling.py`. In an update of {profile['shape']} in float32, matrix products take "
+    f"{100 * profile['matmul_share']:.0f} % of the time and reach {100 * profile['matmul_of_peak']:.0f} % of the measured peak; "
+    f"by operator: {largest}."
+)
+
+# %% [markdown]
+# ## The paper's runs
+#
+# One published run is 2.11 billion tokens. From the tokens a second measured above, by the fastest way of this package, its
+# hours on this machine, and the memory that training takes at the micro-batches of the presets. The configurations of a
+# shape have the same matrix products, which are most of the work; T = 256 is taken from T = 128 by operations.
+
+# %% tags=["hide-input"]
+device = made.loc["training", "device"]
+best = {}
+for row in rows("training", "training"):
+    if row["side"].startswith("ours"):
+        best[row["shape"]] = max(best.get(row["shape"], 0.0), row["tokens_per_second"]["median"])
+presets = {name: Preset.load(name) for name in ("paper", "gpu")}
+table = {}
+for experiment in presets["paper"].grid()["perplexity"] + presets["paper"].grid()["context"]:
+    family, context = experiment.model.family, experiment.data.context
+    measured = best["GPT-2 124M T=128" if family == "gpt2" else "Pythia-70M T=128"]
+    rate = measured * flops_per_token(experiment.model, 128) / flops_per_token(experiment.model, context)
+    key = (family, context, experiment.model.configuration)
+    table[key] = {
+        "model": FAMILIES[family],
+        "T": str(context),
+        "configuration": experiment.model.configuration,
+        "operations": f"{PAPER_TOKENS * flops_per_token(experiment.model, context):.2g}",
+        f"tokens/s on {device}": f"{rate:,.0f}",
+        "hours there": f"{PAPER_TOKENS / rate / 3600:,.0f}",
+        "memory at preset paper (GiB)": f"{memory_bytes(experiment) / 2**30:.1f}",
+    }
+markdown_table(pd.DataFrame(table.values()))
+
+# %% [markdown]
+# No GPU was at hand when this was recorded. [Presets](presets.ipynb) has an estimate for one, from an assumed speed; on a
+# machine with a GPU, `make bench` puts measured ones into this page.
+#
+# ## What to remember
+#
+# In the quick shape most time goes to memory traffic and not to products, as the profile above shows, so bfloat16, kept memory and
+# plain attention help more than a faster product would. The entropy of attention costs about as much as one more attention forward.
+# And the table of equal losses says by how much the fast paths move a loss.
