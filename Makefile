@@ -14,14 +14,15 @@ else
 ENVIRONMENT := .venv/.installed
 endif
 
-.PHONY: help book test lint notebooks bench lock clean
+.PHONY: help book test lint notebooks bench pdf zip links lock clean
 
 help:
 	@echo "make book [PRESET=smoke|quick|gpu|paper]  train what is missing, run the notebooks, build the book"
 	@echo "make test       run all tests and re-execute the committed notebooks"
-	@echo "make lint       check formatting, lint and types"
+	@echo "make lint       check formatting, lint, spelling and types"
 	@echo "make notebooks  execute the committed notebooks on data/recorded/quick again, and write README's results"
 	@echo "make bench      measure speed and memory, write benchmarks/results, print the targets"
+	@echo "make pdf | zip | links [PRESET=...]  print the book, pack it to read offline, check its links"
 	@echo "make lock       write requirements.lock anew from pyproject.toml"
 	@echo "make clean      remove .venv, the built book and the caches; trained models in runs/ stay"
 	@echo "SYSTEM_TORCH=1 make book    take the torch that this machine has"
@@ -36,17 +37,21 @@ test: $(ENVIRONMENT)
 lint: $(ENVIRONMENT)
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m ruff check .
+	.venv/bin/codespell
 	.venv/bin/python -m mypy
 
 notebooks: $(ENVIRONMENT)
 	for script in notebooks/*.py; do \
-		case "$$script" in */claims.py|*/confounds.py|*/mechanism.py) preset=study;; *) preset=quick;; esac; \
+		case "$$script" in */claims.py|*/confounds.py|*/mechanism.py|*/explorer.py) preset=study;; *) preset=quick;; esac; \
 		.venv/bin/python -m nfcore notebook "$$script" "book/notebooks/$$(basename "$$script" .py).ipynb" \
 			"preset=$$preset" source=recorded || exit 1; done
 	.venv/bin/python -m tools.readme
 
 bench: $(ENVIRONMENT)
 	.venv/bin/python -m benchmarks $(SECTIONS)
+
+pdf zip links: book
+	.venv/bin/python -m tools.publish $@ $(PRESET)
 
 lock: $(ENVIRONMENT)
 	.venv/bin/python -m pip install --quiet uv==0.13.9

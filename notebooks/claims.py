@@ -9,21 +9,26 @@
 # %% [markdown]
 # # Claims
 #
-# Each claim of the paper with a verdict. Statistic, comparison, criterion, cells and seeds stand in `data/claims.yaml` and
-# `notebooks/params/study.yaml`, which were committed before the first run of the study was made. `python -m nfcore claims`
-# prints this page's verdicts and fails when a recorded one no longer follows from the recorded runs.
+# This page shows each [claim of the paper](../claims-of-the-paper.md) with a {term}`verdict`. Statistic, comparison, criterion,
+# {term}`cells <cell (of the study)>` and {term}`seeds <seed>` stand in `data/claims.yaml` and `notebooks/params/study.yaml`, which
+# were committed before the first run of the study was made. `python -m nfcore claims` prints this page's verdicts and fails when a
+# recorded one no longer follows from the recorded runs.
 #
 # **How a verdict is reached.** Runs are paired by seed: two configurations with the same seed see the same data in the same
 # order and start, where their shapes agree, from the same weights. The statistic's difference is taken seed by seed; shown is
-# its mean with a 95 % t interval. *Direction* is `reproduced` if a two-sided paired t test, corrected by Holm's method over
-# all tests of this page, gives p below 0.05 with the paper's sign, `not reproduced` if it does with the other sign, and else
-# `undecided`. *Size* is `reproduced` if the interval lies within half and twice the published value, and `not reproduced` if it
-# lies outside. What cannot be settled without two billion tokens or hardware with fp16 is `undecided at this scale`.
+# its mean with a 95 % t interval {eq}`eq-interval`.
+#
+# *Direction* is `reproduced` if a two-sided paired t test {cite}`student1908probable`, corrected by Holm's method
+# {cite}`holm1979simple` over all tests of this page ({term}`Holm correction`), gives p below 0.05 with the paper's sign,
+# `not reproduced` if it does with the other sign, and else `undecided`. *Size* is `reproduced` if the interval lies within half and
+# twice the published value, and `not reproduced` if it lies outside. What cannot be settled without two billion tokens or hardware
+# with float16 is `undecided at this scale`. Intervals of shares of seeds are those of {cite:t}`clopper1934use`, combined as by
+# {cite:t}`newcombe1998interval` where two are compared.
 #
 # **What this assumes.** Differences of different seeds are independent and roughly normal. Three to five seeds cannot show
-# whether they are. A rank test would not need it, but with five pairs its smallest p is 0.0625; it is given from ten seeds
-# on. Seeds vary initial weights and the order of data; the corpus, its split and the 512 evaluation sequences are the same
-# for all, so an interval does not cover another corpus.
+# whether they are. A rank test {cite}`wilcoxon1945individual` would not need it, but with five pairs its smallest two-sided p is
+# 2/2⁵ = 0.0625; it is given from ten seeds on. Seeds vary initial weights and the order of data; the corpus, its split and the
+# evaluation sequences are the same for all, so an interval does not cover another corpus.
 
 # %% tags=["parameters", "hide-input"]
 preset = "study"  # these pages show the study, notebooks/params/study.yaml
@@ -44,16 +49,16 @@ from scipy.stats import spearmanr, wasserstein_distance
 
 from nfcore.claims import UNITS, contrast, interval, read_ledger, statistics, verdicts
 from nfcore.entropy import entropy_ceiling, shares_by_convention
-from nfcore.presets import MAIN
+from nfcore.figures import STYLES, show_figure, use_style
+from nfcore.presets import MAIN, PAPER_TOKENS
 from nfcore.report import (
-    STYLES,
     final_heads,
     glue,
+    glue_verdicts,
     markdown_table,
     published,
     recorded,
     study_banner,
-    use_style,
     verdict_table,
     with_interval,
 )
@@ -88,12 +93,15 @@ markdown_table(pd.DataFrame(rows))
 # ## Verdicts
 
 # %% tags=["hide-input"]
-first = table.set_index("id").loc["C1"]
+seen = shown.runs["provenance.tokens"].median()
 glue(
-    c1=with_interval(*first[["unit", "estimate", "low", "high"]]),
-    c1_seeds=str(first["n"]),
-    c1_verdict=first["direction"],
+    study_runs=str(len(shown.runs)),
+    study_tokens=f"{seen / 1e6:.1f}",
+    study_ratio=f"{PAPER_TOKENS / seen:,.0f}",
+    claims_tests=str(len(table)),
+    claims_reproduced=str((table["direction"] == "reproduced").sum()),
 )
+glue_verdicts(table)
 verdict_table(table)
 
 # %% [markdown]
@@ -105,18 +113,19 @@ verdict_table(table)
 percent = table[table["unit"] == "percent"].reset_index(drop=True)
 figure, axes = plt.subplots(figsize=(7, 0.6 + 0.42 * len(percent)))
 for row, test in percent.iterrows():
-    axes.plot([test["published"] / 2, test["published"] * 2], [row, row], ":", color="grey", linewidth=1)
-    axes.plot(test["published"], row, "o", color="black", fillstyle="none", label="published" if row == 0 else None)
-    axes.plot([test["low"], test["high"]], [row, row], color=STYLES["SM+R"]["color"])
-    axes.plot(
-        test["estimate"], row, "D", color=STYLES["SM+R"]["color"], markersize=5, label="ours" if row == 0 else None
-    )
+    name, ours = test["id"], dict(color=STYLES["SM+R"]["color"])
+    halved = [test["published"] / 2, test["published"] * 2]
+    axes.plot(halved, [row, row], ":", color="grey", linewidth=1, gid=f"{name}, half and twice the published")
+    theirs = dict(color="black", fillstyle="none", label="published" if row == 0 else None)
+    axes.plot(test["published"], row, "o", gid=f"{name}, published", **theirs)
+    axes.plot([test["low"], test["high"]], [row, row], gid=f"{name}, interval", **ours)
+    axes.plot(test["estimate"], row, "D", markersize=5, label="ours" if row == 0 else None, gid=f"{name}, ours", **ours)
 axes.axvline(0, color="black", linewidth=0.6)
 axes.set_yticks(range(len(percent)), percent["id"])
 axes.invert_yaxis()
 axes.set_xlabel("change of perplexity (%)")
 axes.legend()
-plt.show()
+show_figure(figure, shown.select(run for runs in percent["runs"] for run in runs), interactive=False)
 
 # %% [markdown]
 # ## The last step, the best evaluation, and other means of the loss
@@ -176,7 +185,7 @@ markdown_table(
 # The published maps are of 12 layers of 12 heads after two billion tokens, ours of 6 layers of 4 heads after a thousandth of
 # that, so they are compared by what does not depend on the shape. *Profile*: Spearman's rank correlation between the mean
 # entropies of layers, the published profile read off at our layers' relative depths. *Distance*: the Wasserstein distance
-# between the distributions of head entropies, both over their ceiling; 0 is equal, 1 the largest there is. Mean over seeds.
+# between the distributions of head entropies, both over their {term}`ceiling`; 0 is equal, 1 the largest there is. Mean over seeds.
 
 # %% tags=["hide-input"]
 maps = {name: np.array(published("head_entropy")["maps"][name]) for name in MAIN}
@@ -261,7 +270,7 @@ markdown_table(
 )
 
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 # %% tags=["hide-input"]
 count = table["direction"].value_counts()

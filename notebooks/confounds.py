@@ -9,11 +9,14 @@
 # %% [markdown]
 # # Confounds
 #
-# What the paper does not separate: eight things that could make its result, or change it. Each is an experiment of the
-# study with questions, criteria and cells written down beforehand ([Claims](claims.ipynb) says how). A question is
-# answered `yes`, `no` or `undecided` after Holm's correction over the questions of its experiment; `no` needs evidence too,
-# a significant effect the other way or an interval within a margin stated in `data/claims.yaml`. Questions whose id says
-# *follow-up* were added when the other results had been seen, and before their own runs were made.
+# This page shows eight things that could make the paper's result, or change it, and that a workshop paper {cite}`jha2024relus` has
+# no room to take apart. Each is an experiment of the study with questions, criteria and {term}`cells <cell (of the study)>` written
+# down beforehand ([Claims](claims.ipynb) says how).
+#
+# A question is answered `yes`, `no` or `undecided` after {term}`Holm's correction <Holm correction>` over the questions of its
+# experiment; `no` needs evidence too, a significant effect the other way or an interval within a margin stated in
+# `data/claims.yaml`. Questions whose id says *follow-up* were added when the other results had been seen, and before their own runs
+# were made.
 
 # %% tags=["parameters", "hide-input"]
 preset = "study"  # these pages show the study, notebooks/params/study.yaml
@@ -31,9 +34,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.claims import contrast, decay_sum, interval, statistics, verdicts
+from nfcore.claims import contrast, decay_sum, early_layers, interval, statistics, verdicts
+from nfcore.entropy import entropy_ceiling
+from nfcore.figures import STYLES, direct_labels, show_figure, use_style
 from nfcore.presets import MAIN
-from nfcore.report import STYLES, markdown_table, study_banner, use_style, verdict_table
+from nfcore.report import glue, glue_verdicts, markdown_table, published, study_banner, verdict_table, with_interval
 from nfcore.study import RATE_SEED
 
 
@@ -50,12 +55,18 @@ def questions(number):
     return verdict_table(table[table["id"].str.split().str[0] == str(number)], "question")
 
 
+glue_verdicts(table)
+maps = {name: np.array(published("head_entropy")["maps"][name]) for name in ("SM+G", "SM+R")}
+gap = np.mean([(maps["SM+G"] - maps["SM+R"])[layer] for layer in early_layers(12)]) / entropy_ceiling(128)
+glue(early_gap_published=with_interval("share", gap, np.nan, np.nan))
+
+
 # %% [markdown]
 # ## All at once
 #
 # The gap, the change of perplexity from GELU to ReLU without LayerNorm, and the excess of early entropy in SM+G, under
-# every condition of this page. Intervals are 95 % t intervals over seeds, uncorrected; where one is missing there are fewer
-# than two seeds.
+# every condition of this page. Intervals are 95 % t intervals {eq}`eq-interval` over {term}`seeds <seed>`, uncorrected; where one is
+# missing there are fewer than two seeds.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-confounds", "caption": "Left: change of perplexity from SM+G to SM+R under each condition, mean over seeds with 95 % interval. Right: early entropy over its ceiling in SM+G minus that in SM+R (first half of the layers without layer 0). Dashed: the value at the study's base settings."}, "image": {"alt": "Two forest plots, a row per condition such as no final norm, dropout, depth and width. Points left of zero in the first mean that ReLU is ahead; points right of zero in the second mean that GELU's early layers have more entropy."}}
 suffixes = {
@@ -79,28 +90,31 @@ for panel, (statistic, sign, label) in zip(
     (("loss", 1, "ReLU against GELU, perplexity (%)"), ("early_entropy", -1, "excess of early entropy in SM+G")),
     strict=True,
 ):
-    for row, suffix in enumerate(suffixes.values()):
+    for row, (condition, suffix) in enumerate(suffixes.items()):
         values, _ = contrast(frame, {f"SM+R{suffix}": sign, f"SM+G{suffix}": -sign}, statistic)
         found = interval(values)
         scale = (lambda x: 100 * np.expm1(x)) if statistic == "loss" else (lambda x: x)
         if len(values):
             center = scale(found["estimate"])
-            panel.plot([scale(found["low"]), scale(found["high"])], [row, row], color=STYLES["SM+R"]["color"])
-            panel.plot(center, row, marker=STYLES["SM+R"]["marker"], color=STYLES["SM+R"]["color"], markersize=4)
+            ends, color = [scale(found["low"]), scale(found["high"])], STYLES["SM+R"]["color"]
+            panel.plot(ends, [row, row], color=color, gid=f"{condition}, interval")
+            panel.plot(center, row, marker=STYLES["SM+R"]["marker"], color=color, markersize=4, gid=condition)
             if not suffix:
                 panel.axvline(center, linestyle="--", color="grey", linewidth=0.8)
     panel.axvline(0, color="black", linewidth=0.6)
     panel.set_xlabel(label)
 axes[0].set_yticks(range(len(suffixes)), suffixes)
 axes[0].invert_yaxis()
-plt.show()
+cells = [f"SM+{a}{suffix}" for suffix in suffixes.values() for a in "RG" if f"SM+{a}{suffix}" in frame.index]
+show_figure(figure, shown.select(frame.loc[cells, "run"]), interactive=False)
 
 # %% [markdown]
 # ## 1. Do slopes go to zero by themselves?
 #
-# In the public code the slopes have weight decay 0.1, which alone multiplies them by a factor of exp(-1.61) over the run. A
-# run of the study has a far smaller sum of learning rates, so decay is also raised until its sum is the paper's. *Beyond
-# decay* takes out what decay alone would have done. Ratios are of the mean magnitude of the final slopes to the initial one.
+# In the public code the slopes have weight decay 0.1 {cite}`jha2024code`, which alone makes them smaller {eq}`eq-slope-decay`;
+# [Traps](../traps.md) has the factor. A run of the study has a far smaller sum of learning rates, so decay is also raised until its
+# sum is the paper's. *Beyond decay* takes out what decay alone would have done. Ratios are of the mean magnitude of the final slopes
+# to the initial one.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-slope-confound", "caption": "Mean magnitude of the learned slopes over their initial value at the end of training, a point per seed. Grey ticks: where weight decay alone takes them. Below one (dotted) a slope has gone towards zero."}, "image": {"alt": "A row of points for each initial slope and decay, on a logarithmic axis, with a tick where decay alone would lead."}}
 rows = shown.runs.set_index("run")
@@ -114,16 +128,25 @@ for row, cell in enumerate(cells):
         "o",
         color=STYLES["SM+R"]["color"],
         markersize=4,
+        gid=cell.name,
     )
     for run in runs_of["run"]:
         metrics = shown.metrics[shown.metrics["run"] == run]
-        axes.plot(np.exp(-decay_sum(rows.loc[run], metrics)), row, "|", color="grey", markersize=14)
+        axes.plot(
+            np.exp(-decay_sum(rows.loc[run], metrics)),
+            row,
+            "|",
+            color="grey",
+            markersize=14,
+            gid=f"{cell.name}, decay alone",
+        )
 axes.axvline(1, linestyle=":", color="black", linewidth=0.8)
 axes.set_xscale("log")
 axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
 axes.invert_yaxis()
 axes.set_xlabel("final over initial slope")
-plt.show()
+ids = frame.loc[[cell.name for cell in cells], "run"] if cells else []
+show_figure(figure, shown.select(ids), interactive=False)
 
 # %% tags=["hide-input"]
 questions(1)
@@ -131,7 +154,7 @@ questions(1)
 # %% [markdown]
 # ## 2. The final LayerNorm
 #
-# The paper's "normalisation-free" model keeps the LayerNorm before the head.
+# The paper's {term}`norm-free` model keeps the LayerNorm before the output matrix {cite}`jha2024code`.
 
 # %% tags=["hide-input"]
 questions(2)
@@ -139,7 +162,7 @@ questions(2)
 # %% [markdown]
 # ## 3. Embedding dropout
 #
-# The public code inherits GPT-2's 0.1; whether the published runs had it is not known.
+# The public code inherits GPT-2's 0.1 {cite}`jha2024code`; whether the published runs had it is not known.
 
 # %% tags=["hide-input"]
 questions(3)
@@ -147,7 +170,7 @@ questions(3)
 # %% [markdown]
 # ## 4. Two forms of GELU
 #
-# The public code has the erf form, Hugging Face's GPT-2 the tanh form.
+# The public code has the erf form {cite}`jha2024code`, Hugging Face's GPT-2 the tanh form {cite}`wolf2020transformers`.
 
 # %% tags=["hide-input"]
 questions(4)
@@ -155,7 +178,7 @@ questions(4)
 # %% [markdown]
 # ## 5. Precision of the residual stream
 #
-# The public code adds to the residual stream in float16. Here the stream alone is held in the lower precision and the
+# The public code adds to the {term}`residual stream` in float16 {cite}`jha2024code`. Here the stream alone is held in the lower precision and the
 # layers compute in float32, which a CPU can do too; mixed-precision training in float16, with its loss scaling, is
 # not tested. A count is the share of seeds that stopped being finite, or a difference of two such shares.
 
@@ -214,9 +237,9 @@ for configuration in MAIN:
         )
     axes.set(xscale="log", yscale="log")
 axes.set(xlabel="learning rate", ylabel="final perplexity")
-if axes.lines:
-    axes.legend()
-plt.show()
+direct_labels(axes)
+rates_of = [c.name for c in study.cells.values() if c.seeds == (RATE_SEED,) and c.name in frame.index]
+show_figure(figure, shown.select(frame.loc[rates_of, "run"] if rates_of else []))
 
 # %% tags=["hide-input"]
 count_table([*(f"{c} own best" for c in MAIN), "SM+G lr=0.0057", "SM+R lr=0.0057", "SM+G", "SM+R"])
@@ -236,7 +259,7 @@ questions(7)
 # %% [markdown]
 # ## 8. Which entropy?
 #
-# The paper's statistic averages over query positions, of which late ones have the higher ceiling. Three others: every
+# The paper's statistic {eq}`eq-head-entropy` averages over query positions, of which late ones have the higher {term}`ceiling`. Three others: every
 # position over its own ceiling, the last quarter of positions alone, and the paper's statistic on uniformly random tokens,
 # where there is nothing to attend to.
 
@@ -256,16 +279,18 @@ for configuration in MAIN:
                 color=STYLES[configuration]["color"],
                 linewidth=1.2,
                 label=configuration if line == "-" else None,
+                gid=configuration + (" on random tokens" if line == ":" else ""),
             )
 axes.set(xlabel="query position i", ylabel="entropy / ln i", xscale="log")
 axes.legend()
-plt.show()
+there = [c for c in MAIN if c in frame.index]
+show_figure(figure, shown.select(frame.loc[there, "run"] if there else []))
 
 # %% tags=["hide-input"]
 questions(8)
 
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 # %% tags=["hide-input"]
 count = table["direction"].value_counts()

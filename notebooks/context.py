@@ -9,7 +9,9 @@
 # %% [markdown]
 # # Context length
 #
-# Pythia at T and at twice T with equally many tokens a step, as the paper's Pythia tables at T=128 and T=256.
+# This page shows whether the order of the configurations holds at twice the {term}`context length`: Pythia at T and at twice T with
+# equally many tokens a step, as in the paper's tables at T=128 and T=256 {cite}`jha2024relus`. Entropies are shown over the
+# {term}`ceiling` of their own T.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -32,19 +34,9 @@ from IPython.display import Markdown
 
 from nfcore.entropy import entropy_ceiling
 from nfcore.presets import MAIN
-from nfcore.report import (
-    banner,
-    final_heads,
-    markdown_table,
-    perplexities,
-    published,
-    relative_change,
-    sources,
-    use_style,
-)
+from nfcore.report import banner, final_heads, markdown_table, perplexities, published, relative_change, sources
 
 
-use_style()
 shown = sources(preset, "context")
 banner(preset, next(iter(shown.values())))
 
@@ -85,7 +77,7 @@ for context in contexts:
 markdown_table(pd.DataFrame(rows).rename(columns=lambda c: "published" if c.startswith("published") else c))
 
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 # %% tags=["hide-input"]
 Markdown(

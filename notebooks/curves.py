@@ -9,7 +9,8 @@
 # %% [markdown]
 # # Evaluation loss over training
 #
-# The right panel of the paper's first figure: the four main GPT-2 configurations, evaluated on the same held-out files.
+# This page shows how the evaluation loss falls during training, as the right panel of the paper's first figure does
+# {cite}`jha2024relus`: the four main GPT-2 configurations, evaluated on the same held-out files.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -31,8 +32,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
+from nfcore.figures import STYLES, direct_labels, show_figure, use_style
 from nfcore.presets import MAIN
-from nfcore.report import STYLES, banner, markdown_table, published, sources, use_style
+from nfcore.report import banner, markdown_table, published, sources
 
 
 use_style()
@@ -61,11 +63,13 @@ for panel, (where, runs) in zip(axes[0], panels.items(), strict=True):
             steps, mark = losses.index, {}
         panel.plot(steps, losses, label=configuration, markersize=4, linewidth=1.2, **STYLES[configuration], **mark)
     panel.set(title=where, xlabel="optimiser step", ylabel="evaluation loss (nats per token)")
-axes[0][-1].legend()
-plt.show()
+for panel in axes[0]:
+    direct_labels(panel)
+show_figure(figure, next(iter(shown.values())))
 
 # %% [markdown]
-# Mean, median and 95th percentile of the token losses at the last evaluation. A mean can hide a tail.
+# Mean, median and 95th percentile of the token losses at the last evaluation, in {term}`nats`. A mean can hide a tail. The published
+# mean is the logarithm of the published {term}`perplexity`.
 
 # %% tags=["hide-input"]
 own = next(iter(shown.values()))
@@ -85,7 +89,7 @@ for configuration in MAIN:
 markdown_table(pd.DataFrame(rows))
 
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 # %% tags=["hide-input"]
 g, r = curve(own, "SM+G"), curve(own, "SM+R")

@@ -9,9 +9,11 @@
 # %% [markdown]
 # # Instability
 #
-# Norm-free models can stop being finite (C7). A run whose values do so ends there, and the step and the first offending
-# layer are its result. Shown are norm-free GPT-2 with ReLU, GELU, a leaky slope of 0.1 and a linear feed-forward
-# network, at the preset's learning rate and at ten times that, and GELU with matrices and residual stream in bfloat16.
+# This page shows which {term}`norm-free` models stop being finite, and when ([C7](../claims-of-the-paper.md)). A run whose values do
+# so ends there, and the step and the first layer with such a value are its result.
+#
+# Shown is GPT-2 with ReLU, GELU, a leaky slope of 0.1 and a linear feed-forward network, at the preset's learning rate and at ten
+# times that, and GELU with matrices and {term}`residual stream` in bfloat16.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -33,7 +35,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.report import STYLES, banner, markdown_table, published, sources, use_style
+from nfcore.figures import STYLES, show_figure, use_style
+from nfcore.report import banner, markdown_table, published, sources
 
 
 use_style()
@@ -41,9 +44,10 @@ shown = sources(preset, "instability")
 banner(preset, next(iter(shown.values())))
 
 # %% [markdown]
-# Published are the final perplexities of SM+R and SM+G, NaNs for SM, and the file name of a plot script that speaks of
-# NaNs for a leaky slope of 0.1. They belong to the paper's learning rate and to float16; they stand beside our runs at
-# that of the preset. The outcome names the step and the place of the first value that is not finite.
+# Published are the final perplexities of SM+R and SM+G {cite}`jha2024relus`, NaNs for SM {cite}`jha2025entropy`, and the file name of
+# a plot script that speaks of NaNs for a leaky slope of 0.1 {cite}`jha2024code`. They belong to the paper's learning rate and to
+# float16; they stand beside our runs at that of the preset. The outcome names the step and the place of the first value that is not
+# finite.
 
 # %% tags=["hide-input"]
 paper = published("perplexity")
@@ -99,6 +103,7 @@ for _, run in own.runs[own.runs["training.precision"] == own.runs["training.prec
         linewidth=1.2,
         markersize=4,
         label=None if high else run["configuration"],
+        gid=f"{run['configuration']}, rate {run['training.learning_rate']:g}",
         **style,
     )
     if run["status"] == "diverged":
@@ -112,10 +117,10 @@ for _, run in own.runs[own.runs["training.precision"] == own.runs["training.prec
         )
 panel.set(yscale="log", xlabel="optimiser step", ylabel="largest |attention score|")
 panel.legend()
-plt.show()
+show_figure(figure, own)
 
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 # %% tags=["hide-input"]
 bad = own.runs[own.runs["status"] == "diverged"]

@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Layer-wise entropy over training
 #
-# Every head starts at the ceiling: at initialisation the scores are so small that attention is uniform. Training lets
-# the layers come down; the paper's claim (C6) is that the early layers of the norm-free GELU model stay up.
+# This page shows how the {term}`entropy <head entropy>` of each layer falls during training. Every head starts at the
+# {term}`ceiling`: at initialisation the scores are so small that attention is uniform, as the first points of {numref}`fig-layers`
+# show. The claim ([C6](../claims-of-the-paper.md)) is that the early layers of the {term}`norm-free` GELU model stay up.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -34,17 +35,9 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nfcore.entropy import entropy_ceiling
+from nfcore.figures import show_figure, use_style
 from nfcore.presets import MAIN
-from nfcore.report import (
-    banner,
-    early_share,
-    layer_entropy,
-    leaves_ceiling,
-    markdown_table,
-    published,
-    sources,
-    use_style,
-)
+from nfcore.report import banner, early_share, layer_entropy, leaves_ceiling, markdown_table, published, sources
 
 
 use_style()
@@ -63,7 +56,7 @@ colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, layers))
 for panel, configuration in zip(axes, MAIN, strict=True):
     table = layer_entropy(own, configuration)
     for layer in table.columns:
-        panel.plot(table.index, table[layer], color=colors[layer], linewidth=1.2)
+        panel.plot(table.index, table[layer], color=colors[layer], linewidth=1.2, label=f"layer {layer}")
         panel.annotate(
             str(layer),
             (table.index[-1], table[layer].iloc[-1]),
@@ -72,14 +65,14 @@ for panel, configuration in zip(axes, MAIN, strict=True):
             fontsize=7,
             va="center",
         )
-    panel.axhline(ceiling, linestyle="--", color="grey", linewidth=0.8)
+    panel.axhline(ceiling, linestyle="--", color="grey", linewidth=0.8, label="ceiling")
     panel.set(title=configuration, xlabel="optimiser step")
 axes[0].set_ylabel("entropy (nats)")
-plt.show()
+show_figure(figure, own)
 
 # %% [markdown]
 # As shares of the ceiling of the respective context, at a few steps. Published in numbers are only the heads of the
-# final model (GPT-2, 12 layers, T = 128); their course is in a plot (AERO, Fig. 12).
+# final model (GPT-2, 12 layers, T = 128) {cite}`jha2024relus`; their course is in a plot ({cite:t}`jha2024aero`, Fig. 12).
 
 # %% tags=["hide-input"]
 rows = []
@@ -99,7 +92,7 @@ for configuration in MAIN:
 markdown_table(pd.DataFrame(rows), digits=2)
 
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 # %% tags=["hide-input"]
 below = {configuration: leaves_ceiling(own, configuration) for configuration in MAIN}

@@ -9,9 +9,10 @@
 # %% [markdown]
 # # Head entropy, head by head
 #
-# Each cell is one attention head: its entropy {eq}`eq-head-entropy`, in nats, on one fixed held-out batch. All panels
-# of a figure share one scale, from zero to the causal ceiling {eq}`eq-ceiling`. Numbers on the edges are means over a
-# layer (right) and over a head index (below).
+# This page shows where in the network attention is spread out and where it selects. Each square is one {term}`head`: its
+# {term}`entropy <head entropy>` {eq}`eq-head-entropy`, in {term}`nats`, on one fixed held-out batch. All panels of a figure share one
+# scale, from zero to the causal {term}`ceiling` {eq}`eq-ceiling`. Numbers on the edges are means over a layer (right) and over a head
+# index (below). The published maps are from {cite:t}`jha2024relus`. Claim [C4](../claims-of-the-paper.md).
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -35,19 +36,9 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nfcore.entropy import entropy_ceiling
+from nfcore.figures import entropy_map, maps_over_steps, show_figure, use_style
 from nfcore.presets import MAIN
-from nfcore.report import (
-    NAMES,
-    banner,
-    early_share,
-    entropy_map,
-    final_heads,
-    glue,
-    markdown_table,
-    published,
-    sources,
-    use_style,
-)
+from nfcore.report import NAMES, banner, early_share, final_heads, glue, markdown_table, published, sources
 
 
 use_style()
@@ -56,20 +47,23 @@ banner(preset, next(iter(shown.values())))
 
 
 # %% tags=["hide-input"]
-def four_maps(maps, top, figsize):
+def four_maps(maps, top, figsize, runs=None, interactive=None):
     figure, axes = plt.subplots(2, 2, figsize=figsize)
     for panel, configuration in zip(axes.flat, MAIN, strict=True):
         image = entropy_map(panel, maps[configuration], configuration, top)
     figure.colorbar(image, ax=axes, label="head entropy (nats)", shrink=0.6)
-    plt.show()
+    show_figure(figure, runs, interactive)
 
 
-own = {c: final_heads(next(iter(shown.values())), c) for c in MAIN}
-context = int(next(iter(shown.values())).runs["data.context"].iloc[0])
+runs = next(iter(shown.values()))
+own = {c: final_heads(runs, c) for c in MAIN}
+context = int(runs.runs["data.context"].iloc[0])
+over_steps = {c: runs.heads[runs.heads["run"].isin(runs.where(configuration=c).runs["run"])] for c in MAIN}
 theirs = {name: np.array(values) for name, values in published("head_entropy")["maps"].items()}
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-maps", "caption": "Head entropies of our four main GPT-2 runs at their last step, in nats, on one scale up to the causal ceiling."}, "image": {"alt": "Four heat maps of attention head entropy, layers by heads, one for each main configuration, measured here."}}
-four_maps(own, entropy_ceiling(context), (6.4, 5.2))
+top = entropy_ceiling(context)
+four_maps(own, top, (6.4, 5.2), runs, maps_over_steps(over_steps, top))
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-maps-published", "caption": "The published head entropies (GPT-2, 12 layers of 12 heads, T=128), on the same kind of scale."}, "image": {"alt": "Four heat maps of attention head entropy as published: SM+G is high in layers 0 to 7, SM+R less so."}}
 four_maps(theirs, entropy_ceiling(128), (8.4, 7.2))
@@ -86,11 +80,20 @@ for label, maps, ceiling in (("ours", own, entropy_ceiling(context)), ("publishe
 markdown_table(pd.DataFrame(rows), digits=2)
 
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 # %% tags=["hide-input"]
 share = {c: early_share(own[c], context) for c in MAIN}
 paper_share = {c: early_share(theirs[c], 128) for c in MAIN}
+first = theirs["SM+G"].mean(axis=1)
+cut = round(2 * len(first) / 3)
+glue(
+    **{f"ceiling_{t}": f"{entropy_ceiling(t):.4f}" for t in (128, 256, 512)},
+    ln_128=f"{np.log(128):.4f}",
+    published_early_low=f"{first[:cut].min():.1f}",
+    published_early_high=f"{first[:cut].max():.1f}",
+    published_late=f"{first[cut:].mean():.1f}",
+)
 glue(**{f"early_{name}": f"{share[c]:.2f}" for name, c in NAMES.items()})
 Markdown(
     f"The heads of layers 1 and 2 stand at {share['SM+G']:.2f} of the ceiling in SM+G and at {share['SM+R']:.2f} in SM+R "

@@ -9,15 +9,16 @@
 # %% [markdown]
 # # Mechanism: geometry or scale?
 #
-# The paper explains ReLU's advantage without LayerNorm by its geometry. There is a simpler candidate. Without
-# normalisation the inputs of the first feed-forward layers are tiny at initialisation, and on tiny inputs GELU is a straight
-# line: SM+G starts as a network of attention alone, which is what overloads its heads. ReLU has no such scale. It is
-# *positively homogeneous*, ReLU(s x) = s ReLU(x) for s > 0, and so just as non-linear on small inputs as on large ones.
+# This page asks whether ReLU's advantage without LayerNorm is one of shape or of scale. The paper explains it by the geometry of ReLU
+# {cite}`jha2024relus`. Another candidate, a conjecture until it is tested: without normalisation the inputs of the first feed-forward
+# layers are tiny at initialisation, and on tiny inputs GELU is a straight line. SM+G then starts as a network of attention alone,
+# which might be what overloads its heads. ReLU has no such scale. It is {term}`positively homogeneous` {eq}`eq-homogeneous`, and so
+# just as non-linear on small inputs as on large ones.
 #
-# If that is the reason, then GELU(s x)/s, which is GELU at s = 1 and ReLU in the limit, should recover what ReLU gains once
-# s x is of the order of one, and so should other smooth activations; larger inputs should do it without touching the activation;
-# and with LayerNorm, which sets the scale itself, nothing should be gained. What would count for and against was
-# written down before the runs, in `data/claims.yaml`.
+# If that is the reason, then GELU(s x)/s {eq}`eq-scaled-gelu`, which is GELU at s = 1 and ReLU in the limit, should recover what ReLU
+# gains once s x is of the order of one, and so should other smooth activations. Larger inputs should do it without touching the
+# activation. And with LayerNorm, which sets the scale itself, nothing should be gained. What would count for and against was written
+# down before the runs, in `data/claims.yaml`.
 
 # %% tags=["parameters", "hide-input"]
 preset = "study"  # these pages show the study, notebooks/params/study.yaml
@@ -39,8 +40,11 @@ from IPython.display import Markdown
 from scipy.special import expit
 
 from nfcore.claims import UNITS, contrast, correlations, interval, statistics, verdicts
+from nfcore.entropy import entropy_ceiling
+from nfcore.figures import STYLES, show_figure, use_style
 from nfcore.linearity import gaussian_gelu_shares, gaussian_leaky_relu_shares, gaussian_shares
-from nfcore.report import STYLES, markdown_table, study_banner, use_style, verdict_table, with_interval
+from nfcore.presets import MAIN
+from nfcore.report import glue, glue_verdicts, markdown_table, study_banner, verdict_table, with_interval
 
 
 use_style()
@@ -72,16 +76,16 @@ def of_cell(name, statistic):
 # %% [markdown]
 # ## How non-linear is an activation on small inputs?
 #
-# Take the output energy of an activation f on inputs x, E f(x)². The best linear map a x, a = E[x f]/E[x²], accounts for
-# a² E[x²] of it; the share of the rest is the **non-linear share**. Part of the rest may be a constant only, like ReLU's
-# mean, which shifts all tokens alike; leaving it out gives the *centred* share. For Gaussian inputs of standard deviation τ both
-# have closed forms ([nfcore.linearity](../api/linearity.md) has the derivation).
+# Take the output energy of an activation f on inputs x, E f(x)². The best linear map λ x, λ = E[x f]/E[x²], accounts for
+# λ² E[x²] of it; the share of the rest is the {term}`non-linear share` {eq}`eq-nonlinear-share`. Part of the rest may be a constant
+# only, like ReLU's mean, which shifts all tokens alike; leaving it out gives the *centred* share. For Gaussian inputs of standard
+# deviation τ both have closed forms ([nfcore.linearity](../api/linearity.md) has the derivation).
 #
-# For GELU, f(u) = u Φ(u), Stein's lemma gives a = 1/2 at every τ, and with t = τ²
+# For GELU, f(u) = u Φ(u), Stein's lemma {cite}`stein1981estimation` gives λ = 1/2 at every τ, and with t = τ²
 #
 # $$
-# \mathrm{E} f^2 = \frac{t}{4} + \frac{t}{2\pi}\left(\arcsin\frac{t}{1+t} + \frac{2t}{(1+t)\sqrt{1+2t}}\right), \qquad
-# \mathrm{E} f = \frac{t}{\sqrt{2\pi(1+t)}},
+# \mathbb{E} f^2 = \frac{t}{4} + \frac{t}{2\pi}\left(\arcsin\frac{t}{1+t} + \frac{2t}{(1+t)\sqrt{1+2t}}\right), \qquad
+# \mathbb{E} f = \frac{t}{\sqrt{2\pi(1+t)}},
 # $$ (eq-gelu-energy)
 #
 # so that for small τ the non-linear share is 6 t/π, which goes to zero. GELU(s x)/s has the share of GELU at s τ. A leaky ReLU of
@@ -107,6 +111,7 @@ for (name, f), color in zip(smooth.items(), ("#CC79A7", "#E69F00"), strict=True)
             color=color,
             linewidth=1.2,
             label=None if part else name,
+            gid=name + (", centred" if part else ""),
         )
 for part, line in enumerate(("-", ":")):
     axes.plot(
@@ -115,11 +120,14 @@ for part, line in enumerate(("-", ":")):
         line,
         color=STYLES["SM+G"]["color"],
         label=None if part else "GELU",
+        gid="GELU" + (", centred" if part else ""),
     )
 for slope in (0.0, 0.3, 0.6):
-    axes.axhline(gaussian_leaky_relu_shares(slope)[0], color=STYLES["SM+R"]["color"], linewidth=0.8 if slope else 1.4)
+    name = f"leaky {slope:g}" if slope else "ReLU"
+    style = dict(linewidth=0.8 if slope else 1.4, gid=name)
+    axes.axhline(gaussian_leaky_relu_shares(slope)[0], color=STYLES["SM+R"]["color"], **style)
     axes.annotate(
-        f"leaky {slope:g}" if slope else "ReLU",
+        name,
         (taus[-1], gaussian_leaky_relu_shares(slope)[0]),
         ha="right",
         va="bottom",
@@ -132,12 +140,12 @@ for name in ("SM+G", "SM+LN+G"):
         axes.annotate(f" {name}", (measured.mean(), 0.55), color=STYLES[name]["color"], fontsize=8)
 axes.set(xscale="log", xlabel="standard deviation τ of the inputs", ylabel="non-linear share", ylim=(0, 0.6))
 axes.legend(loc="center left")
-plt.show()
+show_figure(figure)
 
 # %% [markdown]
 # The formulas presume Gaussian inputs of one scale; a network's neurons have neither. So the share is measured too, on the probe
-# batch, each neuron with its own best linear map, at initialisation and during training. It falls below the formula where
-# all tokens have something in common: a neuron whose inputs lie mostly on one side of zero sees little of the bend.
+# batch, each neuron with its own best linear map, at initialisation and during training. Where it falls below the formula, all tokens
+# probably have something in common: a neuron whose inputs lie mostly on one side of zero sees little of the bend.
 
 # %% tags=["hide-input"]
 formula = {
@@ -177,6 +185,8 @@ for words, width, deviation in (
 ):
     tau = deviation * math.sqrt(width) * math.sqrt(2) * 0.02
     rows.append({"model": words, "τ of layer 0": tau, "non-linear share of GELU": gaussian_gelu_shares(tau)[0]})
+glue(tau_paper=f"{tau:.4f}", share_paper=f"{100 * gaussian_gelu_shares(tau)[0]:.2f} %")
+glue_verdicts(table)
 first = layers_of("SM+G", 0)
 first = first[first["layer"] == 0]
 rows.append(
@@ -191,16 +201,18 @@ markdown_table(pd.DataFrame(rows), digits=4)
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-share-training", "caption": "Measured non-linear share of the FFN activations over training, mean over layers and seeds. Dotted: the centred share, without the constant part."}, "image": {"alt": "Curves of the non-linear share over training steps for GELU, ReLU and LayerNorm models and for a scaled GELU."}}
 figure, axes = plt.subplots(figsize=(6.6, 3))
 for name, style in {
-    **{n: STYLES[n] for n in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")},
+    **{n: STYLES[n] for n in MAIN},
     "SM+G s=64": dict(color="black", marker="*"),
 }.items():
     curve = layers_of(name).groupby("step")[["nonlinear_share", "nonlinear_share_centred"]].mean()
     if len(curve):
         axes.plot(curve.index, curve["nonlinear_share"], label=name, linewidth=1.2, markersize=4, **style)
-        axes.plot(curve.index, curve["nonlinear_share_centred"], ":", color=style["color"], linewidth=1)
+        centred = dict(color=style["color"], linewidth=1, gid=f"{name}, centred")
+        axes.plot(curve.index, curve["nonlinear_share_centred"], ":", **centred)
 axes.set(xlabel="optimiser step", ylabel="non-linear share", ylim=(0, None))
 axes.legend(ncols=2)
-plt.show()
+there = [c for c in (*MAIN, "SM+G s=64") if c in frame.index]
+show_figure(figure, shown.select(frame.loc[there, "run"] if there else []))
 
 # %% [markdown]
 # ## The sweep over s
@@ -225,7 +237,7 @@ for panel, statistic, label in zip(
     for name in ("SM+G", "SM+R"):
         found = of_cell(name, statistic)
         if np.isfinite(found["estimate"]):
-            panel.axhline(scale(found["estimate"]), color=STYLES[name]["color"], linewidth=0.8)
+            panel.axhline(scale(found["estimate"]), color=STYLES[name]["color"], linewidth=0.8, gid=name)
             panel.axhspan(
                 scale(found["low"]), scale(found["high"]), color=STYLES[name]["color"], alpha=0.15, linewidth=0
             )
@@ -247,11 +259,52 @@ for panel, statistic, label in zip(
                 label=label_of,
             )
             panel.vlines(
-                s, [scale(f["low"]) for f in found], [scale(f["high"]) for f in found], color=color, linewidth=1
+                s,
+                [scale(f["low"]) for f in found],
+                [scale(f["high"]) for f in found],
+                color=color,
+                linewidth=1,
+                gid=f"{label_of}, interval",
             )
     panel.set(xscale="log", xlabel="s", ylabel=label)
 axes[0].legend()
-plt.show()
+
+
+def of_steps(table, name, column):
+    """Mean over the seeds of a cell."""
+    rows = table[table["run"].isin(frame.loc[[name], "run"])]
+    return rows.groupby(column)[{"layer": "entropy", "step": "value"}[column]].mean()
+
+
+def drawn(name, words, color, dash=False):
+    """Two series of a cell: entropy of its layers over the ceiling at the end, evaluation loss over training."""
+    last = shown.heads[shown.heads["step"] == shown.heads.groupby("run")["step"].transform("max")]
+    profile = of_steps(last, name, "layer") / entropy_ceiling(int(shown.runs["data.context"].iloc[0]))
+    loss = of_steps(shown.metrics[shown.metrics["name"] == "eval_loss"], name, "step")
+    return [
+        dict(name=words, color=color, marker="", dash=dash, x=[int(i) for i in y.index], y=[round(v, 4) for v in y])
+        for y in (profile, loss)
+    ]
+
+
+frames, ends = [], [("SM+G", "GELU", "#D55E00"), ("SM+R", "ReLU", "#009E73")]
+if all(name in frame.index for name, *_ in ends):
+    fixed = [drawn(name, words, color, dash=True) for name, words, color in ends]
+    for s, name in sweeps["GELU"][0].items():
+        if name in frame.index:
+            both = [*fixed, drawn(name, "GELU(s x)/s", "#0072B2")]
+            titles = ("layer", "entropy / ceiling"), ("optimiser step", "evaluation loss (nats per token)")
+            panels = [
+                dict(title=y, x=dict(label=x, log=False), y=dict(label=y, log=False), series=[pair[i] for pair in both])
+                for i, (x, y) in enumerate(titles)
+            ]
+            frames.append(dict(name=f"{s:g}", x=panels[0]["x"], y=panels[0]["y"], panels=panels))
+there = [c for cells, *_ in sweeps.values() for c in cells.values() if c in frame.index]
+show_figure(
+    figure,
+    shown.select(frame.loc[[*there, *(name for name, *_ in ends if name in frame.index)], "run"]),
+    dict(kind="frames", label="s", frames=frames) if frames else False,
+)
 
 # %% tags=["hide-input"]
 questions(
@@ -298,8 +351,8 @@ questions("embeddings", "embeddings gap", "FFN input", "FFN input gap")
 # When a factor of 32 had stopped most of these runs, smaller ones were tried, with questions written before their runs. Of
 # the feed-forward layer, the second matrix is now divided by the factor: W₂/s GELU(s W₁ x) *is* W₂ GELU(s W₁ x)/s, so at
 # initialisation SM+G has become SM+G s=16 to the bit, with nothing but GELU in it (a test in `tests/test_model.py` holds that).
-# What differs is the learning: Adam's steps do not grow with the weights, so the larger matrix turns more slowly and the
-# smaller one faster.
+# What differs is the learning: the steps of AdamW {cite}`loshchilov2019decoupled` do not grow with the weights, so the larger matrix turns
+# more slowly and the smaller one faster.
 
 # %% tags=["hide-input"]
 questions(
@@ -319,13 +372,13 @@ questions("learnable s", "learnable a", "learnable s loss", "learnable a loss", 
 # %% [markdown]
 # ## With LayerNorm
 #
-# LayerNorm gives the feed-forward layer inputs of size one, whatever came before. Is s = 1 then the best?
+# LayerNorm {eq}`eq-layernorm` gives the feed-forward layer inputs of size one, whatever came before. Is s = 1 then the best?
 
 # %% tags=["hide-input"]
 questions("LN s=1/4", "LN s=4", "LN s=64")
 
 # %% [markdown]
-# For ReLU there is nothing to sweep: ReLU(s x)/s = ReLU(x) for every s > 0, by its definition, since max(s x, 0) = s max(x, 0). A
+# For ReLU there is nothing to sweep: ReLU(s x)/s = ReLU(x) for every s > 0 {eq}`eq-homogeneous`, since max(s x, 0) = s max(x, 0). A
 # test in `tests/test_model.py` holds a whole model to that, outputs and gradients, to float precision.
 
 # %% [markdown]
@@ -333,7 +386,7 @@ questions("LN s=1/4", "LN s=4", "LN s=64")
 #
 # Over all norm-free GPT-2 cells of the base size at the common rate, one point per cell: the non-linear share at
 # initialisation against what comes of it. Cells are not independent draws from anything, so the interval says how well a
-# monotone relation holds over these cells, not more.
+# monotone relation holds over these cells, not more. It is Fisher's, with the variance of {cite:t}`bonett2000sample`.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-share-scatter", "caption": "Each point is a norm-free cell, means over seeds: non-linear share of the FFN activations at initialisation against early entropy over its ceiling (left) and final perplexity (right)."}, "image": {"alt": "Two scatter plots with a point per cell; the main configurations are marked."}}
 over_cells, means = correlations(shown)
@@ -344,7 +397,7 @@ for panel, statistic, label in zip(
     scale = np.exp if statistic == "loss" else np.asarray
     for name, row in means.iterrows():
         style = STYLES.get(name, dict(color="#999999", marker="."))
-        panel.plot(row["nonlinear_init"], scale(row[statistic]), linestyle="none", markersize=6, **style)
+        panel.plot(row["nonlinear_init"], scale(row[statistic]), linestyle="none", markersize=6, gid=name, **style)
         if name in STYLES or "embedding" in name or "input" in name or name.endswith(("s=64", "s=1/4")):
             panel.annotate(
                 name.removeprefix("SM+") if name != "SM" else name,
@@ -354,7 +407,7 @@ for panel, statistic, label in zip(
                 fontsize=6,
             )
     panel.set(xlabel="non-linear share at initialisation", ylabel=label)
-plt.show()
+show_figure(figure, shown.select(frame.loc[[*means.index], "run"] if len(means) else []), interactive=False)
 
 # %% tags=["hide-input"]
 markdown_table(
@@ -463,7 +516,8 @@ conclusions = [
 Markdown("\n".join(f"- {line}" for line in conclusions))
 
 # %% [markdown]
-# **Is the overload the cause?** The paper's account runs from the activation over overloaded heads to the loss. An intervention
+# **Is the overload the cause?** The paper's account {cite}`jha2024relus`, as we read it, runs from the activation over
+# {term}`overloaded <overload (entropic)>` heads to the loss. An intervention
 # that lowers the loss and leaves the early entropy where it was speaks against that path, one that moves both is silent about it.
 # Changes against GELU, over the seeds of each cell; intervals uncorrected, and chosen after the results were seen:
 
@@ -489,6 +543,18 @@ markdown_table(pd.DataFrame(rows))
 # **What the data do not allow.** All of this is one shape, six layers of width 64, on one corpus, after a thousandth of the
 # paper's tokens and at one learning rate that was not tuned per cell. The paper's models are twelve layers of width 768. Their
 # inputs start as small, but training is long enough to change scales that stay as they were here. Whether GELU at a larger
-# scale keeps up with ReLU there, nobody has run; the settings `activation: scaled_gelu` and `activation_scale` of preset `gpu`
-# would do it. Entropy was not set from outside in any run, so that it has no effect of its own on the loss is not shown either.
-# And that ReLU needs no such scale to be chosen remains a point in its favour, which is the paper's practical advice.
+# scale keeps up with ReLU there is not known to us; the settings `activation: scaled_gelu` and `activation_scale` of preset `gpu`
+# would tell. Entropy was not set from outside in any run, so that it has no effect of its own on the loss is not shown either.
+# And that ReLU needs no such scale to be chosen remains a point in its favour, and taking ReLU is the paper's practical advice
+# {cite}`jha2024relus`.
+
+# %% [markdown]
+# ## What to remember
+
+# %% tags=["hide-input"]
+ahead, behind = answer("follow-up s=64"), answer("follow-up s=64 and ReLU")
+Markdown(
+    "On small inputs GELU is nearly linear and ReLU is not, by arithmetic. Is GELU(s x)/s at s = 64, which bends on them, ahead of "
+    f"GELU without LayerNorm? {ahead[0]} [{ahead[1]}]. Is it behind ReLU? {behind[0]} [{behind[1]}]. That the same holds at the "
+    "paper's size is a conjecture."
+)

@@ -9,9 +9,10 @@
 # %% [markdown]
 # # Perplexity with and without LayerNorm
 #
-# The paper's first table: GPT-2 and Pythia, trained from scratch on Python source, with LayerNorm in the blocks
-# (`SM+LN`) and without (`SM`), with GELU (`G`), ReLU (`R`), a leaky ReLU of slope 0.1 (`L(0.1)`) or a linear
-# feed-forward network (no letter). Claims [C1, C2 and C8](../claims-of-the-paper.md).
+# This page shows the paper's first table {cite}`jha2024relus` with our runs beside it: final {term}`perplexity` of GPT-2 and
+# Pythia, trained from scratch on Python source. They have LayerNorm in the blocks ({term}`SM`+{term}`LN`) or not (SM), and GELU
+# ({term}`G`), ReLU ({term}`R`), a leaky ReLU of slope 0.1 (`L(0.1)`) or a linear feed-forward network (no letter). The linear ones
+# were published later {cite}`jha2024aero,jha2025entropy`. Claims [C1, C2 and C8](../claims-of-the-paper.md).
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -33,20 +34,9 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nfcore.presets import FAMILIES
-from nfcore.report import (
-    NAMES,
-    banner,
-    glue,
-    markdown_table,
-    perplexities,
-    published,
-    relative_change,
-    sources,
-    use_style,
-)
+from nfcore.report import NAMES, banner, glue, markdown_table, perplexities, published, relative_change, sources
 
 
-use_style()
 shown = sources(preset, "perplexity")
 banner(preset, next(iter(shown.values())))
 
@@ -95,7 +85,7 @@ for family, configuration in own.index:
 markdown_table(pd.DataFrame(rows))
 
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 
 # %% tags=["hide-input"]

@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Presets, time and cost
 #
-# One set of notebooks and one grid of runs, in four sizes. A preset is a file in `notebooks/params/`; its keys are the
-# parameters of every notebook. The tables below are computed from those files.
+# This page shows how large each {term}`preset` is and what it takes. There is one set of notebooks and one grid of runs, in four sizes.
+# A preset is a file in `notebooks/params/`; its keys are the parameters of every notebook. The tables below are computed from those
+# files.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -32,17 +33,16 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nfcore.cost import parameters as count_parameters
-from nfcore.presets import PRESETS, Preset
+from nfcore.presets import PAPER_TOKENS, PRESETS, Preset
 from nfcore.report import glue, markdown_table
 
 
 presets = {name: Preset.load(name) for name in PRESETS}
-EPOCH_TOKENS = 2.11e9  # of the paper's 600,000 files, as published
 
 
 def tokens(experiment):
     steps = experiment.training.steps
-    return EPOCH_TOKENS if steps is None else steps * experiment.training.batch_size * experiment.data.context
+    return PAPER_TOKENS if steps is None else steps * experiment.training.batch_size * experiment.data.context
 
 
 def updates(steps):
@@ -100,10 +100,10 @@ markdown_table(pd.DataFrame(rows).set_index("preset").T.reset_index(names=""))
 #
 # ## Time and cost, estimated
 #
-# Training takes about 6 floating-point operations for each token and each parameter in a matrix product; attention adds
-# a few per cent at T = 128 and is left out. Assumed are 2 × 10¹⁴ operations a second, a fifth of the 16-bit peak of a
-# GPU of the H100 class, and 2 dollars a GPU-hour. A model this small may get less, and evaluation comes on top; an A100
-# takes about three times as long.
+# Training takes about 6 floating-point operations for each token and each parameter in a matrix product {cite}`kaplan2020scaling`;
+# attention adds a few per cent at T = 128 and is left out. Two numbers are assumptions: 2 × 10¹⁴ operations a second, about a fifth of
+# the 16-bit peak that the maker of the H100 states, and 2 dollars a GPU-hour. A model this small may get less, and evaluation comes on
+# top.
 
 # %% tags=["hide-input"]
 RATE, PRICE = 2e14, 2.0
@@ -137,3 +137,9 @@ Markdown(
     f"{count(seen)} tokens: {seen / seconds:,.0f} tokens a second a run, on {devices}, with {threads} thread(s) a run. As many runs go at the "
     "same time as there are cores. [Status](status.ipynb) has each run."
 )
+
+# %% [markdown]
+# ## What to remember
+#
+# `quick` is for two processor cores and an afternoon's curiosity, `study` for verdicts, `gpu` and `paper` for the paper's sizes.
+# Estimates above rest on an assumed speed; [Speed](speed.ipynb) measures.

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Results against the paper
 #
-# All experiments on one page, claim by claim. The statements are explained in
-# [the paper's claims](../claims-of-the-paper.md); each experiment's own page has the details.
+# This page shows all experiments at a glance, claim by claim, beside the published results {cite}`jha2024relus`. The statements are
+# explained in [the paper's claims](../claims-of-the-paper.md); each experiment's own page has the details.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -35,9 +35,9 @@ from IPython.display import Markdown
 
 from nfcore.claims import verdicts
 from nfcore.entropy import entropy_ceiling, shares_by_convention
+from nfcore.figures import STYLES, direct_labels, show_figure, use_style
 from nfcore.presets import EXPERIMENTS, MAIN
 from nfcore.report import (
-    STYLES,
     banner,
     final_heads,
     leaves_ceiling,
@@ -46,7 +46,6 @@ from nfcore.report import (
     published,
     relative_change,
     sources,
-    use_style,
     with_interval,
 )
 from nfcore.study import Study
@@ -68,7 +67,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), width_ratios=[2, 3]
 final = perplexities(main).droplevel(["model.family", "data.context"])
 for position, configuration in enumerate(MAIN):
     value = final[configuration]
-    left.bar(position, value, color=STYLES[configuration]["color"], width=0.6)
+    left.bar(position, value, color=STYLES[configuration]["color"], width=0.6, label=configuration)
     label = "not finite" if np.isnan(value) else f"{value:.2f}"
     left.annotate(label, (position, 0 if np.isnan(value) else value), ha="center", va="bottom", fontsize=8)
     profile = np.nanmean(final_heads(main, configuration), axis=1) / entropy_ceiling(context)
@@ -78,8 +77,9 @@ left.grid(axis="x")
 left.set(title="(a)", ylabel="final perplexity")
 right.set_xticks(range(len(profile)))
 right.set(title="(b)", xlabel="layer", ylabel="entropy / ceiling")
-right.legend()
-plt.show()
+right.axhline(1, color="grey", linestyle="--", linewidth=0.8, gid="ceiling")
+direct_labels(right)
+show_figure(figure, main)
 
 # %% [markdown]
 # ## Claim by claim
@@ -235,7 +235,7 @@ markdown_table(pd.DataFrame(rows))
 # are those of the preset and ten times that.
 
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 # %% tags=["hide-input"]
 count = pd.Series([direction for *_, direction, _ in compared[wheres[0]]]).value_counts()

@@ -9,10 +9,13 @@
 # %% [markdown]
 # # How many heads are overloaded
 #
-# The left panel of the paper's first figure: the share of heads in each quarter of the entropy range [0, Max].
-# *Entropic overload* is a disproportionate share in the last quarter, *entropy collapse* one in the first. What Max is
-# the paper does not say; both conventions that its numbers allow are shown: the largest head entropy observed over the
-# compared models, and the causal ceiling {eq}`eq-ceiling`.
+# This page counts {term}`heads <head>` by {term}`entropy <head entropy>`, as the left panel of the paper's first figure does
+# {cite}`jha2024relus`: their share in each quarter of the range [0, Max] {eq}`eq-quarters`. A disproportionate share in the last
+# quarter is {term}`entropic overload <overload (entropic)>`, one in the first {term}`entropy collapse <collapse (entropy)>`. Claim
+# [C3](../claims-of-the-paper.md).
+#
+# What Max is the paper does not say. Both conventions that its numbers allow are shown: the largest head entropy observed over the
+# compared models, and the causal {term}`ceiling` {eq}`eq-ceiling`.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -35,9 +38,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.entropy import QUARTERS, shares_by_convention
+from nfcore.entropy import QUARTERS, quartile_shares, shares_by_convention
+from nfcore.figures import STYLES, show_figure, use_style
 from nfcore.presets import MAIN
-from nfcore.report import NAMES, STYLES, banner, final_heads, glue, markdown_table, published, sources, use_style
+from nfcore.report import NAMES, banner, final_heads, glue, markdown_table, published, sources
 
 
 use_style()
@@ -63,7 +67,7 @@ for panel, configuration in zip(axes, MAIN, strict=True):
     panel.set_xticks(positions, ["1st", "2nd", "3rd", "4th"])
 axes[0].set_ylabel("share of heads (%)")
 axes[2].legend(loc="upper left")
-plt.show()
+show_figure(figure, own)
 
 # %% [markdown]
 # All shares in percent. *Counted* is our count on the published two-decimal maps; below the table stands how many of
@@ -90,10 +94,14 @@ markdown_table(pd.DataFrame(rows))
 agree = {
     c: sum(round(100 * v) == p for m in MAIN for v, p in zip(counted[c][m], printed[m], strict=True)) for c in counted
 }
+on_log = {m: quartile_shares(maps[m], np.log(128)) for m in MAIN}
+log = sum(round(100 * v) == p for m in MAIN for v, p in zip(on_log[m], printed[m], strict=True))
+glue(agree_ceiling=str(agree["ceiling"]), agree_largest=str(agree["largest observed"]), agree_log=str(log))
+glue(printed_all=str(sum(map(len, printed.values()))))
 print(f"printed shares reproduced by counting on the published maps: {agree}")
 
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 # %% tags=["hide-input"]
 last = {c: 100 * ours["ceiling"][c][3] for c in MAIN}

@@ -9,10 +9,12 @@
 # %% [markdown]
 # # Learnable negative slopes
 #
-# With a leaky ReLU whose negative slope is learned, the norm-free model chooses its own activation. The paper and its
-# successor report that the slopes go to zero, that is to ReLU (C5), from 0.01 and with weight decay 0.1 on the slopes,
-# which alone moves them towards zero. Here both kinds of sharing, one slope per layer and one for all layers, are run
-# from 0.01 with that decay and from 0.25 with none.
+# This page shows what becomes of the {term}`negative slope <leaky ReLU slope>` of a leaky ReLU when it is learned, so that the
+# {term}`norm-free` model settles its own activation. The paper's authors report that the slopes go to zero, that is to ReLU
+# {cite}`jha2024aero` ([C5](../claims-of-the-paper.md)). They start from 0.01 and have weight decay 0.1 {cite}`jha2024code`, which alone
+# moves them towards zero {eq}`eq-slope-decay`.
+#
+# Here both kinds of sharing, one slope per layer and one for all layers, are run from 0.01 with that decay and from 0.25 with none.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -37,7 +39,9 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nfcore.claims import decay_sum
-from nfcore.report import banner, markdown_table, sources, use_style
+from nfcore.figures import show_figure, use_style
+from nfcore.presets import PAPER_TOKENS, Preset
+from nfcore.report import banner, glue, markdown_table, sources
 
 
 use_style()
@@ -63,7 +67,7 @@ for panel, (_, run) in zip(axes, frame.iterrows(), strict=True):
     table = own.layers[own.layers["run"] == run["run"]].pivot(index="step", columns="layer", values="slope")
     shared = run["model.slope_sharing"] == "shared"
     for layer in table.columns[:1] if shared else table.columns:
-        panel.plot(table.index, table[layer], linewidth=1.2)
+        panel.plot(table.index, table[layer], linewidth=1.2, label="all layers" if shared else f"layer {layer}")
         panel.annotate(
             "all" if shared else str(layer),
             (table.index[-1], table[layer].iloc[-1]),
@@ -72,8 +76,8 @@ for panel, (_, run) in zip(axes, frame.iterrows(), strict=True):
             fontsize=7,
             va="center",
         )
-    panel.axhline(run["model.negative_slope"], linestyle=":", color="grey", linewidth=0.8)
-    panel.axhline(decayed(run), linestyle="--", color="grey", linewidth=0.8)
+    panel.axhline(run["model.negative_slope"], linestyle=":", color="grey", linewidth=0.8, label="initial")
+    panel.axhline(decayed(run), linestyle="--", color="grey", linewidth=0.8, label="decay alone")
     panel.axhline(0, color="black", linewidth=0.6)
     panel.set(
         title=f"{'shared' if shared else 'per layer'}, from {run['model.negative_slope']:g}, decay {run['training.slope_weight_decay']:g}",
@@ -81,12 +85,12 @@ for panel, (_, run) in zip(axes, frame.iterrows(), strict=True):
     )
     panel.title.set_fontsize(8)
 axes[0].set_ylabel("negative slope")
-plt.show()
+show_figure(figure, own)
 
 # %% [markdown]
-# Published is a figure without numbers (AERO, first version, Fig. 4): with decay, slopes fall from 0.01 towards zero.
-# Decay 0.1 alone, without any gradient, takes 0.01 to about 0.002 in the paper's schedule (the sum of learning rate
-# times decay is 1.61; recomputed). The column *decay alone* is the same for the schedule of our runs.
+# Published is a figure without numbers ({cite:t}`jha2024aero`, first version, Fig. 4): with decay, slopes fall from 0.01 towards
+# zero. What decay alone, without any gradient, does in the paper's schedule stands below the table (recomputed). The column *decay
+# alone* is the same for the schedule of our runs.
 
 # %% tags=["hide-input"]
 rows = []
@@ -111,8 +115,19 @@ for _, run in own.runs.iterrows():
 table = pd.DataFrame(rows)
 markdown_table(table, digits=2)
 
+# %% tags=["hide-input"]
+paper = Preset.load("paper").experiment("gpt2", "SM+R", "main", seed=0)
+updates = PAPER_TOKENS / paper.training.batch_size / paper.data.context
+# Linear warm-up from zero and linear decay to zero: half the peak rate on average.
+decay = paper.training.weight_decay * paper.training.learning_rate * updates / 2
+glue(paper_decay_factor=f"{math.exp(-decay):.2f}", paper_decay_end=f"{0.01 * math.exp(-decay):.3f}")
+Markdown(
+    f"In the paper's schedule the sum of learning rate times decay is {decay:.2f}: decay alone multiplies a slope by "
+    f"{math.exp(-decay):.2f}, and takes 0.01 to {0.01 * math.exp(-decay):.3f}."
+)
+
 # %% [markdown]
-# ## What to see
+# ## What to remember
 
 # %% tags=["hide-input"]
 free = own.runs[own.runs["training.slope_weight_decay"] == 0]

@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Status
 #
-# What made the numbers in this book: versions, hardware, every run, and the hashes of its data and of the sources of
-# the model, data and training code. All of it comes from the records of the runs.
+# This page shows what made the numbers in this book: versions, hardware, every run, and the hashes of its data and of the sources of
+# the model, data and training code. All of it comes from the records of the runs. The runs of the study have theirs at the end of
+# [Claims](claims.ipynb).
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -121,3 +122,8 @@ markdown_table(table)
 # %% tags=["hide-input"]
 seconds = frame["provenance.seconds"].sum()
 Markdown(f"Training alone took {seconds / 60:.1f} minutes, added over the runs; runs may overlap in time.")
+
+# %% [markdown]
+# ## What to remember
+#
+# A number of this book is reproduced if the same settings on the same token files give it again. Both have a hash above.

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,17 @@ def params_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "notebooks" / "params", tmp_path / "project" / "notebooks" / "params")
     monkeypatch.setenv("NFCORE_ROOT", str(tmp_path / "project"))
     return tmp_path / "project"
+
+
+@pytest.fixture(scope="session")
+def book(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site built from a fresh checkout, warnings being errors."""
+    target = tmp_path_factory.mktemp("a book")
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(checkout / "book")]
+    command += ["--path-output", str(target), "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=checkout)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return target / "_build" / "html"
 
 
 @pytest.fixture(scope="session")

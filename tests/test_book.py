@@ -1,14 +1,16 @@
 """The book: every page is there, the committed notebooks come from the scripts, and it builds without a warning."""
 
 import json
+import math
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -18,6 +20,10 @@ from tools.readme import picture, written
 
 
 ROOT = project_root()
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+import nfbook  # noqa: E402
+
+
 BOOK = ROOT / "book"
 COMMITTED = sorted((BOOK / "notebooks").glob("*.ipynb"))
 SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -128,26 +134,65 @@ def test_figures_have_captions_and_alternative_texts() -> None:
                 assert settings["figure"]["caption"].endswith("."), names[-1]
                 assert len(settings["image"]["alt"]) > 20, names[-1]
             else:
-                assert "plt.show()" not in cell.source or "def " in cell.source, f"{script}: a figure without a caption"
+                assert "show_figure(" not in cell.source or "def " in cell.source, (
+                    f"{script}: a figure without a caption"
+                )
     assert len(names) == len(set(names))
 
 
-@pytest.mark.skipif(not COMMITTED, reason="book/notebooks holds no executed notebook")
-def test_book_builds_with_warnings_as_errors(checkout: Path, tmp_path: Path) -> None:
-    command = [
-        str(Path(sys.executable).with_name("jupyter-book")),
-        "build",
-        str(checkout / "book"),
-        "--path-output",
-        str(tmp_path),
-    ]
-    done = subprocess.run([*command, "-W", "-n", "--keep-going"], capture_output=True, text=True, cwd=checkout)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    html = tmp_path / "_build" / "html"
+def test_book_builds_with_warnings_as_errors(book: Path) -> None:
     for page in toc():
-        assert (html / f"{page}.html").is_file(), page
-    index = (html / f"{toc()[0]}.html").read_text()
-    assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"https?://[^\"]+\.(?:js|css)", index), "needs a network"
+        assert (book / f"{page}.html").is_file(), page
+    for page in book.rglob("*.html"):
+        found = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(?:https?:)?//[^\"]+\"", page.read_text())
+        assert not found, f"{page.name} needs a network"
+
+
+def figures() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Of each figure of the committed notebooks its page and its output."""
+    return {name: (path.stem, data) for path in COMMITTED for name, data in nfbook.figures_of(path)}
+
+
+@pytest.mark.parametrize("name", figures())
+def test_figure_is_light_and_comes_with_its_numbers(name: str, book: Path) -> None:
+    _, data = figures()[name]
+    svg, csv = ("".join(data[kind]) for kind in ("image/svg+xml", "text/csv"))
+    assert len(svg.encode()) < 300_000
+    assert "<text" in svg, "text is not text"
+    assert (book / "_figures" / f"{name}.svg").read_text() == svg
+    assert (book / "_figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    written = pd.read_csv(book / "_figures" / f"{name}.csv")
+    assert (book / "_figures" / f"{name}.csv").read_text() == csv
+    assert len(written)
+    spec = data[nfbook.SPEC]["interactive"]
+    for panel in spec["panels"] if spec and spec["kind"] == "lines" else []:
+        rows = written[written["panel"] == panel["title"]] if panel["title"] else written
+        for series in panel["series"]:
+            ours = rows[rows["series"] == series["name"]]
+            for axis in "xy":
+                given = [math.nan if v is None else v for v in series[axis]]
+                np.testing.assert_allclose(ours[axis].iloc[: len(given)], given, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", figures())
+def test_page_shows_what_is_beside_a_figure(name: str, book: Path) -> None:
+    page, data = figures()[name]
+    html = (book / "notebooks" / f"{page}.html").read_text()
+    block = html[html.index(f'<div class="nf-figure" data-figure="{name}">') :]
+    block = block[: block.index("</div></div>" if "</div></div>" in block[:200_000] else "</div>")]
+    for kind in ("csv", "svg", "pdf"):
+        assert f'href="../_figures/{name}.{kind}"' in block
+    assert f'href="../_sources/notebooks/{page}.ipynb"' in block
+    assert (book / "_sources" / "notebooks" / f"{page}.ipynb").is_file()
+    assert (book / "_scripts" / f"{page}.py").read_text() == (ROOT / "notebooks" / f"{page}.py").read_text()
+    for run in data[nfbook.SPEC]["runs"]:
+        assert run in block
+
+
+def test_a_page_says_how_long_it_takes_to_read(book: Path) -> None:
+    for page in toc():
+        found = re.search(r'<p class="nf-top">(\d+) min', (book / f"{page}.html").read_text())
+        assert bool(found) != page.startswith("api/"), page
 
 
 def test_readme_shows_the_recorded_results() -> None:

@@ -35,10 +35,11 @@ preset = parameters(globals())
 
 # %% mystnb={"figure": {"name": "fig-x", "caption": "A line."}}
 import matplotlib.pyplot as plt
-from nfcore.report import use_style
+from nfcore.figures import show_figure, use_style
 use_style()
-plt.plot([1, 2])
-plt.show()
+figure, axes = plt.subplots()
+axes.plot([1, 2])
+show_figure(figure)
 
 # %%
 print(preset.preset, preset.seeds)

@@ -7,14 +7,8 @@ import pandas as pd
 import pytest
 
 from nfcore import report
-from nfcore.presets import CONFIGURATIONS, Preset
+from nfcore.presets import Preset
 from nfcore.runs import load_runs
-
-
-def test_every_configuration_has_its_own_colour_and_marker():
-    assert set(report.STYLES) == set(CONFIGURATIONS)
-    for key in ("color", "marker"):
-        assert len({style[key] for style in report.STYLES.values()}) == len(report.STYLES)
 
 
 def test_other_tokens_under_the_same_settings_are_reported(smoke_grid):

@@ -1,0 +1,23 @@
+# The locked environment and the book of the committed notebooks:
+#   docker build --tag companion . && docker run --rm --publish 8000:8000 companion
+# serves it at http://localhost:8000. `docker run --rm companion python -m nfcore book smoke` trains and builds anew.
+FROM python:3.12-slim
+
+# pip reads it. PyTorch's index of CPU builds, given by --build-arg, saves gigabytes of CUDA libraries.
+ARG PIP_EXTRA_INDEX_URL=""
+
+RUN useradd --create-home reader && install --directory --owner=reader /book
+WORKDIR /book
+
+# Before the sources, so that a change of those does not install everything again.
+COPY requirements.lock ./
+RUN pip install --no-cache-dir --requirement requirements.lock
+
+COPY --chown=reader . .
+RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
+
+USER reader
+RUN jupyter-book build book -W -n --keep-going --quiet
+
+EXPOSE 8000
+CMD ["python", "-m", "http.server", "8000", "--directory", "book/_build/html"]

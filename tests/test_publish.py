@@ -1,0 +1,227 @@
+"""What publishes the book: PDF, zip, links, and the files that machines elsewhere read and that cannot run here."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
+
+import nfcore
+from tools import publish
+
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+PYTHONS = SpecifierSet(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"])
+BROWSER = next(filter(None, map(shutil.which, publish.BROWSERS)), None)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A site of two pages, as that of preset ``smoke`` in a project."""
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    pages = tmp_path / "_build" / "smoke" / "html"
+    (pages / "sub dir").mkdir(parents=True)
+    (pages / "index.html").write_text('<h1 id="top-ic">One</h1><a href="sub%20dir/two.html#b%C3%A9">two</a>')
+    (pages / "sub dir" / "two.html").write_text(
+        '<p id="bé">Two</p><a href="../index.html?q=1#top-ic">one</a><a href="#">here</a>'
+        '<a href="https://a.example/x#y">z</a>'
+        '<a href="mailto:a@b.example">mail</a><script>"<a href=gone.html>"</script><img src="data:,">'
+    )
+    return pages
+
+
+# --- links ------------------------------------------------------------------------------------------------------
+
+
+def test_links_that_work_are_not_reported(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert publish.broken(site) == []
+    assert publish.main(["links", "smoke"]) == 0
+    assert capsys.readouterr().out == "0 broken links\n"
+
+
+@pytest.mark.parametrize(
+    ("link", "reason"),
+    [
+        ("gone.html", "no such file"),
+        ("sub%20dir", "no such file"),
+        ("sub%20dir/two.html#gone", "no such anchor"),
+        ("#gone", "no such anchor"),
+        ("../html/../../x.html", "outside of the site"),
+        ("/index.html", "outside of the site"),
+        ("http://a.example/", "not https"),
+        ("//a.example/x.js", "not https"),
+        ("https://", "not https"),
+        ("https://host/", "not https"),
+        ("https://a.example/b c", "not https"),
+        ("https://[a/", "no address"),
+        ("file:///index.html", "not https"),
+    ],
+)
+@pytest.mark.parametrize("element", ['<a href="{}">x</a>', '<img src="{}">', '<svg><use xlink:href="{}"/></svg>'])
+def test_links_that_cannot_work_are_reported(
+    site: Path, link: str, reason: str, element: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (site / "index.html").write_text(f'<a id="a" name="b"></a><a href="#b">b</a>{element.format(link)}')
+    assert publish.main(["links", "smoke"]) == 1
+    line, _, count = capsys.readouterr().out.partition("\n")
+    assert line.startswith(f"index.html: {link!r}: {reason}")
+    # The other page's link to the heading that this one had is broken now too.
+    assert count.endswith("2 broken links\n")
+
+
+def test_book_has_no_broken_link(book: Path) -> None:
+    assert publish.broken(book) == []
+
+
+# --- zip --------------------------------------------------------------------------------------------------------
+
+
+def test_zip_is_the_site_and_the_same_each_time(site: Path, tmp_path: Path) -> None:
+    name = f"nfcore-book-{nfcore.__version__}"
+    path = tmp_path / "_build" / "smoke" / f"{name}.zip"
+    assert publish.main(["zip", "smoke"]) == 0
+    first = path.read_bytes()
+    for page in site.rglob("*.html"):
+        page.touch()
+    assert publish.main(["zip", "smoke"]) == 0
+    assert path.read_bytes() == first
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "read")
+    files = sorted(p.relative_to(site) for p in site.rglob("*") if p.is_file())
+    assert sorted(p.relative_to(tmp_path / "read" / name) for p in (tmp_path / "read").rglob("*.html")) == files
+    assert publish.broken(tmp_path / "read" / name) == []
+
+
+@pytest.mark.parametrize("command", ["pdf", "zip", "links"])
+@pytest.mark.parametrize("preset", ["quick", "recorded"])
+def test_a_book_that_is_not_built_is_asked_for(
+    command: str, preset: str, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert publish.main([command, preset]) == 2
+    assert re.fullmatch(r"publish: no \S+: build the book first.*\n", capsys.readouterr().err)
+
+
+# --- PDF --------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_browser_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert publish.main(["pdf", "recorded"]) == 3
+    assert re.fullmatch(r"publish: no PDF without Chromium.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: install the package chromium")
+def test_pdf_has_the_whole_book(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "ROOT", checkout)
+    assert publish.main(["pdf", "recorded"]) == 0
+    printed = (checkout / "book" / "_build" / "book.pdf").read_bytes()
+    assert len(re.findall(rb"/Type /Page\b", printed)) > 50
+    title = yaml.safe_load((ROOT / "_config.yml").read_text())["title"]
+    assert title.encode("utf-16-be") in printed or title.encode() in printed
+    assert b"/Outlines" in printed
+
+
+def test_title_on_paper_is_the_book_s() -> None:
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert f'content: "{config["title"]}"' in (ROOT / "book" / "_assets" / "print.css").read_text()
+    assert ["print.css", {"media": "print"}] in config["sphinx"]["config"]["html_css_files"]
+
+
+# --- files for machines elsewhere -------------------------------------------------------------------------------
+
+
+def jobs() -> list[Any]:
+    found = [(path, name, job) for path in WORKFLOWS for name, job in yaml.safe_load(path.read_text())["jobs"].items()]
+    return [pytest.param(job, id=f"{path.stem}-{name}") for path, name, job in found]
+
+
+def test_workflows_may_only_read_but_where_a_job_says_more() -> None:
+    assert WORKFLOWS
+    for path in WORKFLOWS:
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}
+        assert "group" in workflow["concurrency"]
+
+
+@pytest.mark.parametrize("job", jobs())
+def test_job_uses_pinned_actions_and_what_there_is(job: dict[str, Any]) -> None:
+    assert job["timeout-minutes"]
+    for step in job["steps"]:
+        assert re.fullmatch(r"actions/[\w-]+@v\d+", step.get("uses", "actions/x@v1"))
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False
+        run = step.get("run", "")
+        for target in re.findall(r"\bmake (\S+)", run):
+            done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        for command, preset in re.findall(r"tools\.publish (\w+) (\w+)", run):
+            publish.parser().parse_args([command, preset])
+            assert preset == "recorded"
+
+
+def test_workflows_test_the_oldest_and_the_newest_python() -> None:
+    text = "".join(path.read_text() for path in WORKFLOWS)
+    minors = [int(minor) for minor in re.findall(r'"3\.(\d+)"', text)]
+    supported = [minor for minor in range(30) if f"3.{minor}" in PYTHONS]
+    assert {supported[0], supported[-1]} <= set(minors) <= set(supported)
+
+
+def test_container_and_binder_install_the_lock() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "COPY requirements.lock ./\nRUN pip install --no-cache-dir --requirement requirements.lock\n" in dockerfile
+    assert dockerfile.index("\nUSER reader\n") < dockerfile.index("\nCMD ")
+    binder = ROOT / ".binder"
+    lines = [line for line in (binder / "requirements.txt").read_text().splitlines() if line[0] != "#"]
+    assert lines == ["-r ../requirements.lock", "-e ."]
+    assert (binder / lines[0].split()[1]).resolve() == ROOT / "requirements.lock"
+    runtime = (binder / "runtime.txt").read_text().strip()
+    image = re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
+    assert image == [f"{runtime.replace('-', ':')}-slim"]
+    assert runtime.removeprefix("python-") in PYTHONS
+
+
+def test_container_gets_what_git_holds() -> None:
+    ignored = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line and line[0] != "#"]
+    # git looks for a name without an inner slash in every folder, Docker only where it is told to.
+    expected = {".git/", *(line if "/" in line[:-1] else f"**/{line}" for line in ignored)}
+    assert {line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"} == expected
+
+
+def test_launch_buttons_have_one_setting(tmp_path: Path) -> None:
+    """Without an address there are none; with one, pages that are notebooks have those of Binder and Colab."""
+    config = (ROOT / "_config.yml").read_text()
+    assert config.count('url: ""') == 1
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "_toc.yml").write_text("format: jb-book\nroot: page\nchapters:\n  - file: notebooks/status\n")
+    (tmp_path / "book" / "page.md").write_text("# A page\n")
+    (tmp_path / "book" / "references.bib").write_text("")
+    shutil.copytree(ROOT / "book" / "_assets", tmp_path / "book" / "_assets")
+    shutil.copytree(ROOT / "book" / "_ext", tmp_path / "book" / "_ext")
+    (tmp_path / "book" / "notebooks").mkdir()
+    shutil.copy(ROOT / "book" / "notebooks" / "status.ipynb", tmp_path / "book" / "notebooks")
+    for address in ("", "https://github.com/someone/a-fork"):
+        (tmp_path / "_config.yml").write_text(config.replace('url: ""', f'url: "{address}"'))
+        command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(tmp_path / "book"), "--all"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        page = (tmp_path / "book" / "_build" / "html" / "notebooks" / "status.html").read_text()
+        places = re.findall(r'href="(https://(?:mybinder\.org|colab\.research\.google\.com)/[^"]+)"', page)
+        repository = "someone/a-fork"
+        assert places == (
+            [
+                f"https://mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/book/notebooks/status.ipynb",
+                f"https://colab.research.google.com/github/{repository}/blob/main/book/notebooks/status.ipynb",
+            ]
+            if address
+            else []
+        )
