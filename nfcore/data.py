@@ -394,7 +394,7 @@ def set_malloc(option: int, value: int) -> None:
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of texts of together at least :data:`BATCH_TEXT` characters, the last one shorter."""
+    """Lists of texts of together at least ``BATCH_TEXT`` characters, the last one shorter."""
     batch: list[str] = []
     size = 0
     for text in texts:

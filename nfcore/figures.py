@@ -57,7 +57,7 @@ def use_style() -> None:
 
 
 def show_figure(figure: Figure, runs: Runs | None = None, interactive: dict[str, Any] | bool = True) -> None:
-    """Display ``figure`` as one output: SVG, PDF, its numbers as CSV, and :data:`SPEC`.
+    """Display ``figure`` as one output: SVG, PDF, its numbers as CSV, and ``SPEC``.
 
     ``runs``: what it shows, named with their commits beside it. ``interactive``: what the book's script draws on demand
     (``book/_assets/interactive.js`` says of what kinds); True takes the figure's own lines, where it has some.

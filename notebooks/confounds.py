@@ -296,7 +296,9 @@ questions(8)
 count = table["direction"].value_counts()
 answers = ", ".join(f"{number} `{answer}`" for answer, number in sorted(count.items()))
 gaps = table[table["statement"].str.startswith("Is ReLU ahead")]
+ahead, ran, yes = (gaps["estimate"] < 0).sum(), gaps["estimate"].notna().sum(), (gaps["direction"] == "yes").sum()
+glue(gaps_ahead=str(ahead), gaps_run=str(ran), gaps_yes=str(yes))
 Markdown(
-    f"Of {len(table)} questions: {answers}. ReLU is ahead of GELU without LayerNorm in {int((gaps['estimate'] < 0).sum())} "
-    f"of the {int(gaps['estimate'].notna().sum())} conditions that were run, significantly (after correction) in {int((gaps['direction'] == 'yes').sum())}."
+    f"Of {len(table)} questions: {answers}. ReLU is ahead of GELU without LayerNorm in {ahead} "
+    f"of the {ran} conditions that were run, significantly (after correction) in {yes}."
 )

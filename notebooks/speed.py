@@ -31,6 +31,7 @@ preset = parameters(globals())
 
 # %% tags=["hide-input"]
 import json
+from statistics import median
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -127,8 +128,21 @@ for row in rows("training", "training"):
     )
 markdown_table(pd.DataFrame(table))
 
+# %% tags=["hide-input"]
+lines = []
+for shape in dict.fromkeys(row["shape"] for row in rows("training", "training")):
+    rates = {r["side"]: r["tokens_per_second"]["samples"] for r in rows("training", "training") if r["shape"] == shape}
+    over = [loop / own for loop, own in zip(rates["loop"], rates["ours"], strict=True)]
+    word = "differ by no more than the rounds do" if min(over) < 1 < max(over) else "differ in every round"
+    lines.append(f"{shape} {median(over):.2f} ({min(over):.2f} to {max(over):.2f}): they {word}")
+Markdown(
+    "What the Trainer itself costs is the speed of the plain loop over ours, here with its smallest and largest round: "
+    + "; ".join(lines)
+    + "."
+)
+
 # %% [markdown]
-# The last column is the rule for `training.compile` on this machine: compile where a run has more updates than that. It
+# The last column of the table is the rule for `training.compile` on this machine: compile where a run has more updates than that. It
 # counts from an empty cache of compiled code; a second run of the same model compiles in a fraction of the time.
 
 # %% tags=["hide-input"]
