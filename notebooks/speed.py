@@ -221,8 +221,10 @@ for method, (color, marker) in looks.items():
     left.plot(contexts, [row["over_sdpa"]["median"] for row in own], **style)
     right.plot(contexts, [row["peak_bytes"] / 2**20 for row in own], **style)
 left.axhline(1, color="#666666", linewidth=0.8, gid="one attention forward")
-left.set(xscale="log", yscale="log", xlabel="context T (tokens)", ylabel="time over one attention forward")
-right.set(xscale="log", yscale="log", xlabel="context T (tokens)", ylabel="peak memory (MiB)")
+left.set(
+    title="time", xscale="log", yscale="log", xlabel="context T (tokens)", ylabel="time over one attention forward"
+)
+right.set(title="memory", xscale="log", yscale="log", xlabel="context T (tokens)", ylabel="peak memory (MiB)")
 left.legend()
 show_figure(figure)
 
@@ -295,7 +297,13 @@ for column, over in enumerate(overs):
     sizes = [row[over] for row in own]
     top, bottom = axes[0][column], axes[1][column]
     top.plot(
-        sizes, [row["tokens_per_second"]["median"] for row in own], "o-", color="#0072B2", markersize=3, linewidth=1.2
+        sizes,
+        [row["tokens_per_second"]["median"] for row in own],
+        "o-",
+        color="#0072B2",
+        markersize=3,
+        linewidth=1.2,
+        gid=f"tokens/s over {over}",
     )
     memory = top.twinx()
     memory.plot(
@@ -305,7 +313,7 @@ for column, over in enumerate(overs):
         color="#D55E00",
         markersize=3,
         linewidth=1,
-        gid="peak memory (MiB)",
+        gid=f"peak memory (MiB) over {over}",
     )
     memory.set_yscale("log")
     memory.set_ylim(10, 2e4)
@@ -316,7 +324,13 @@ for column, over in enumerate(overs):
     else:
         memory.set_yticklabels([])
     bottom.plot(
-        sizes, [row["of_measured_peak"]["median"] for row in own], "o-", color="#009E73", markersize=3, linewidth=1.2
+        sizes,
+        [row["of_measured_peak"]["median"] for row in own],
+        "o-",
+        color="#009E73",
+        markersize=3,
+        linewidth=1.2,
+        gid=f"share of the peak over {over}",
     )
     bottom.axhline(1, color="#666666", linestyle=":", linewidth=1)
     top.set(xscale="log", yscale="log")

@@ -118,6 +118,12 @@ def glossary(app: Sphinx) -> Iterator[tuple[str, str]]:
                     yield target, re.sub(r"\s+", " ", definition.astext())
 
 
+def leave_out_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Of the scripts that Jupyter Book puts on each page those for a live kernel, which this book has not."""
+    scripts = context.get("script_files", [])
+    context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()]
+
+
 def write_files(app: Sphinx, exception: Exception | None) -> None:
     """Pictures, numbers and scripts as files of the site."""
     if exception or app.builder.name != "html":
@@ -142,5 +148,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", launch_buttons)
     app.connect("doctree-read", add_links)
     app.connect("doctree-resolved", title_terms)
+    app.connect("html-page-context", leave_out_thebe, priority=900)  # when all others have added theirs
     app.connect("build-finished", write_files)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
