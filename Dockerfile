@@ -20,4 +20,4 @@ USER reader
 RUN jupyter-book build book -W -n --keep-going --quiet
 
 EXPOSE 8000
-CMD ["python", "-m", "http.server", "8000", "--directory", "book/_build/html"]
+CMD ["python", "-m", "http.server", "8000", "--directory", "_build/html"]

@@ -124,7 +124,7 @@ def test_without_a_browser_one_line_says_so(
 def test_pdf_has_the_whole_book(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "ROOT", checkout)
     assert publish.main(["pdf", "recorded"]) == 0
-    printed = (checkout / "book" / "_build" / "book.pdf").read_bytes()
+    printed = (checkout / "_build" / "book.pdf").read_bytes()
     assert len(re.findall(rb"/Type /Page\b", printed)) > 50
     title = yaml.safe_load((ROOT / "_config.yml").read_text())["title"]
     assert title.encode("utf-16-be") in printed or title.encode() in printed
@@ -214,7 +214,7 @@ def test_launch_buttons_have_one_setting(tmp_path: Path) -> None:
         command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(tmp_path / "book"), "--all"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-        page = (tmp_path / "book" / "_build" / "html" / "notebooks" / "status.html").read_text()
+        page = (tmp_path / "_build" / "html" / "notebooks" / "status.html").read_text()
         places = re.findall(r'href="(https://(?:mybinder\.org|colab\.research\.google\.com)/[^"]+)"', page)
         repository = "someone/a-fork"
         assert places == (

@@ -41,8 +41,7 @@ class PublishError(Exception):
 def folders(preset: str) -> tuple[Path, Path, Path]:
     """Sources and site of a preset's book, and where to put what is made of them."""
     if preset == "recorded":
-        book = ROOT / "book"
-        return book, book / "_build" / "html", book / "_build"
+        return ROOT / "book", ROOT / "_build" / "html", ROOT / "_build"
     build = ROOT / "_build" / preset
     return build / "book", build / "html", build
 
