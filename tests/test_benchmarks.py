@@ -54,7 +54,8 @@ def test_section_at_its_least_size(
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")
     assert main([section, "--small", "--repeats", "1", "--threads", "1", "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(line.startswith(section) and line.split()[-1] in ("met", "MISSED", "measured", "beside") for line in lines)
+    words = ("met", "MISSED", "measured", "beside")
+    assert all(line.startswith(section) and line.split()[-1] in words for line in lines)
     content = json.loads((tmp_path / f"{section}.json").read_text())
     assert content["provenance"]["repeats"] == 1
     assert content["rows"]
