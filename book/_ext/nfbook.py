@@ -130,11 +130,13 @@ def glossary(app: Sphinx) -> Iterator[tuple[str, str]]:
                     yield target, re.sub(r"\s+", " ", definition[0].astext())  # what follows says where it is defined
 
 
-def leave_out_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Of what Jupyter Book puts on each page that for a live kernel, which this book has not."""
+def leave_out(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Of what Jupyter Book and Sphinx put on each page that for a live kernel, which this book has not, and the theme's
+    words in English, which evaluate a string as the policy forbids and which are there anyway."""
     for kind in ("script_files", "css_files"):
         files = context.get(kind, [])
-        context[kind] = [f for f in files if "thebe" not in f"{f} {getattr(f, 'attributes', '')}".lower()]
+        unused = re.compile(r"thebe|translations\.js", re.I)
+        context[kind] = [f for f in files if not unused.search(f"{f} {getattr(f, 'attributes', '')}")]
     context["body"] = re.sub(
         r"<script[^>]*>(?:\s*\{\s*requestKernel.*?|kernelName = .*?)</script>", "", context.get("body", ""), flags=re.S
     )
@@ -152,6 +154,9 @@ def tidied(page: str, name: str) -> str:
     in_vain = r"fontawesome"
     if name != "search.html":
         in_vain += r"|searchtools|language_data|searchindex"  # the theme's search as you type, which is off
+    if 'class="math ' not in page:
+        in_vain += r"|mathjax/startup|formulas"
+        page = re.sub(r"<script>window\.MathJax = .*?</script>\n?", "", page)
     page = re.sub(rf'<script[^>]* src="[^"]*\b(?:{in_vain})\.js[^"]*"></script>\n?', "", page)
     page = page.replace('<i class="fa-', '<i aria-hidden="true" class="fa-')
     branch = r'(<a class="[^"]*reference internal" href="[^"]*">([^<]*)</a><details[^>]*><summary)>'
@@ -203,7 +208,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", launch_buttons)
     app.connect("doctree-read", add_links)
     app.connect("doctree-resolved", title_terms)
-    app.connect("html-page-context", leave_out_thebe, priority=900)  # when all others have added theirs
+    app.connect("html-page-context", leave_out, priority=900)  # when all others have added theirs
     app.connect("html-page-context", protect)
     app.connect("build-finished", write_files)
     app.connect("build-finished", tidy)
