@@ -131,8 +131,8 @@ def glossary(app: Sphinx) -> Iterator[tuple[str, str]]:
 
 
 def leave_out(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Of what Jupyter Book and Sphinx put on each page that for a live kernel, which this book has not, and the theme's
-    words in English, which evaluate a string as the policy forbids and which are there anyway."""
+    """Take away what serves no page: scripts for a live kernel, which this book has not, and translations into English,
+    which evaluate a string, as the policy forbids."""
     for kind in ("script_files", "css_files"):
         files = context.get(kind, [])
         unused = re.compile(r"thebe|translations\.js", re.I)
@@ -172,6 +172,7 @@ def parameters(found: re.Match[str]) -> str:
 
 
 def tidy(app: Sphinx, exception: Exception | None) -> None:
+    """Put all pages right, and take away files that none loads."""
     if exception or app.builder.name != "html":
         return
     site = Path(app.outdir)
@@ -180,7 +181,7 @@ def tidy(app: Sphinx, exception: Exception | None) -> None:
             page = path.read_text(encoding="utf-8")
             if (better := tidied(page, path.name)) != page:
                 path.write_text(better, encoding="utf-8")
-    for path in {*site.glob("_static/scripts/fontawesome.*"), *site.glob("_static/**/*.map")}:
+    for path in (*site.glob("_static/scripts/fontawesome.js"), *site.glob("_static/**/*.map")):
         path.unlink()
 
 
