@@ -1,13 +1,15 @@
 """Train runs, measure attention entropy, execute notebooks, build the book.
 
-Exit code 2 is wrong input, 130 an interruption.
+Exit codes: 2 wrong input, or files that cannot be read or written; 3 a run that diverged, which is recorded; 4 out of
+memory; 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
-import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from nfcore import faults
 from nfcore.settings import Experiment, SettingsError, override, project_root, read_yaml
 
 
@@ -41,21 +44,21 @@ def _grid(preset: str) -> list[Experiment]:
     return study.Study.load().experiments() if preset == study.NAME else Preset.load(preset).experiments()
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> int:
     # Everything that can be wrong with the settings is said before torch is loaded.
     fresh = "fresh=true" in args.settings
     settings = [a for a in args.settings if a not in ("fresh=true", "fresh=false")]
     experiment = read_experiment(args.experiment, settings)
+    from nfcore.runs import read_record
     from nfcore.training import train as run
 
-    directory = run(experiment, fresh=fresh, report_to=args.report_to, quiet=args.quiet)
-    if not args.quiet:
-        from nfcore.runs import read_record
-
-        record = read_record(directory) or {}
+    directory = run(experiment, fresh=fresh, report_to=args.report_to, quiet=args.quiet, fsdp=args.fsdp)
+    record = read_record(directory) or {}
+    if not args.quiet and os.environ.get("RANK", "0") == "0":
         final = record["final"]
         result = f"perplexity {final['perplexity']:.3f}" if final["perplexity"] else f"diverged: {record['diverged']}"
         print(f"{directory}: {result} after {final['step']} steps")
+    return faults.DIVERGED if record["status"] == "diverged" else 0
 
 
 def data(args: argparse.Namespace) -> None:
@@ -207,7 +210,7 @@ def study(args: argparse.Namespace) -> None:
         print(design.record())
 
 
-def claims(args: argparse.Namespace) -> None:
+def claims(args: argparse.Namespace) -> int:
     """Print the verdicts; exit with 1 if a recorded one does not follow from the recorded runs."""
     from nfcore import claims as ledger
     from nfcore.study import Study
@@ -219,10 +222,11 @@ def claims(args: argparse.Namespace) -> None:
     print(found.assign(statement=statements).to_markdown(index=False, tablefmt="simple", floatfmt=".3f"))
     if args.record:
         print(ledger.record(found))
-    elif args.source == "recorded":
-        for line in ledger.outdated(found):
-            print(f"nfcore: {line}", file=sys.stderr)
-            args.failed = True
+        return 0
+    outdated = ledger.outdated(found) if args.source == "recorded" else []
+    for line in outdated:
+        print(f"nfcore: {line}", file=sys.stderr)
+    return 1 if outdated else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -246,6 +250,9 @@ def parser() -> argparse.ArgumentParser:
         if name == "train":
             sub.add_argument("--report-to", action="append", default=[], help="tensorboard, wandb, trackio, ...")
             sub.add_argument("--quiet", action="store_true", help="no progress")
+            sub.add_argument(
+                "--fsdp", action="store_true", help="shard the model over the processes of torchrun (FSDP2)"
+            )
         else:
             sub.add_argument("--verify", action="store_true", help="compare the files with their hashes")
             sub.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
@@ -291,35 +298,35 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, faults.stop)
     try:
-        args.action(args)
-        return int(getattr(args, "failed", False))
+        return args.action(args) or 0
     except SettingsError as error:
-        print(f"nfcore: {error}", file=sys.stderr)
-        return 2
+        return failed(error, 2)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return failed(faults.full_disk(error.filename or os.fspath(project_root())), 2)
         where = f"{error.filename}: " if error.filename else ""
-        print(f"nfcore: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
+        return failed(f"{where}{error.strerror or error}", 2)
     except ImportError as error:
-        print(
-            f"nfcore: {error}; it comes with the environment of `make`, or with `pip install nfcore[book]`",
-            file=sys.stderr,
-        )
-        return 2
+        return failed(f"{error}; it comes with the environment of `make`, or with `pip install nfcore[book]`", 2)
+    except faults.OutOfMemory as error:
+        return failed(error, faults.OUT_OF_MEMORY)
     except RuntimeError as error:
         if args.action is notebook:
-            print(f"nfcore: {error}", file=sys.stderr)
-            return 1
-        free = shutil.disk_usage(project_root()).free
-        if free > 2**24:
-            raise
-        # torch and safetensors raise errors of their own kinds
-        print(f"nfcore: {project_root()}: the disk is full ({free / 2**20:.0f} MiB left); {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("nfcore: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+            return failed(error, 1)
+        raise
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
+            return getattr(stop, "code", 130)
+        return failed(str(stop) or f"interrupted; {faults.RESUME}", getattr(stop, "code", 130))
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def failed(message: object, code: int) -> int:
+    print(f"nfcore: {message}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

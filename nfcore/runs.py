@@ -34,7 +34,7 @@ from nfcore.data import file_sha256
 from nfcore.settings import ModelSettings, SettingsError, digest, project_root
 
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksum of the record itself; it is read all the same
 TABLES = ("metrics", "layers", "heads", "positions")
 _SOURCES = ("settings.py", "model.py", "entropy.py", "linearity.py", "data.py", "training.py")
 
@@ -60,9 +60,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_record(directory: Path, record: dict[str, Any], files: Iterable[Path]) -> None:
-    """Complete a run: checksum ``files`` and put ``record.json`` in place."""
+    """Complete a run: checksum ``files`` and the record itself, and put ``record.json`` in place."""
     sums = {str(f.relative_to(directory)): file_sha256(f) for f in sorted(files)}
-    write_atomically(directory / "record.json", json.dumps({"format": FORMAT, **record, "files": sums}, indent=1))
+    whole = {"format": FORMAT, **record, "files": sums}
+    write_atomically(directory / "record.json", json.dumps({**whole, "sha256": digest(whole, 64)}, indent=1))
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
@@ -75,8 +76,10 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: cannot be read ({error}); delete the run's directory to train it again") from None
     found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise SettingsError(f"{path}: record format {found!r}, this version reads {FORMAT}")
+    if found not in (1, FORMAT):
+        raise SettingsError(f"{path}: record format {found!r}, this version reads 1 and {FORMAT}")
+    if found == FORMAT and record.get("sha256") != digest({k: v for k, v in record.items() if k != "sha256"}, 64):
+        raise SettingsError(f"{path}: differs from its own SHA-256; delete the run's directory to train it again")
     return record
 
 

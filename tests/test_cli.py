@@ -15,7 +15,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from nfcore import head_entropy, runs
+from nfcore import faults, head_entropy, runs
 from nfcore.__main__ import main, parser
 from nfcore.presets import Preset
 from nfcore.settings import Experiment, project_root
@@ -175,7 +175,7 @@ def test_train_with_overrides(tiny: Tiny, file: Path, capsys: Capture) -> None:
 
 
 def test_train_reports_divergence_as_a_result(file: Path, diverged: Path, capsys: Capture) -> None:
-    assert main(["train", str(file), "training.learning_rate=1e6"]) == 0
+    assert main(["train", str(file), "training.learning_rate=1e6"]) == faults.DIVERGED
     assert re.search(r"diverged: \{'step': \d+, 'layer': \d, 'where': '\w+'\}", capsys.readouterr().out)
 
 
