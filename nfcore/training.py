@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
-from accelerate import PartialState
+from accelerate import PartialState, notebook_launcher
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
@@ -455,6 +455,17 @@ def train(
             if not quiet:
                 print(f"  {label}: finished before, reused")
     return directory
+
+
+def train_on_all(experiment: Experiment) -> Path:
+    """:func:`train` for a notebook: on all GPUs of this machine, or the most of them that divide the batch, by
+    ``accelerate.notebook_launcher``."""
+    batch = experiment.training.batch_size
+    processes = max((n for n in range(1, torch.cuda.device_count() + 1) if batch % n == 0), default=1)
+    if processes == 1:
+        return train(experiment)
+    notebook_launcher(train, (experiment,), num_processes=processes)
+    return runs.runs_dir() / experiment.id
 
 
 def _several() -> bool:

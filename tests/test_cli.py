@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -286,6 +287,16 @@ def test_entropy_of_wrong_input(trained: Path, diverged: Path, text: Path, tmp_p
 
 
 # --- notebook, book ---------------------------------------------------------------------------------------------
+
+
+def test_code_that_comes_with_a_model_is_not_run(text: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "code.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\n")
+    config = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert main(["entropy", str(tmp_path / "model"), str(text)]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_notebook(tmp_path: Path, capsys: Capture) -> None:

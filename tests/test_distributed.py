@@ -130,3 +130,18 @@ def test_a_job_that_ends_early_names_the_cause_and_resumes(
     alone, resumed = metric(train(experiment, quiet=True), "eval_loss"), metric(elsewhere / experiment.id, "eval_loss")
     # The order of sums tells after so many updates, of which Adam makes each about as large as the learning rate.
     np.testing.assert_allclose(resumed, alone, atol=1e-3)
+
+
+def test_a_notebook_trains_on_all_gpus(tiny: Tiny, elsewhere: Path) -> None:
+    """Two processes of the CPU stand in for GPUs; three would not divide the batch."""
+    program = (
+        "import sys, torch, yaml, accelerate\n"
+        "from nfcore import training\n"
+        "from nfcore.settings import Experiment\n"
+        "torch.cuda.device_count = lambda: 3\n"
+        "training.notebook_launcher = lambda f, a, num_processes: accelerate.debug_launcher(f, a, num_processes)\n"
+        "training.train_on_all(Experiment.from_dict(yaml.safe_load(sys.stdin)))\n"
+    )
+    done = run([sys.executable, "-c", program], input=yaml.safe_dump(tiny().to_dict()))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert record(elsewhere / tiny().id)["provenance"]["processes"] == 2
