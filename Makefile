@@ -60,6 +60,6 @@ lock: $(ENVIRONMENT)
 clean:
 	rm -rf .venv _build book/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(ENVIRONMENT): requirements.lock pyproject.toml tools/install.py
+$(ENVIRONMENT): requirements.lock requirements.hashes pyproject.toml tools/install.py
 	@$(PYTHON) tools/install.py $(if $(findstring system-torch,$@),--system-torch)
 	@touch $@
