@@ -24,7 +24,7 @@ BUILD = f"_build/{NAME}"
 RUNS = {e.id: e for e in (study.Study.load().missing(STAGE) if STAGE else PRESET.experiments())}
 MAIN = {e.id for e in PRESET.grid()["curves"]}
 NEEDS = {name: [e.id for e in grid] for name, grid in PRESET.grid().items()}
-NEEDS |= dict.fromkeys((*study.NOTEBOOKS, "speed"), [])  # these show recorded runs, and no runs
+NEEDS |= dict.fromkeys((*study.NOTEBOOKS, "speed", "faults"), [])  # these show recorded runs, and no runs
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.py"))
 PAGES = [p for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb" and "_build" not in p.parts]
 PYTHON = shlex.quote(sys.executable)
