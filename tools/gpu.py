@@ -262,7 +262,7 @@ def run(args: argparse.Namespace) -> int:
     for e in experiments:
         (out / "experiments" / f"{e.id}.yaml").write_text(yaml.safe_dump(e.to_dict(), sort_keys=False))
 
-    done = ("tokens/*/meta.json", "runs/*/record.json", "runs/*/checkpoints/*/manifest.json")
+    done = ("tokens/*/meta.json", "tokens/*/*.journal", "runs/*/record.json", "runs/*/checkpoints/*/manifest.json")
     before = written(out, *done)
     try:
         data = nfcore(out, until, "data", f"experiments/{experiments[0].id}.yaml", stdout=subprocess.PIPE, text=True)
