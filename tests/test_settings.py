@@ -424,7 +424,7 @@ def test_yaml_is_plain_and_of_bounded_size_and_depth(tmp_path, text, said):
         read_yaml(tmp_path / "a.yaml")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(SettingsError, match="seed: .* is not valid YAML"):
+    with pytest.raises(SettingsError, match=r"seed: .* is not valid YAML"):
         override({}, [f"seed={text}"])
 
 

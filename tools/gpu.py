@@ -87,13 +87,21 @@ def pack(args: argparse.Namespace) -> int:
     return 0
 
 
+def plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """Of a tar only what ``pack`` writes, files below the folder; anything else is an error."""
+    if not member.isfile():
+        raise tarfile.SpecialFileError(member)
+    return tarfile.data_filter(member, folder)
+
+
 def unpack(packed: Path, folder: Path) -> None:
     """Unpack to ``folder``, which is there whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        Path(unfinished, "text").mkdir()
         try:
             with tarfile.open(packed, "r:xz") as tar:
-                tar.extractall(Path(unfinished, "text"), filter="data")
+                tar.extractall(Path(unfinished, "text"), filter=plain)
         except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
             raise SettingsError(f"{packed}: not a corpus that `pack` wrote ({error})") from None
         Path(unfinished, "text").replace(folder)
