@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from counting import counted
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -38,6 +37,7 @@ from nfcore.settings import (
     override,
     read_yaml,
 )
+from tests.counting import counted
 
 
 SHORT = {"settings": 60, "overrides": 40, "yaml": 60, "records": 40, "tables": 12, "corpora": 60, "tokenising": 6}
