@@ -549,17 +549,22 @@ class GrowingFile:
         self.path, self.entries = path, list[dict[str, Any]]()
         path.touch()
         self.file = path.open("r+b")
-        self.journal = path.with_suffix(".journal").open("a+")
+        self.journal = path.with_suffix(".journal").open("a+", encoding="utf-8", errors="replace")
         self.journal.seek(0)
         for line in self.journal:
             try:
                 entry = json.loads(line)
-                if hashlib.sha256(self.file.read(entry["bytes"])).hexdigest() != entry["sha256"]:
+                if entry != self.entry(entry["texts"], self.file.read(entry["bytes"]), entry["tokens"]):
                     break
-            except (ValueError, KeyError, TypeError):  # the end of a journal whose writer was killed
+            except (ValueError, LookupError, TypeError, OverflowError):  # the end of one whose writer was killed
                 break
             self.entries.append(entry)
         self.rewind(len(self.entries))
+
+    @staticmethod
+    def entry(texts: str, data: bytes, tokens: int) -> dict[str, Any]:
+        seal = hashlib.sha256(f"{texts} {tokens} ".encode() + data).hexdigest()
+        return {"texts": texts, "tokens": tokens, "bytes": len(data), "sha256": seal}
 
     def has(self, number: int, texts: str) -> bool:
         """Whether this batch is there and of the texts with this hash; if of others, it and what follows is cut off."""
@@ -580,10 +585,9 @@ class GrowingFile:
         """The batch of texts with this hash gave these bytes."""
         self.file.write(data)
         self.file.flush()
-        entry = {"texts": texts, "tokens": tokens, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        self.journal.write(json.dumps(entry) + "\n")
+        self.entries.append(self.entry(texts, data, tokens))
+        self.journal.write(json.dumps(self.entries[-1]) + "\n")
         self.journal.flush()
-        self.entries.append(entry)
 
     def close(self) -> None:
         self.file.close()
@@ -630,11 +634,12 @@ def order_by_hash(path: Path, width: int) -> None:
     """Reorder the sequences of a token file, each of ``width`` bytes, by their hash, so that any first few of them are
     a fair sample."""
     reordered = path.with_suffix(".ordered")
-    with open(path, "rb") as file, open(reordered, "wb") as target:
+    with open(path, "rb", buffering=0) as file, open(reordered, "wb") as target:
         rows = iter(lambda: file.read(width), b"")
         keys = np.fromiter((hashlib.sha256(row).digest() for row in rows), dtype="S32")  # (N,)
         for number in keys.argsort(kind="stable"):
-            target.write(os.pread(file.fileno(), width, number * width))
+            file.seek(number * width)
+            target.write(file.read(width))
     os.replace(reordered, path)
 
 

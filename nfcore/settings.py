@@ -472,11 +472,12 @@ def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> d
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise SettingsError(f"{assignment!r}: overrides are written section.field=value")
+            raise SettingsError(f"{SHORT.repr(assignment)}: overrides are written section.field=value")
+        where = key[:200]
         try:
-            value = parse_yaml(text, key)
+            value = parse_yaml(text, where)
         except SettingsError:
-            raise SettingsError(f"{key}: {SHORT.repr(text)} is not valid YAML") from None
+            raise SettingsError(f"{where}: {SHORT.repr(text)} is not valid YAML") from None
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
                 value = float(value)  # 1e-3, which YAML 1.1 reads as text
@@ -485,6 +486,6 @@ def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> d
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise SettingsError(f"{key}: {section!r} is not a section of settings")
+                raise SettingsError(f"{where}: {SHORT.repr(section)} is not a section of settings")
         target[leaf] = value
     return result

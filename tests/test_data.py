@@ -552,7 +552,9 @@ def test_what_is_damaged_is_made_again(folder, tmp_path, monkeypatch, killed_aft
         content[len(content) // 2] ^= 1
         tokens.write_bytes(content)
     elif damage == "journal":
-        journal.write_bytes(b"\0" + journal.read_bytes())
+        content = bytearray(journal.read_bytes())
+        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+        journal.write_bytes(content)
     elif damage == "texts":
         lines = [json.loads(line) for line in journal.read_text().splitlines()[:-1]]
         lines[1]["texts"] = "others"
