@@ -65,7 +65,7 @@ def data(args: argparse.Namespace) -> None:
     experiment = read_experiment(args.experiment, args.settings)
     from nfcore.data import prepare
 
-    tokens = prepare(experiment.data, verify=args.verify)
+    tokens = prepare(experiment.data, args.processes)
     summary = {k: v for k, v in tokens.meta.items() if k not in ("settings", "packages", "versions")}
     print(yaml.safe_dump({"directory": str(tokens.directory), **summary}, sort_keys=False), end="")
     if args.mark:
@@ -254,7 +254,7 @@ def parser() -> argparse.ArgumentParser:
                 "--fsdp", action="store_true", help="shard the model over the processes of torchrun (FSDP2)"
             )
         else:
-            sub.add_argument("--verify", action="store_true", help="compare the files with their hashes")
+            sub.add_argument("--processes", type=int, default=1, metavar="N", help="how many tokenise at once")
             sub.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
 
     sub = command("entropy", entropy, "attention entropy per head of a saved or Hub model on a text")

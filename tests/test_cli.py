@@ -106,7 +106,7 @@ def test_unknown_run(command: tuple[str, ...], capsys: Capture) -> None:
         ("training.steps.more=3", "'steps' is not a section"),
         ("model.num_attention_heads=5", "5 heads do not divide model.hidden_size 32"),
         ("data.context=2048", "data.context: 2048 is longer than model.max_position_embeddings 1024"),
-        ("data.vocab_size=70000", "70000 does not fit the 16-bit token files"),
+        ("data.vocab_size=2000000", "2000000 must be between 257 and 1048576"),
         ("model.norm=batchnorm", "model.norm: 'batchnorm' is not one of layernorm, rmsnorm, none"),
         ("data.corpus=missing", "data.corpus: 'missing' is not python-source, codeparrot or an existing path"),
     ],
@@ -114,7 +114,7 @@ def test_unknown_run(command: tuple[str, ...], capsys: Capture) -> None:
 def test_wrong_override(command: str, override: str, message: str, file: Path, capsys: Capture) -> None:
     changes = [override]
     if override.startswith("data.vocab_size"):
-        changes.append("model.vocab_size=70000")
+        changes.append("model.vocab_size=2000000")
     assert message in refused(capsys, command, file, *changes)
 
 
@@ -181,7 +181,7 @@ def test_train_reports_divergence_as_a_result(file: Path, diverged: Path, capsys
 
 
 def test_data(file: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert main(["data", str(file), "--verify", "--mark", str(tmp_path / "marks" / "one")]) == 0
+    assert main(["data", str(file), "--processes", "2", "--mark", str(tmp_path / "marks" / "one")]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert Path(printed["directory"]).is_dir()
     assert printed["train"]["sequences"] > printed["validation"]["sequences"] > 20

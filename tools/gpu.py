@@ -87,13 +87,21 @@ def pack(args: argparse.Namespace) -> int:
     return 0
 
 
+def plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """Of a tar only what ``pack`` writes, files below the folder; anything else is an error."""
+    if not member.isfile():
+        raise tarfile.SpecialFileError(member)
+    return tarfile.data_filter(member, folder)
+
+
 def unpack(packed: Path, folder: Path) -> None:
     """Unpack to ``folder``, which is there whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        Path(unfinished, "text").mkdir()
         try:
             with tarfile.open(packed, "r:xz") as tar:
-                tar.extractall(Path(unfinished, "text"), filter="data")
+                tar.extractall(Path(unfinished, "text"), filter=plain)
         except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
             raise SettingsError(f"{packed}: not a corpus that `pack` wrote ({error})") from None
         Path(unfinished, "text").replace(folder)
@@ -262,7 +270,7 @@ def run(args: argparse.Namespace) -> int:
     for e in experiments:
         (out / "experiments" / f"{e.id}.yaml").write_text(yaml.safe_dump(e.to_dict(), sort_keys=False))
 
-    done = ("tokens/*/meta.json", "runs/*/record.json", "runs/*/checkpoints/*/manifest.json")
+    done = ("tokens/*/meta.json", "tokens/*/*.journal", "runs/*/record.json", "runs/*/checkpoints/*/manifest.json")
     before = written(out, *done)
     try:
         data = nfcore(out, until, "data", f"experiments/{experiments[0].id}.yaml", stdout=subprocess.PIPE, text=True)
