@@ -232,7 +232,7 @@ def kill_notebook(arena: Arena, most: int) -> tuple[int, int]:
 def kill_book(arena: Arena, most: int) -> tuple[int, int]:
     """Kill the making of a whole book of preset smoke, runs and notebooks included; it is then the book of an
     undisturbed build from the same runs."""
-    place, kills, pages = arena.fresh(), 0, []
+    place, kills, built = arena.fresh(), 0, list[dict[str, bytes]]()
     for name in ("disturbed", "undisturbed"):
         root = place / name
         subprocess.run(["git", "clone", "--quiet", str(project_root()), str(root)], check=True)
@@ -244,11 +244,11 @@ def kill_book(arena: Arena, most: int) -> tuple[int, int]:
                 kills += 1
             if arena.command(place, "book", "smoke", root=root).wait() != 0:
                 return kills, 1
-        built = root / "_build" / "smoke" / "notebooks"
-        pages.append({path.name: path.read_bytes() for path in sorted(built.glob("*.ipynb"))})
+        notebooks = root / "_build" / "smoke" / "notebooks"
+        built.append({path.name: path.read_bytes() for path in sorted(notebooks.glob("*.ipynb"))})
         if not (root / "_build" / "smoke" / "html" / "index.html").exists():
             return kills, 1
-    lost = not pages[0] or pages[0] != pages[1]
+    lost = not built[0] or built[0] != built[1]
     shutil.rmtree(place)
     return kills, int(lost)
 
@@ -349,6 +349,20 @@ ROWS: dict[str, tuple[Callable[[Arena, int], tuple[int, int]], int, int]] = {
 }
 
 
+BAD_INPUTS = 10_000
+
+
+def bad_inputs() -> None:
+    """The long form of ``test_fuzz.py``, whose own words tell what failed; its counts by kind."""
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory, "counts")
+        with environment(NFCORE_FUZZ_CASES=str(BAD_INPUTS), NFCORE_TORTURE_LOG=str(log)):
+            subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/test_fuzz.py"], cwd=project_root())
+        for line in log.read_text().splitlines():
+            found = json.loads(line)
+            add(f"bad input: {found['kind']}", found["cases"], found["losses"])
+
+
 def counts() -> dict[str, dict[str, int]]:
     return json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
 
@@ -381,6 +395,9 @@ def main(arguments: list[str] | None = None) -> int:
                 tried, losses = story(arena, min(most, wanted - done))
                 add(row, tried, losses)
                 print(f"{row}: {tried} more, {losses} losses (seed {seed})", flush=True)
+    tried = sum(row["tried"] for name, row in counts().items() if name.startswith("bad input"))
+    if tried < BAD_INPUTS and (not args.rows or any(word in "bad input" for word in args.rows)):
+        bad_inputs()
     found = counts()
     print(yaml.safe_dump(found, sort_keys=False), end="")
     return int(any(row["losses"] for row in found.values()))
