@@ -291,14 +291,15 @@ def corpus(data: DataSettings, found: Iterable[Mapping[str, Any]]) -> Corpus:
     for path in sorted(cache_dir().glob("*/meta.json")):
         meta = json.loads(path.read_text())
         if meta["settings"] == asdict(data):
-            return Corpus(*(meta[part]["sequences"] * data.context for part in PARTS), "counted")
+            train, validation = (meta[part]["sequences"] * data.context for part in PARTS)
+            return Corpus(train, validation, "counted")
     for record in found:
         if {**asdict(data), **record["settings"]["data"]} == asdict(data):
             return Corpus(record["provenance"]["unique_tokens"], None, "recorded")
     if data.corpus == "codeparrot" and data.train_files is None:
-        files = (data.max_documents, data.max_validation_documents)
-        tokens = (None if n is None else n * PAPER_TOKENS / PAPER_FILES for n in files)
-        return Corpus(*tokens, f"estimated from {PAPER_TOKENS / PAPER_FILES:,.0f} a file")
+        each = PAPER_TOKENS / PAPER_FILES
+        train, validation = (n and n * each for n in (data.max_documents, data.max_validation_documents))
+        return Corpus(train, validation, f"estimated, {each:,.0f} a file as in the published runs")
     return Corpus(None, None, "unknown before `python -m nfcore data` has prepared it")
 
 
@@ -313,7 +314,7 @@ def report(experiments: Sequence[Experiment], device: str) -> str:
     plans, corpora = plan(experiments, device)
     width = max(len(p.experiment.name) for p in plans)
     lines = [
-        f"{len(plans)} runs on {device}",
+        f"{len(plans)} {'run' if len(plans) == 1 else 'runs'} on {device}",
         "",
         f"{'run':12}  {'':{width}}  parameters   steps     tokens  memory    storage       kept   tokens/s     hours",
     ]
