@@ -80,6 +80,10 @@ wildcard_constraints:
     id="[0-9a-f]{12}",
 
 
+envvars:
+    *(name for name in ("HF_HOME", "NFCORE_DATA", "NFCORE_ROOT", "NFCORE_RUNS") if name in os.environ),
+
+
 # Downloads need a network, which nodes of a cluster often lack.
 localrules:
     all,
@@ -97,6 +101,7 @@ rule tokens:
         BUILD + "/tokens/{data}",
     params:
         run=lambda wildcards, output: MARKERS[output[0]],
+    retries: 0  # on a cluster others are: what is wrong with a corpus stays so
     shell:
         "{PYTHON} -m nfcore data {NAME}/{params.run} --mark {output:q} > /dev/null"
 

@@ -25,6 +25,7 @@ def create() -> None:
         process = subprocess.Popen(
             ["sh", "-c", script, str(FOLDER / name), *container["command"]],
             cwd=container["workingDir"],
+            env={name: os.environ[name] for name in ("HOME", "PATH", "STAND_IN") if name in os.environ},
             stdout=log,
             stderr=log,
             start_new_session=True,

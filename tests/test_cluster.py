@@ -55,7 +55,8 @@ def project(checkout: Path, design: dict[str, Any], tmp_path_factory: pytest.Tem
 
 def study(root: Path, *options: str) -> dict[str, dict[str, Any]]:
     """Train the study of this checkout; the records of its runs, whose files are what the records say."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("NFCORE_RUNS", "NFCORE_DATA", "NFCORE_ROOT")}
+    kept = {k: v for k, v in os.environ.items() if k not in ("NFCORE_DATA", "NFCORE_ROOT")}
+    kept["NFCORE_RUNS"] = str(root / "elsewhere")
     command = [sys.executable, "-m", "nfcore", "study", "core", *options]
     piped = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     with subprocess.Popen(command, cwd=root, env=kept, **piped) as process:
@@ -66,7 +67,7 @@ def study(root: Path, *options: str) -> dict[str, dict[str, Any]]:
             raise
     assert process.returncode == 0, printed
     records = {}
-    for path in (root / "runs").glob("*/record.json"):
+    for path in (root / "elsewhere").glob("*/record.json"):
         record = json.loads(path.read_text())
         runs.verify(path.parent, record)
         records[record["id"]] = record
