@@ -26,6 +26,7 @@ BUILD = f"_build/{NAME}"
 RUNS = {e.id: e for e in (study.Study.load().missing(STAGE) if STAGE else PRESET.experiments())}
 GPU = int(NAME in ("gpu", "paper"))
 HARDWARE = config.get("hardware") or cost.usual_device(GPU)
+UNPLANNED = {"mem_mb": 16000, "runtime": 720}  # of a run whose memory or time is not known: MB, minutes
 MAIN = {e.id for e in PRESET.grid()["curves"]}
 NEEDS = {name: [e.id for e in grid] for name, grid in PRESET.grid().items()}
 NEEDS |= dict.fromkeys((*study.NOTEBOOKS, "speed"), [])  # these show recorded runs, and no runs
@@ -43,20 +44,13 @@ def marker(experiment):
 
 
 @cache
-def plan(run):
-    """None where tokens are yet to be counted, or nothing is known of the device: the profile's defaults hold then."""
+def planned(run):
+    """Memory and time to ask for. The tokens of an epoch may be yet to be counted, and of a device nothing be known."""
     try:
-        return cost.plan([RUNS[run]], HARDWARE)[0][0]
+        (plan,), _ = cost.plan([RUNS[run]], HARDWARE)
     except SettingsError:
-        return None
-
-
-def memory(wildcards, attempt):
-    return (found := plan(wildcards.id)) and attempt * cost.host_memory_mb(found, GPU)
-
-
-def minutes(wildcards, attempt):
-    return (found := plan(wildcards.id)) and found.seconds and attempt * cost.minutes(found)
+        return UNPLANNED
+    return {"mem_mb": cost.host_memory_mb(plan, GPU), "runtime": cost.minutes(plan) or UNPLANNED["runtime"]}
 
 
 def shown_by(notebook):
@@ -115,8 +109,8 @@ rule run:
     threads: lambda wildcards: RUNS[wildcards.id].training.threads or 4
     resources:
         gpu=GPU,
-        mem_mb=memory,
-        runtime=minutes,
+        mem_mb=lambda wildcards, attempt: attempt * planned(wildcards.id)["mem_mb"],
+        runtime=lambda wildcards, attempt: attempt * planned(wildcards.id)["runtime"],
     shell:
         "{PYTHON} -m nfcore train {NAME}/{wildcards.id} && touch {output:q}"
 

@@ -131,9 +131,11 @@ def records() -> list[dict[str, Any]]:
 
 
 def recorded(found: Iterable[Mapping[str, Any]]) -> list[Measurement]:
-    """The speeds of recorded runs."""
+    """The speeds of recorded runs that came to their end."""
     speeds = []
     for record in found:
+        if record["diverged"]:
+            continue
         settings, made = record["settings"], record["provenance"]
         training, context = settings["training"], settings["data"]["context"]
         precisions = {training["precision"], made.get("precision", training["precision"])}
@@ -212,10 +214,10 @@ def speed(experiment: Experiment, device: str, measured: Iterable[Measurement]) 
         work = {m: flops_per_token(m.model, m.context) / flops for m in own}
         nearest = min(own, key=lambda m: abs(math.log(work[m])))
         return Speed(a_thread(nearest) * work[nearest], "scaled", f"by operations from {nearest.source}")
-    if card(device) not in PEAK_TFLOPS:
+    peak = PEAK_TFLOPS.get(card(device))
+    if peak is None or settings.precision == "float32":
         return None
-    peak = PEAK_TFLOPS[card(device)]
-    source = f"{ASSUMED_MFU:.0%} of {peak} TFLOP/s, the peak in the data sheet of {card(device)}"
+    source = f"{ASSUMED_MFU:.0%} of {peak} TFLOP/s, the 16-bit peak in the data sheet of {card(device)}"
     return Speed(ASSUMED_MFU * peak * 1e12 / flops, "assumed", source)
 
 
@@ -290,7 +292,7 @@ def corpus(data: DataSettings, found: Iterable[Mapping[str, Any]]) -> Corpus:
     """Of token files that are there, else of a recorded run on the same data, else of the published count of files."""
     for path in sorted(cache_dir().glob("*/meta.json")):
         meta = json.loads(path.read_text())
-        if meta["settings"] == asdict(data):
+        if meta.get("settings") == asdict(data):
             train, validation = (meta[part]["sequences"] * data.context for part in PARTS)
             return Corpus(train, validation, "counted")
     for record in found:
@@ -319,12 +321,12 @@ def report(experiments: Sequence[Experiment], device: str) -> str:
         f"{'run':12}  {'':{width}}  parameters   steps     tokens  memory    storage       kept   tokens/s     hours",
     ]
     for p in plans:
-        speed = "   unknown   unknown"
+        time = "   unknown   unknown"
         if p.speed and p.seconds is not None:
-            speed = f"{p.speed.rate:10,.0f} {p.seconds / 3600:9,.3f}  {p.speed.basis}"
+            time = f"{p.speed.rate:10,.0f} {p.seconds / 3600:9,.3f}  {p.speed.basis}"
         sizes = f"{p.memory / 2**30:6.2f}G {p.storage / 1e6:8,.1f} M {p.kept / 1e6:8,.1f} M"
         counts = f"{p.parameters / 1e6:8.2f} M {p.steps:7,} {p.tokens / 1e6:8,.1f} M"
-        lines.append(f"{p.experiment.id}  {p.experiment.name:{width}}  {counts} {sizes} {speed}")
+        lines.append(f"{p.experiment.id}  {p.experiment.name:{width}}  {counts} {sizes} {time}")
     known = [p.seconds for p in plans if p.seconds is not None]
     hours = f"{sum(known) / 3600:,.3g} hours" if len(known) == len(plans) else "unknown time"
     lines += [
@@ -338,7 +340,7 @@ def report(experiments: Sequence[Experiment], device: str) -> str:
     for basis, source in dict.fromkeys((p.speed.basis, p.speed.source) for p in plans if p.speed):
         lines.append(f"Tokens/s {basis}: {source}.")
     if len(known) < len(plans):
-        lines.append(f"Tokens/s unknown: nothing is recorded of {device}, and the table of peaks lacks it.")
+        lines.append(f"Tokens/s unknown: nothing is recorded of {device}, nor a 16-bit peak known that it would have.")
     for data, size in corpora.items():
         stored = (size.train or 0) + (size.validation or 0)
         counted = f"{stored:,.0f} tokens, {2 * stored / 1e6:,.1f} MB, " if size.train else ""
@@ -383,4 +385,6 @@ def known_device(name: str) -> str:
 
 def usual_device(gpu: bool) -> str:
     """What time is planned for where no device is named: an older card, or where preset quick was recorded."""
-    return "A100" if gpu else runs.read_records(runs.recorded_dir("quick"))[0]["provenance"]["device"]
+    return (
+        "A100" if gpu else next((m.device for m in recorded(runs.read_records(runs.recorded_dir("quick")))), "unknown")
+    )

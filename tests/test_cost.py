@@ -172,6 +172,7 @@ def test_speed_is_measured_else_scaled_else_assumed_else_unknown(quick: Experime
     assert assumed.basis == "assumed"
     assert assumed.rate == pytest.approx(0.2 * 312e12 / flops_per_token(quick.model, 128))
     assert speed(quick, "Another CPU, 8 cores", same) is None
+    assert speed(replace(quick, training=replace(quick.training, precision="float32")), "A100", same) is None
 
 
 def test_speed_of_a_cpu_is_by_thread_and_way(quick: Experiment) -> None:
@@ -227,7 +228,7 @@ def test_plan_of_a_preset_has_a_line_a_run(preset: str, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     for experiment in Preset.load(preset).experiments():
         assert printed.count(f"\n{experiment.id}  ") == 1
-    assert "Tokens/s assumed: 20% of 312 TFLOP/s, the peak in the data sheet of A100." in printed
+    assert "Tokens/s assumed: 20% of 312 TFLOP/s, the 16-bit peak in the data sheet of A100." in printed
 
 
 def test_plan_of_one_run_and_of_a_machine_without_a_name(
