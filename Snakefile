@@ -1,20 +1,22 @@
 # data -> runs -> notebooks -> book, for one preset. `make book PRESET=quick` calls it; by hand:
 #   snakemake --cores 2 --resources gpu=1 --rerun-incomplete --config preset=quick
+# With a profile (profiles/) the runs and notebooks are jobs of a cluster; `hardware` is what their time is planned for.
 # Everything it writes is ignored by git. Of a run only the completion record is declared, and kept (`update`) when its
 # job starts again: Snakemake deletes declared outputs, and checkpoints have to survive.
 import os
 import shlex
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from snakemake.exceptions import WorkflowError
 
-from nfcore import study
+from nfcore import cost, study
 from nfcore.presets import Preset, params_file
 from nfcore.runs import runs_dir
-from nfcore.settings import digest
+from nfcore.settings import SettingsError, digest
 
 # With study=STAGE the goal is what is missing of that stage of the study, without a book.
 STAGE = config.get("study")
@@ -22,6 +24,9 @@ PRESET = Preset.load(config.get("preset", "quick"))
 NAME = study.NAME if STAGE else PRESET.preset
 BUILD = f"_build/{NAME}"
 RUNS = {e.id: e for e in (study.Study.load().missing(STAGE) if STAGE else PRESET.experiments())}
+GPU = int(NAME in ("gpu", "paper"))
+HARDWARE = config.get("hardware") or cost.usual_device(GPU)
+UNPLANNED = {"mem_mb": 16000, "runtime": 720}  # of a run whose memory or time is not known: MB, minutes
 MAIN = {e.id for e in PRESET.grid()["curves"]}
 NEEDS = {name: [e.id for e in grid] for name, grid in PRESET.grid().items()}
 NEEDS |= dict.fromkeys((*study.NOTEBOOKS, "speed", "faults"), [])  # these show recorded runs, and no runs
@@ -36,6 +41,16 @@ SHOWS += sorted(map(str, [Path("data/claims.yaml"), *Path("data/published").glob
 
 def marker(experiment):
     return f"{BUILD}/tokens/{digest(vars(experiment.data))}"
+
+
+@cache
+def planned(run):
+    """Memory and time to ask for. The tokens of an epoch may be yet to be counted, and of a device nothing be known."""
+    try:
+        (plan,), _ = cost.plan([RUNS[run]], HARDWARE)
+    except SettingsError:
+        return UNPLANNED
+    return {"mem_mb": cost.host_memory_mb(plan, GPU), "runtime": cost.minutes(plan) or UNPLANNED["runtime"]}
 
 
 def shown_by(notebook):
@@ -59,6 +74,17 @@ wildcard_constraints:
     id="[0-9a-f]{12}",
 
 
+envvars:
+    *(name for name in ("HF_HOME", "NFCORE_DATA", "NFCORE_ROOT", "NFCORE_RUNS") if name in os.environ),
+
+
+# Downloads need a network, which nodes of a cluster often lack.
+localrules:
+    all,
+    tokens,
+    book,
+
+
 rule all:
     input:
         expand(RECORD, id=RUNS) if STAGE else f"{BUILD}/html/index.html",
@@ -69,6 +95,7 @@ rule tokens:
         BUILD + "/tokens/{data}",
     params:
         run=lambda wildcards, output: MARKERS[output[0]],
+    retries: 0  # on a cluster others are: what is wrong with a corpus stays so
     shell:
         "{PYTHON} -m nfcore data {NAME}/{params.run} --mark {output:q} > /dev/null"
 
@@ -79,8 +106,11 @@ rule run:
     output:
         update(RECORD),
     priority: lambda wildcards: 2 if wildcards.id in MAIN else 1
+    threads: lambda wildcards: RUNS[wildcards.id].training.threads or 4
     resources:
-        gpu=1 if NAME in ("gpu", "paper") else 0,
+        gpu=GPU,
+        mem_mb=lambda wildcards, attempt: attempt * planned(wildcards.id)["mem_mb"],
+        runtime=lambda wildcards, attempt: attempt * planned(wildcards.id)["runtime"],
     shell:
         "{PYTHON} -m nfcore train {NAME}/{wildcards.id} && touch {output:q}"
 
@@ -95,6 +125,10 @@ rule notebook:
         BUILD + "/notebooks/{name}.ipynb",
     params:
         preset=lambda wildcards: shown_by(wildcards.name),
+    resources:
+        gpu=0,
+        mem_mb=8000,
+        runtime=120,
     shell:
         "{PYTHON} -m nfcore notebook {input.script:q} {output:q} preset={params.preset} source=local > /dev/null"
 

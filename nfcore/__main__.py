@@ -135,7 +135,15 @@ def notebook(args: argparse.Namespace) -> None:
     print(execute(args.script, args.output, override({}, args.parameters)))
 
 
-def _snakemake(config: str, cores: int, announcement: str, dry_run: bool = False) -> None:
+def plan(args: argparse.Namespace) -> None:
+    from nfcore import cost
+
+    single = "/" in args.runs or Path(args.runs).is_file()
+    experiments = [read_experiment(args.runs, [])] if single else _grid(args.runs)
+    print(cost.report(experiments, cost.known_device(args.hardware) if args.hardware else cost.this_device()))
+
+
+def _snakemake(args: argparse.Namespace, config: str, announcement: str) -> None:
     """Run the Snakefile, one Snakemake a folder; an error of it is ours."""
     from filelock import FileLock, Timeout
 
@@ -146,6 +154,12 @@ def _snakemake(config: str, cores: int, announcement: str, dry_run: bool = False
         )
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
     command += ["--config", config]
+    if args.hardware:
+        from nfcore.cost import known_device
+
+        command += [f"hardware={known_device(args.hardware)}"]
+    if args.profile and not args.profile.is_dir():
+        raise SettingsError(f"--profile: {str(args.profile)!r} is not a folder with a Snakemake profile")
     environment = {"TOKENIZERS_PARALLELISM": "true", **os.environ}
     (root / ".snakemake").mkdir(exist_ok=True)
     try:
@@ -158,8 +172,9 @@ def _snakemake(config: str, cores: int, announcement: str, dry_run: bool = False
     if stale and subprocess.run([*command, "--unlock", "--quiet"], env=environment).returncode:
         raise SettingsError(f"{root}: the lock of an earlier Snakemake could not be removed")
     print(announcement, flush=True)
-    command += ["--cores", str(cores), "--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
-    command += ["--quiet", "all", *(["--dry-run"] if dry_run else [])]
+    here = ["--cores", str(args.cores), "--resources", "gpu=1"]
+    command += ["--profile", str(args.profile.resolve())] if args.profile else here
+    command += ["--rerun-incomplete", "--keep-going", "--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
     done = subprocess.run(command, env=environment)
     if done.returncode:
         raise SystemExit(done.returncode)
@@ -171,7 +186,7 @@ def book(args: argparse.Namespace) -> None:
     from nfcore.runs import read_record, runs_dir, source_hash
 
     preset = Preset.load(args.preset)
-    if preset.preset in ("gpu", "paper") and not args.dry_run:
+    if preset.preset in ("gpu", "paper") and not args.dry_run and not args.profile:
         import torch
 
         if not torch.cuda.is_available():
@@ -185,7 +200,7 @@ def book(args: argparse.Namespace) -> None:
             "`python -m nfcore train PRESET/ID fresh=true` retrains one",
             file=sys.stderr,
         )
-    _snakemake(f"preset={preset.preset}", args.cores, announcement, args.dry_run)
+    _snakemake(args, f"preset={preset.preset}", announcement)
     if not args.dry_run:
         index = project_root() / "_build" / preset.preset / "html" / "index.html"
         print(f"The book of preset {preset.preset}: open {index}")
@@ -202,7 +217,7 @@ def study(args: argparse.Namespace) -> None:
             if args.dry_run:
                 print(announcement)
                 break
-            _snakemake(f"study={stage}", args.cores, announcement)
+            _snakemake(args, f"study={stage}", announcement)
             design = Study.load()  # a finished grid of learning rates decides on further runs
         else:
             print(f"Stage {stage}: all {len(design.experiments(stage))} runs are there")
@@ -237,6 +252,12 @@ def parser() -> argparse.ArgumentParser:
         sub = parent.add_parser(name, help=text, description=text)
         sub.set_defaults(action=run)  # "run" is an argument of some commands
         return sub
+
+    def scheduled(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--cores", type=int, default=os.cpu_count(), help="of this machine (default: all)")
+        sub.add_argument("--profile", type=Path, help="a folder of profiles/: train on a cluster")
+        sub.add_argument("--hardware", help="what the time of a cluster's jobs is planned for, as in `plan`")
+        sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
 
     for name, run, text in (
         ("train", train, "train one run, resume it, or find it finished (fresh=true: train it again)"),
@@ -286,13 +307,17 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "stage", nargs="?", help="core, learning-rate, confounds, sizes, mechanism, follow-up (default: all)"
     )
-    sub.add_argument("--cores", type=int, default=os.cpu_count())
-    sub.add_argument("--dry-run", action="store_true", help="only say what would be trained")
+    scheduled(sub)
 
     sub = command("book", book, "run the grid of a preset and build its book")
     sub.add_argument("preset", nargs="?", default="quick")
-    sub.add_argument("--cores", type=int, default=os.cpu_count())
-    sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    scheduled(sub)
+
+    sub = command("plan", plan, "what runs take: parameters, tokens, memory, storage, hours")
+    sub.add_argument("runs", metavar="PRESET", help="a preset, study, PRESET/ID, or a settings file")
+    sub.add_argument(
+        "--hardware", help="H100, A100, ..., or a device that runs are recorded of (default: this machine)"
+    )
     return root
 
 
