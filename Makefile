@@ -17,7 +17,8 @@ endif
 .PHONY: help book test torture lint audit notebooks bench pdf zip links lock clean
 
 help:
-	@echo "make book [PRESET=smoke|quick|gpu|paper]  train what is missing, run the notebooks, build the book"
+	@echo "make book [PRESET=smoke|quick|gpu|paper]  train what is missing, run the notebooks, build the book; STRICT=1: none"
+	@echo "                if a notebook failed"
 	@echo "make test       run all tests and re-execute the committed notebooks"
 	@echo "make torture    the long form of the tests that kill and damage; counts accumulate in data/recorded/torture.json"
 	@echo "make lint       check formatting, lint, spelling and types"
@@ -30,7 +31,7 @@ help:
 	@echo "SYSTEM_TORCH=1 make book    take the torch that this machine has"
 
 book: $(ENVIRONMENT)
-	@.venv/bin/python -m nfcore book $(PRESET)
+	@.venv/bin/python -m nfcore book $(PRESET) $(if $(STRICT),--strict)
 
 test: $(ENVIRONMENT)
 	.venv/bin/python -m pytest

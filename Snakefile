@@ -31,6 +31,7 @@ MAIN = {e.id for e in PRESET.grid()["curves"]}
 NEEDS = {name: [e.id for e in grid] for name, grid in PRESET.grid().items()}
 NEEDS |= dict.fromkeys((*study.NOTEBOOKS, "speed", "faults"), [])  # these show recorded runs, and no runs
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.py"))
+MISSING = sorted(filter(None, str(config.get("missing", "")).split("+")))  # notebooks that failed, for a book without them
 PAGES = [p for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb" and "_build" not in p.parts]
 PYTHON = shlex.quote(sys.executable)
 RUNS_DIR = os.path.relpath(runs_dir()) if runs_dir().is_relative_to(Path.cwd()) else str(runs_dir())
@@ -112,7 +113,7 @@ rule run:
         mem_mb=lambda wildcards, attempt: attempt * planned(wildcards.id)["mem_mb"],
         runtime=lambda wildcards, attempt: attempt * planned(wildcards.id)["runtime"],
     shell:
-        "{PYTHON} -m nfcore train {NAME}/{wildcards.id} && touch {output:q}"
+        "{PYTHON} -m nfcore train {NAME}/{wildcards.id} || [ $? -eq 3 ]; touch {output:q}"
 
 
 rule notebook:
@@ -136,7 +137,7 @@ rule notebook:
 # In shell alone: a `run:` block breaks where the path of Python has a space.
 rule book:
     input:
-        expand(BUILD + "/notebooks/{name}.ipynb", name=NOTEBOOKS),
+        expand(BUILD + "/notebooks/{name}.ipynb", name=[n for n in NOTEBOOKS if n not in MISSING]),
         "_config.yml",
         ["CHANGELOG.md", "LICENSE"],  # pages include them
         PAGES,
@@ -146,7 +147,9 @@ rule book:
     log:
         BUILD + "/book.log",
     params:
-        build="build {BUILD}/book --path-output {BUILD} --config _config.yml -W -n --keep-going --quiet".format(BUILD=BUILD),
+        # Pages that quote a missing notebook bring warnings.
+        build="build {} --path-output {} --config _config.yml {} -n --keep-going --quiet".format(f"{BUILD}/book", BUILD, "" if MISSING else "-W"),
+        missing=MISSING,
     shell:
         """
         rm -rf {BUILD}/book {BUILD}/html
@@ -155,6 +158,11 @@ rule book:
         rm -rf {BUILD}/book/_build {BUILD}/book/notebooks
         cp -R {BUILD}/notebooks {BUILD}/book/notebooks
         rm -f {BUILD}/book/notebooks/*.failed.ipynb
+        for name in {params.missing}; do
+            rm -f "{BUILD}/book/notebooks/$name.ipynb"
+            printf '# %s: missing\n\n```{{warning}}\nThis notebook failed, or a run that it shows. What it came to is in `%s`.\n```\n' \
+                "$name" "{BUILD}/notebooks/$name.failed.ipynb" > "{BUILD}/book/notebooks/$name.md"
+        done
         {PYTHON} -c 'from jupyter_book.cli.main import main; main()' {params.build} > {log} 2>&1 \
             || {{ cat {log} >&2; exit 1; }}
         cp -R {BUILD}/_build/html {BUILD}/html

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,8 @@ def plan(args: argparse.Namespace) -> None:
     print(cost.report(experiments, cost.known_device(args.hardware) if args.hardware else cost.this_device()))
 
 
-def _snakemake(args: argparse.Namespace, config: str, announcement: str) -> None:
-    """Run the Snakefile, one Snakemake a folder; an error of it is ours."""
+def _snakemake(args: argparse.Namespace, config: list[str], announcement: str) -> int:
+    """Run the Snakefile, one Snakemake a folder; its exit code."""
     from filelock import FileLock, Timeout
 
     root = project_root()
@@ -153,7 +154,7 @@ def _snakemake(args: argparse.Namespace, config: str, announcement: str) -> None
             f"{root}: no Snakefile; the book is built from a checkout of the project, and the study run there"
         )
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
-    command += ["--config", config]
+    command += ["--config", *config]
     if args.hardware:
         from nfcore.cost import known_device
 
@@ -175,12 +176,25 @@ def _snakemake(args: argparse.Namespace, config: str, announcement: str) -> None
     here = ["--cores", str(args.cores), "--resources", "gpu=1"]
     command += ["--profile", str(args.profile.resolve())] if args.profile else here
     command += ["--rerun-incomplete", "--keep-going", "--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
-    done = subprocess.run(command, env=environment)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    with subprocess.Popen(command, env=environment) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, faults.Stopped):  # came to this process alone, as Ctrl-C does not
+                _terminate_children()
+            child.wait()  # until the runs have their checkpoints
+            raise
 
 
-def book(args: argparse.Namespace) -> None:
+def _terminate_children() -> None:
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+
+
+def book(args: argparse.Namespace) -> int:
     """Run the whole grid of a preset and build its book, through the Snakefile."""
     from nfcore.presets import Preset
     from nfcore.runs import read_record, runs_dir, source_hash
@@ -200,13 +214,21 @@ def book(args: argparse.Namespace) -> None:
             "`python -m nfcore train PRESET/ID fresh=true` retrains one",
             file=sys.stderr,
         )
-    _snakemake(args, f"preset={preset.preset}", announcement)
-    if not args.dry_run:
-        index = project_root() / "_build" / preset.preset / "html" / "index.html"
-        print(f"The book of preset {preset.preset}: open {index}")
+    config = [f"preset={preset.preset}"]
+    code = _snakemake(args, config, announcement)
+    build = project_root() / "_build" / preset.preset
+    names = sorted(path.stem for path in (project_root() / "notebooks").glob("*.py"))
+    missing = [name for name in names if not (build / "notebooks" / f"{name}.ipynb").exists()]
+    made = code == 0
+    if code and not (args.strict or args.dry_run) and 0 < len(missing) < len(names):
+        print(f"nfcore: {', '.join(missing)}: failed, and the book says so; --strict makes none then", file=sys.stderr)
+        made = _snakemake(args, [*config, f"missing={'+'.join(missing)}"], "The book without them") == 0
+    if made and not args.dry_run:
+        print(f"The book of preset {preset.preset}: open {build / 'html' / 'index.html'}")
+    return code
 
 
-def study(args: argparse.Namespace) -> None:
+def study(args: argparse.Namespace) -> int:
     """Train what is missing of the study, through the Snakefile, and record it."""
     from nfcore.study import Study
 
@@ -217,12 +239,14 @@ def study(args: argparse.Namespace) -> None:
             if args.dry_run:
                 print(announcement)
                 break
-            _snakemake(args, f"study={stage}", announcement)
+            if code := _snakemake(args, [f"study={stage}"], announcement):
+                return code
             design = Study.load()  # a finished grid of learning rates decides on further runs
         else:
             print(f"Stage {stage}: all {len(design.experiments(stage))} runs are there")
     if not args.dry_run:
         print(design.record())
+    return 0
 
 
 def claims(args: argparse.Namespace) -> int:
@@ -311,6 +335,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("book", book, "run the grid of a preset and build its book")
     sub.add_argument("preset", nargs="?", default="quick")
+    sub.add_argument("--strict", action="store_true", help="no book if a notebook failed; else one that says which")
     scheduled(sub)
 
     sub = command("plan", plan, "what runs take: parameters, tokens, memory, storage, hours")

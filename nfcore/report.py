@@ -168,7 +168,7 @@ def entropy_of_text(model: str, text: Path, context: int, sequences: int) -> str
         network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False).eval()
         file = Path(where) / "tokenizer.json"
         if file.exists():
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+            tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(file))
         else:
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
