@@ -6,7 +6,7 @@ FROM python:3.12-slim
 # pip reads it. PyTorch's index of CPU builds, given by --build-arg, saves gigabytes of CUDA libraries.
 ARG PIP_EXTRA_INDEX_URL=""
 
-RUN useradd --create-home reader && install --directory --owner=reader /book
+RUN useradd --create-home --uid 1000 reader && install --directory --owner=reader /book
 WORKDIR /book
 
 # Before the sources, so that a change of those does not install everything again.
@@ -16,7 +16,7 @@ RUN pip install --no-cache-dir --requirement requirements.lock
 COPY --chown=reader . .
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 
-USER reader
+USER 1000
 RUN jupyter-book build book -W -n --keep-going --quiet
 
 EXPOSE 8000

@@ -148,6 +148,14 @@ def test_book_builds_with_warnings_as_errors(book: Path) -> None:
         assert not found, f"{page.name} needs a network"
 
 
+def test_no_page_shows_markup_for_what_it_stands_for(book: Path) -> None:
+    """As where a fence is none: ``` may not be followed by a line with another `."""
+    for page in toc():
+        article = (book / f"{page}.html").read_text().partition("<article")[2].partition("</article>")[0]
+        shown = re.sub(r"<[^>]+>", "", article)
+        assert not re.findall(r"\{[\w:-]+\}`|^(?:```|:::)\{", shown, re.MULTILINE), page
+
+
 def figures() -> dict[str, tuple[str, dict[str, Any]]]:
     """Of each figure of the committed notebooks its page and its output."""
     return {name: (path.stem, data) for path in COMMITTED for name, data in nfbook.figures_of(path)}
@@ -161,17 +169,42 @@ def test_figure_is_light_and_comes_with_its_numbers(name: str, book: Path) -> No
     assert "<text" in svg, "text is not text"
     assert (book / "_figures" / f"{name}.svg").read_text() == svg
     assert (book / "_figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    written = pd.read_csv(book / "_figures" / f"{name}.csv")
     assert (book / "_figures" / f"{name}.csv").read_text() == csv
-    assert len(written)
-    spec = data[nfbook.SPEC]["interactive"]
-    for panel in spec["panels"] if spec and spec["kind"] == "lines" else []:
+    assert len(pd.read_csv(book / "_figures" / f"{name}.csv"))
+
+
+INTERACTIVE = [name for name, (_, data) in figures().items() if data[nfbook.SPEC]["interactive"]]
+
+
+@pytest.mark.parametrize("name", INTERACTIVE)
+def test_file_of_a_figure_has_the_numbers_of_its_interactive_version(name: str, book: Path) -> None:
+    page = book / "notebooks" / f"{figures()[name][0]}.html"
+    block = page.read_text().partition(f'<div class="nf-figure" data-figure="{name}">')[2]
+    written = pd.read_csv(page.parent / re.findall(r'href="([^"]*\.csv)"', block)[0])
+    spec = json.loads(re.findall(r'class="nf-spec">([^<]*)</script>', block)[0])
+    compared = 0
+
+    def same(shown: Any, given: Any, rtol: float = 1e-4) -> None:
+        nonlocal compared
+        given = np.array([math.nan if v is None else v for v in given], dtype=float)
+        np.testing.assert_allclose(shown, given, rtol=rtol, atol=1e-12)
+        compared += len(given)
+
+    for panel in spec["panels"] if spec["kind"] == "lines" else []:
         rows = written[written["panel"] == panel["title"]] if panel["title"] else written
         for series in panel["series"]:
             ours = rows[rows["series"] == series["name"]]
             for axis in "xy":
-                given = [math.nan if v is None else v for v in series[axis]]
-                np.testing.assert_allclose(ours[axis].iloc[: len(given)], given, rtol=1e-4, atol=1e-12)
+                same(ours[axis].iloc[: len(series[axis])], series[axis])
+    for panel in spec["panels"] if spec["kind"] == "heat" else []:
+        cells = written[written["panel"] == panel["title"]].pivot(index="y", columns="x", values="value")
+        same(cells.to_numpy().ravel(), np.ravel(panel["values"][-1]))  # the picture for print has the last step
+    for frame in spec["frames"] if spec["kind"] == "frames" else []:
+        # Of each s the picture has the final perplexity, the frame the loss over training.
+        perplexities = written[written["panel"] == "final perplexity"].set_index(["series", "x"])["y"]
+        losses = {s["name"]: s["y"][-1] for p in frame["panels"] if "loss" in p["title"] for s in p["series"]}
+        same([perplexities["GELU", float(frame["name"])]], [math.exp(losses["GELU(s x)/s"])], rtol=2e-4)
+    assert compared >= 5
 
 
 @pytest.mark.parametrize("name", figures())

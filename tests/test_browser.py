@@ -1,9 +1,10 @@
-"""The built book in a real browser: every page, every interactive picture, by mouse and by keyboard.
+"""The built book in a real browser: every page, every interactive picture, by mouse, finger and keyboard.
 
 Skipped where there is no Chromium (Debian: the package chromium; elsewhere any Chromium or Chrome on the PATH).
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.test_book import toc
+from tests.test_book import figures, nfbook, toc
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: install the package chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
@@ -51,14 +53,106 @@ class Visit:
         self.context.close()
 
 
-@pytest.mark.parametrize("name", toc())
-def test_page_opens_at_every_width_without_a_fault(name: str, browser: Any, book: Path) -> None:
-    with Visit(browser, book, name, viewport={"width": 1440, "height": 900}) as visit:
-        for width in (1440, 768):
+def serious(page: Any, where: str | None = None, **options: Any) -> list[str]:
+    """What axe-core finds on a page that is serious or worse, with the first place of each."""
+    found = axe.Axe().run(page, where, {"resultTypes": ["violations"], **options}).response["violations"]
+    grave = [fault for fault in found if fault["impact"] in ("serious", "critical")]
+    return [f"{fault['id']}: {fault['nodes'][0]['target']} {fault['nodes'][0]['html'][:200]}" for fault in grave]
+
+
+@pytest.mark.parametrize("name", [*toc(), "search", "genindex"])
+def test_page_has_no_fault_fits_every_width_and_is_open_to_all(name: str, browser: Any, book: Path) -> None:
+    with Visit(browser, book, name, reduced_motion="reduce", color_scheme="light") as visit:
+        for width in (360, 768, 1440):
             visit.page.set_viewport_size({"width": width, "height": 900})
             wide = visit.page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width, f"scrolls sideways: {wide} of {width} pixels"
         assert not visit.faults
+        visit.page.add_style_tag(content="* { transition: none !important }")  # no colour half way to another
+        assert serious(visit.page) == []
+        # Another theme changes colours, a phone what scrolls; the rest is as before.
+        visit.page.emulate_media(color_scheme="dark")
+        visit.page.set_viewport_size({"width": 360, "height": 900})
+        assert visit.page.locator("html").get_attribute("data-theme") == "dark"
+        # The theme looks for what scrolls 0.3 s after a change of size.
+        visit.page.wait_for_timeout(350)
+        assert serious(visit.page, "main", runOnly=["color-contrast", "scrollable-region-focusable"]) == []
+
+
+def test_first_page_is_light(browser: Any, book: Path, record_property: Any) -> None:
+    """Without MathJax, which it does not load at all. The time is reported: machines differ."""
+    sizes = {}
+    context = browser.new_context()
+    page = context.new_page()
+    page.on("requestfinished", lambda request: sizes.update({request.url: len(request.response().body())}))
+    page.goto((book / "index.html").as_uri(), wait_until="networkidle")
+    milliseconds = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+    context.close()
+    assert any("index.html" in url for url in sizes)
+    assert not [url for url in sizes if "mathjax" in url]
+    record_property("first page, bytes", sum(sizes.values()))
+    record_property("first page, milliseconds", round(milliseconds))
+    print(f"first page: {sum(sizes.values()) / 1e6:.2f} MB, loaded in {milliseconds:.0f} ms")
+    assert sum(sizes.values()) < 1.5e6, sorted(sizes.items(), key=lambda item: -item[1])[:5]
+
+
+def test_formulas_are_drawn_where_there_are_some(browser: Any, book: Path) -> None:
+    with Visit(browser, book, "background", viewport={"width": 360, "height": 800}) as visit:
+        visit.page.wait_for_selector("mjx-container svg", state="attached")
+        assert visit.page.locator("div.math mjx-container").count() > 10
+        assert visit.page.locator("div.math mjx-container[tabindex='0']").count() > 0, "none is too wide for a phone?"
+        numbers = [text.strip() for text in visit.page.locator("span.eqno").all_text_contents()]
+        assert numbers
+        assert not visit.faults
+    with Visit(browser, book, "notation") as visit:
+        assert visit.page.locator("a.reference", has_text=re.compile(r"^\(\d+\)$")).count() > 10
+
+
+def test_policy_refuses_what_is_not_the_book_s(browser: Any, book: Path, tmp_path: Path) -> None:
+    """A script, a picture and a page's data from elsewhere, and a base that would turn links there."""
+    page = (book / "index.html").read_text()
+    assert page.index("Content-Security-Policy") < page.index("<script")
+    elsewhere = "https://elsewhere.example"
+    bad = f'<base href="{elsewhere}/"><script src="{elsewhere}/x.js"></script><img src="{elsewhere}/x.png">'
+    bad += f"<script>fetch('{elsewhere}/x.json').catch(() => 0)</script><object data='{elsewhere}/x'></object>"
+    copy = book / "with-bad-words.html"
+    copy.write_text(page.replace("</head>", f"{bad}</head>"))
+    try:
+        with Visit(browser, book, copy.stem) as visit:
+            refused = [fault for fault in visit.faults if "Content Security Policy" in fault]
+            for kind in ("script", "image", "connect", "plugin", "base"):
+                words = {"connect": "connect to|Fetch API", "plugin": "object|plugin", "base": "base-uri"}.get(
+                    kind, kind
+                )
+                assert any(re.search(words, fault, re.I) for fault in refused), (kind, refused)
+    finally:
+        copy.unlink()
+
+
+HOSTILE = "<!--<script>hacked = 1</script><img src=x onerror='hacked = 1'>"
+
+
+def test_text_of_runs_is_shown_and_not_run(browser: Any, book: Path, tmp_path: Path) -> None:
+    series = {"name": HOSTILE, "color": "#0072B2", "marker": "o", "x": [1, 2], "y": [3, 4]}
+    panel = {"title": HOSTILE, "series": [series], "rules": [{"y": 3, "label": HOSTILE}]}
+    spec = {"kind": "lines", "x": {"label": HOSTILE}, "y": {"label": HOSTILE}, "panels": [panel]}
+    data = {nfbook.SPEC: {"runs": [HOSTILE], "commits": [HOSTILE], "interactive": spec}}
+    page = (book / "notebooks" / "curves.html").read_text()
+    start, end = page.index("<figure"), page.index('<div class="nf-figure"')
+    beside = nfbook.beside("fig-x", data, "../", "notebooks/curves")
+    copy = book / "notebooks" / "with-hostile-words.html"
+    copy.write_text(f"{page[:start]}<figure><p>static</p></figure>{beside}<p id='after'>after</p>{page[end:]}")
+    try:
+        with Visit(browser, book, "notebooks/with-hostile-words") as visit:
+            assert visit.page.locator("#after").is_visible(), "the end of the script was hidden"
+            visit.page.get_by_role("button", name="Interactive", exact=True).first.click()
+            assert visit.page.locator(".nf-legend button").first.get_attribute("data-name") == HOSTILE
+            assert HOSTILE in visit.page.locator(".nf-interactive").first.inner_text()
+            assert visit.page.locator(".nf-links code").first.text_content() == HOSTILE
+            assert visit.page.evaluate("typeof hacked") == "undefined"
+            assert not visit.faults
+    finally:
+        copy.unlink()
 
 
 def test_without_scripts_the_static_figures_stay(browser: Any, book: Path) -> None:
@@ -154,16 +248,129 @@ def test_sweep_has_a_slider_over_s(browser: Any, book: Path) -> None:
         assert not visit.faults
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_interactive_figure_draws(theme: str, browser: Any, book: Path) -> None:
-    for name in (page for page in toc() if page.startswith("notebooks/")):
-        with Visit(browser, book, name, color_scheme=theme, viewport={"width": 768, "height": 800}) as visit:
-            buttons = visit.page.get_by_role("button", name="Interactive", exact=True)
-            while count := buttons.count():
-                buttons.first.click()
-                assert buttons.count() == count - 1
-            assert visit.page.evaluate("document.documentElement.scrollWidth") <= 768, name
-            assert not visit.faults, name
+INTERACTIVE = sorted({page for page, data in figures().values() if data[nfbook.SPEC]["interactive"]})
+VISITORS = {
+    "mouse": {"color_scheme": "light", "viewport": {"width": 1280, "height": 800}},
+    "finger": {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True},
+}
+
+
+@pytest.mark.parametrize("visitor", VISITORS)
+@pytest.mark.parametrize("page", INTERACTIVE)
+def test_every_interactive_figure_answers(page: str, visitor: str, browser: Any, book: Path) -> None:
+    with Visit(browser, book, f"notebooks/{page}", reduced_motion="reduce", **VISITORS[visitor]) as visit:
+        specs = visit.page.locator(".nf-figure:has(script.nf-spec)").evaluate_all(
+            "all => all.map(b => [b.dataset.figure, b.querySelector('script.nf-spec').textContent])"
+        )
+        assert specs
+        for figure, text in specs:
+            ask_figure(visit, opened(visit, figure), json.loads(text), visitor)
+        width = VISITORS[visitor]["viewport"]["width"]
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert not visit.faults
+        # The rest of the page was looked at with the figures closed.
+        assert serious(visit.page, ".nf-interactive") == []
+
+
+def ask_figure(visit: Visit, picture: Any, spec: dict[str, Any], visitor: str) -> None:
+    """Every answer that a figure of its kind owes."""
+    if spec["kind"] in ("heat", "frames"):
+        slider = picture.get_by_role("slider").first
+        slider.focus()
+        said = []
+        for key in ("End", "Home", "ArrowRight"):
+            visit.page.keyboard.press(key)
+            said.append(slider.get_attribute("aria-valuetext"))
+        names = [str(step) for step in spec.get("steps", [])] or [frame["name"] for frame in spec["frames"]]
+        assert [words.split()[-1] for words in said] == [names[-1], names[0], names[1]]
+    if spec["kind"] == "heat":
+        ask_maps(visit, picture, spec, visitor)
+    else:
+        shown = spec["frames"][1] if spec["kind"] == "frames" else spec
+        for index, panel in enumerate(shown["panels"]):
+            ask_lines(visit, picture, shown, panel, index, visitor)
+
+
+def ask_maps(visit: Visit, picture: Any, spec: dict[str, Any], visitor: str) -> None:
+    readout = picture.locator(".nf-readout").first
+    for index, panel in enumerate(spec["panels"]):
+        grid = picture.get_by_role("grid").nth(index)
+        cell = grid.get_by_role("gridcell").nth(1)
+        cell.tap() if visitor == "finger" else cell.hover()
+        where, said = readout.text_content().split(": ")
+        assert where == f"{panel['title']}, layer 0, head 1"
+        assert read(said) == pytest.approx(panel["values"][1][0][1], rel=1e-3)
+        cell.focus()
+        visit.page.keyboard.press("ArrowDown")
+        assert "layer 1, head 1: " in readout.text_content()
+        if visitor == "mouse":
+            visit.page.keyboard.press("Enter")
+        assert picture.locator(".nf-chosen canvas").is_visible() or index % 2, "a second choice puts it away"
+
+
+def ask_lines(
+    visit: Visit, picture: Any, spec: dict[str, Any], panel: dict[str, Any], index: int, visitor: str
+) -> None:
+    box = picture.locator(".nf-panel").nth(index)
+    plot, readout = box.locator(".nf-plot"), box.locator(".nf-readout")
+    resting = readout.text_content()
+    plot.focus()
+    visit.page.keyboard.press("Home")
+    points = first_points(spec, panel)
+    assert box.locator(".nf-value").count() == len({name for name, _ in points["series"]})
+    values = box.locator(".nf-value").all_text_contents()
+    for name, value in points["first"]:
+        found = [
+            read(text.removeprefix(f"{name} ")) for text in values if re.match(rf"{re.escape(name)} [-\u2212\d]", text)
+        ]
+        assert found == [pytest.approx(value, rel=1e-3)], name
+    first = readout.text_content()
+    assert read(first.split(": ")[0].split()[-1]) == pytest.approx(points["x"], rel=1e-3)
+    if points["count"] > 1:
+        visit.page.keyboard.press("ArrowRight")
+        assert readout.text_content() != first
+    over = plot.locator(".u-over")
+    size = over.bounding_box()
+    place = {"x": size["width"] * 0.98, "y": size["height"] / 2}
+    over.tap(position=place) if visitor == "finger" else over.hover(position=place)
+    assert readout.text_content() not in (resting, first) or points["count"] == 1
+    log = picture.locator('.nf-log[data-axis="y"]')
+    before = log.get_attribute("aria-pressed")
+    if index == 0:
+        for pressed in ("false" if before == "true" else "true", before):
+            log.click()
+            assert log.get_attribute("aria-pressed") == pressed
+        toggle = picture.locator(".nf-legend button").first
+        for pressed in ("false", "true"):
+            toggle.click()
+            assert picture.locator(".nf-legend button").first.get_attribute("aria-pressed") == pressed
+
+
+def first_points(spec: dict[str, Any], panel: dict[str, Any]) -> dict[str, Any]:
+    """What is to be read at the left end of a panel: the x, and the values of the series that begin there."""
+    log = {axis: {**spec.get(axis, {}), **panel.get(axis, {})}.get("log", False) for axis in "xy"}
+
+    def drawn(axis: str, value: float | None) -> bool:
+        return value is not None and (value > 0 or not log[axis])
+
+    pairs = [
+        (series["name"], x, y)
+        for series in panel["series"]
+        for x, y in zip(series["x"], series["y"], strict=True)
+        if drawn("x", x) and drawn("y", y)
+    ]
+    xs = {x for series in panel["series"] for x in series["x"] if drawn("x", x)}
+    left = min(xs)
+    first: dict[str, float] = {}
+    for name, x, y in pairs:
+        if x == left:
+            first.setdefault(name, y)
+    return {"x": left, "count": len(xs), "first": first.items(), "series": {(name, 0) for name, _, _ in pairs}}
+
+
+def read(text: str) -> float:
+    """The number that a text begins with."""
+    return float(text.split()[0].replace("\u2212", "-"))
 
 
 def test_explorer_compares_and_can_be_linked_to(browser: Any, book: Path) -> None:
@@ -195,3 +402,5 @@ def test_terms_explain_themselves_and_search_finds_pages(browser: Any, book: Pat
     with Visit(browser, book, "search") as visit:
         visit.page.goto((book / "search.html").as_uri() + "?q=overload")
         visit.page.wait_for_selector("#search-results li a", timeout=10_000)
+        visit.page.wait_for_load_state("networkidle")
+        assert not visit.faults

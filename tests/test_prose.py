@@ -1,5 +1,6 @@
 """The words of the book: no measured number typed by hand, pages that say what to remember, references that exist."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -73,3 +74,23 @@ def test_page_opens_with_what_it_shows_and_closes_with_what_to_remember(page: st
     assert not re.search(
         r"\b(?:obviously|clearly shows|groundbreaking|remarkabl[ey]|state-of-the-art|dramatic)\b", text, re.I
     )
+
+
+# Sentences that state an answer without a glued one, and the recorded verdicts that they rest on.
+SENTENCES = [
+    ("index", "agree on the first point", {"C1": "reproduced"}),
+    ("index", "and on the early layers", {"8 ceiling": "yes"}),
+    ("index", "GELU gains too once it is rescaled to bend on small inputs", {"follow-up s=64": "yes"}),
+    ("index", "ReLU's lead is left for its shape, these runs do not decide", {"follow-up s=64 and ReLU": "undecided"}),
+    ("index", "Our small models point the same way", {"C1": "reproduced", "C1 Pythia": "reproduced"}),
+    ("summary", "Without LayerNorm, take ReLU", {"C1": "reproduced", "C1 Pythia": "reproduced"}),
+    ("summary", "GELU needs a scale of its own to keep up", {"follow-up s=64": "yes"}),
+]
+
+
+@pytest.mark.parametrize(("page", "sentence", "rests_on"), SENTENCES)
+def test_sentence_holds_by_the_recorded_verdicts(page: str, sentence: str, rests_on: dict[str, str]) -> None:
+    assert sentence in " ".join((BOOK / f"{page}.md").read_text().split())
+    with (ROOT / "data" / "recorded" / "study" / "verdicts.csv").open() as file:
+        verdicts = {row["id"]: row["direction"] for row in csv.DictReader(file)}
+    assert {name: verdicts[name] for name in rests_on} == rests_on

@@ -176,10 +176,19 @@ def test_workflows_test_the_oldest_and_the_newest_python() -> None:
     assert {supported[0], supported[-1]} <= set(minors) <= set(supported)
 
 
+def test_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == nfcore.__version__
+    year = citation["date-released"].year
+    page = (ROOT / "book" / "cite.md").read_text()
+    assert f"version = {{{nfcore.__version__}}}" in page
+    assert f"year    = {{{year}}}" in page.partition("@software")[2]
+
+
 def test_container_and_binder_install_the_lock() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert "COPY requirements.lock ./\nRUN pip install --no-cache-dir --requirement requirements.lock\n" in dockerfile
-    assert dockerfile.index("\nUSER reader\n") < dockerfile.index("\nCMD ")
+    assert dockerfile.index("\nUSER 1000\n") < dockerfile.index("\nCMD ")
     binder = ROOT / ".binder"
     lines = [line for line in (binder / "requirements.txt").read_text().splitlines() if line[0] != "#"]
     assert lines == ["-r ../requirements.lock", "-e ."]
@@ -198,7 +207,8 @@ def test_container_gets_what_git_holds() -> None:
 
 
 def test_launch_buttons_have_one_setting(tmp_path: Path) -> None:
-    """Without an address there are none; with one, pages that are notebooks have those of Binder and Colab."""
+    """Without an address there are none; with one, pages that are notebooks have that of Binder, on GitHub Colab's too,
+    for the branch that is set."""
     config = (ROOT / "_config.yml").read_text()
     assert config.count('url: ""') == 1
     (tmp_path / "book").mkdir()
@@ -209,19 +219,21 @@ def test_launch_buttons_have_one_setting(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "book" / "_ext", tmp_path / "book" / "_ext")
     (tmp_path / "book" / "notebooks").mkdir()
     shutil.copy(ROOT / "book" / "notebooks" / "status.ipynb", tmp_path / "book" / "notebooks")
-    for address in ("", "https://github.com/someone/a-fork"):
-        (tmp_path / "_config.yml").write_text(config.replace('url: ""', f'url: "{address}"'))
+    for address in ("", "https://github.com/someone/a-fork", "https://gitlab.com/someone/a-fork"):
+        changed = config.replace('url: ""', f'url: "{address}"').replace("branch: main", "branch: trunk")
+        (tmp_path / "_config.yml").write_text(changed)
         command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(tmp_path / "book"), "--all"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
         page = (tmp_path / "_build" / "html" / "notebooks" / "status.html").read_text()
         places = re.findall(r'href="(https://(?:mybinder\.org|colab\.research\.google\.com)/[^"]+)"', page)
-        repository = "someone/a-fork"
-        assert places == (
-            [
-                f"https://mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/book/notebooks/status.ipynb",
-                f"https://colab.research.google.com/github/{repository}/blob/main/book/notebooks/status.ipynb",
-            ]
-            if address
-            else []
-        )
+        here = "book/notebooks/status.ipynb"
+        expected = {
+            "": [],
+            "https://github.com": [
+                f"https://mybinder.org/v2/gh/someone/a-fork/trunk?urlpath=lab/tree/{here}",
+                f"https://colab.research.google.com/github/someone/a-fork/blob/trunk/{here}",
+            ],
+            "https://gitlab.com": [f"https://mybinder.org/v2/gl/someone%2Fa-fork/trunk?urlpath=lab/tree/{here}"],
+        }
+        assert places == expected[address.removesuffix("/someone/a-fork")]

@@ -157,9 +157,8 @@ def wrong(link: str, page: Path, pages: dict[Path, Page], site: Path) -> str | N
 def broken(site: Path) -> list[str]:
     """Each link that cannot work, with its page and the reason."""
     site = site.resolve()
-    found = (
-        path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts
-    )  # there: the theme's templates
+    # In _static lie the theme's templates.
+    found = (path for path in sorted(site.rglob("*.html")) if "_static" not in path.relative_to(site).parts)
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in found}
     checked = [
         (path, link, wrong(link, path, pages, site))

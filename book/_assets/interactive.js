@@ -248,7 +248,7 @@
         const axis = (name) => ({
           stroke: colors.text, grid: { stroke: colors.faint, width: 1 }, ticks: { stroke: colors.faint, width: 1 },
           font: "12px sans-serif", labelFont: "12px sans-serif", label: words[name], labelSize: 18, labelGap: 0,
-          size: (_, texts) => (name === "x" ? 26 : 18 + 7 * Math.max(3, ...(texts || []).map((t) => t.length))),
+          size: (_, texts) => (name === "x" ? 30 : 18 + 7 * Math.max(3, ...(texts || []).map((t) => t.length))),
           space: name === "x" ? 50 : 28,
           values: (_, splits) => splits.map((v) => (v === null ? "" : number(v, 4, true))),
         });
@@ -257,7 +257,7 @@
           return { time: false, distr: self.log[name] ? 3 : 1, log: 10, range: () => fixed };
         };
         plot = new uPlot({
-          width, height: clamp(Math.round(width * 0.62), 200, 320), legend: { show: false }, padding: [10, 12, 0, 0],
+          width, height: clamp(Math.round(width * 0.62), 260, 340), legend: { show: false }, padding: [10, 12, 0, 0],
           scales: { x: scale("x"), y: scale("y") },
           axes: [axis("x"), axis("y")],
           series: [{}, ...main.map(drawn), ...banded.flatMap((s) => [s, s]).map((s) => ({ ...line(s), width: 0 }))],
@@ -488,7 +488,7 @@
           const cell = { panel: index, layer, head };
           cell.box = el("div", {
             class: "nf-cell", role: "gridcell", tabindex: cells.length ? -1 : 0,
-            mouseenter: () => show(cell), focus: () => show(cell), click: () => choose(cell),
+            pointerenter: () => show(cell), focus: () => show(cell), click: () => choose(cell),
             keydown: (event) => move(event, cell, shape.length, heads.length),
           });
           cells.push(cell);

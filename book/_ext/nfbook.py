@@ -3,6 +3,9 @@
 A notebook's figure (:func:`nfcore.figures.show_figure`) brings its picture for print, its numbers and its interactive
 version along in one output. Here they become files and links beside the figure. Pages get their reading time and, made
 from notebooks, their sources. Links to the glossary get the definition as a title, which shows when pointed at.
+
+Pages may load nothing but the book's own files (:data:`POLICY`). What the theme makes of them is put right at the end
+(:func:`tidied`): lighter by what no page uses, and named for those who do not see it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,12 @@ from sphinx.application import Sphinx
 
 SPEC = "application/vnd.nfcore.figure+json"
 WORDS_A_MINUTE = 200
+# The theme's scripts and styles stand in the page itself, small pictures as data: in its styles.
+INLINE = "'self' 'unsafe-inline'"
+POLICY = (
+    f"default-src 'self'; script-src {INLINE}; style-src {INLINE}; img-src 'self' data:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'"
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -37,10 +46,12 @@ def figures_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def launch_buttons(app: Sphinx, config: Any) -> None:
     """Buttons for Binder and Colab where the repository has an address; without one the theme would fail on them."""
     options = config.html_theme_options
-    if options.get("repository_url"):
-        places = {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"}
-        options["launch_buttons"] = {**options.get("launch_buttons", {}), "notebook_interface": "jupyterlab", **places}
-        options["repository_branch"] = "main"
+    address = options.get("repository_url")
+    if address:
+        places = {"notebook_interface": "jupyterlab", "binderhub_url": "https://mybinder.org"}
+        if address.startswith("https://github.com/"):  # Colab opens nothing else
+            places["colab_url"] = "https://colab.research.google.com"
+        options["launch_buttons"] = {**options.get("launch_buttons", {}), **places}
 
 
 def text(value: Any) -> str:
@@ -73,14 +84,15 @@ def beside(name: str, data: dict[str, Any], up: str, docname: str) -> str:
     ]
     links.append(f'<a href="{up}_sources/{docname}.ipynb" download>Notebook</a>')
     if spec["runs"]:
-        ids = " ".join(f"<code>{run}</code>" for run in spec["runs"])
+        ids = " ".join(f"<code>{html.escape(str(run))}</code>" for run in spec["runs"])
         commits = ", ".join(f"<code>{html.escape(str(commit))[:18]}</code>" for commit in spec["commits"])
         status = f'<a href="{up}notebooks/status.html">hashes and hardware</a>'
         count = f"{len(spec['runs'])} run" + ("s" if len(spec["runs"]) > 1 else "")
         links.append(f"<details><summary>{count}</summary><div>{ids}<br>commit {commits}; {status}</div></details>")
     script = ""
     if spec["interactive"]:
-        content = json.dumps(spec["interactive"], separators=(",", ":")).replace("</", "<\\/")
+        # Without any "<", no text of a run can end the script or hide its end.
+        content = json.dumps(spec["interactive"], separators=(",", ":")).replace("<", "\\u003c")
         script = f'<script type="application/json" class="nf-spec">{content}</script>'
     return f'<div class="nf-figure" data-figure="{name}"><div class="nf-links">{"".join(links)}</div>{script}</div>'
 
@@ -115,13 +127,61 @@ def glossary(app: Sphinx) -> Iterator[tuple[str, str]]:
             definition = next(item.findall(nodes.definition))
             for term in item.findall(nodes.term):
                 for target in term["ids"]:
-                    yield target, re.sub(r"\s+", " ", definition.astext())
+                    yield target, re.sub(r"\s+", " ", definition[0].astext())  # what follows says where it is defined
 
 
-def leave_out_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Of the scripts that Jupyter Book puts on each page those for a live kernel, which this book has not."""
-    scripts = context.get("script_files", [])
-    context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()]
+def leave_out(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Of what Jupyter Book and Sphinx put on each page that for a live kernel, which this book has not, and the theme's
+    words in English, which evaluate a string as the policy forbids and which are there anyway."""
+    for kind in ("script_files", "css_files"):
+        files = context.get(kind, [])
+        unused = re.compile(r"thebe|translations\.js", re.I)
+        context[kind] = [f for f in files if not unused.search(f"{f} {getattr(f, 'attributes', '')}")]
+    context["body"] = re.sub(
+        r"<script[^>]*>(?:\s*\{\s*requestKernel.*?|kernelName = .*?)</script>", "", context.get("body", ""), flags=re.S
+    )
+
+
+def protect(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """The first words of each page: what it may load."""
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}" />'
+    context["metatags"] = f"{policy}\n{context.get('metatags', '')}"
+
+
+def tidied(page: str, name: str) -> str:
+    """The HTML of a page without what it loads in vain, and with names and roles that the theme leaves out."""
+    # Drawings of all icons there are; those in use come from the font, which the styles load anyway.
+    in_vain = r"fontawesome"
+    if name != "search.html":
+        in_vain += r"|searchtools|language_data|searchindex"  # the theme's search as you type, which is off
+    if 'class="math ' not in page:
+        in_vain += r"|mathjax/startup|formulas"
+        page = re.sub(r"<script>window\.MathJax = .*?</script>\n?", "", page)
+    page = re.sub(rf'<script[^>]* src="[^"]*\b(?:{in_vain})\.js[^"]*"></script>\n?', "", page)
+    page = page.replace('<i class="fa-', '<i aria-hidden="true" class="fa-')
+    branch = r'(<a class="[^"]*reference internal" href="[^"]*">([^<]*)</a><details[^>]*><summary)>'
+    page = re.sub(branch, r'\1 aria-label="\2">', page)
+    # Parameters of a long signature, a list of definitions of nothing; entries of a list without their role.
+    page = re.sub(r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>', parameters, page, flags=re.S)
+    return page.replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+def parameters(found: re.Match[str]) -> str:
+    items = found[2].replace("<dd>", "<li>").replace("</dd>", "</li>")
+    return f'{found[1]}<ul class="nf-parameters">{items}</ul>'
+
+
+def tidy(app: Sphinx, exception: Exception | None) -> None:
+    if exception or app.builder.name != "html":
+        return
+    site = Path(app.outdir)
+    for path in site.rglob("*.html"):
+        if "_static" not in path.relative_to(site).parts:  # there: templates
+            page = path.read_text(encoding="utf-8")
+            if (better := tidied(page, path.name)) != page:
+                path.write_text(better, encoding="utf-8")
+    for path in {*site.glob("_static/scripts/fontawesome.*"), *site.glob("_static/**/*.map")}:
+        path.unlink()
 
 
 def write_files(app: Sphinx, exception: Exception | None) -> None:
@@ -148,6 +208,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", launch_buttons)
     app.connect("doctree-read", add_links)
     app.connect("doctree-resolved", title_terms)
-    app.connect("html-page-context", leave_out_thebe, priority=900)  # when all others have added theirs
+    app.connect("html-page-context", leave_out, priority=900)  # when all others have added theirs
+    app.connect("html-page-context", protect)
     app.connect("build-finished", write_files)
+    app.connect("build-finished", tidy)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
