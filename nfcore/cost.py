@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from nfcore import runs
-from nfcore.data import PARTS, cache_dir
+from nfcore.data import PARTS, cache_dir, token_type
 from nfcore.presets import PAPER_TOKENS
 from nfcore.settings import SHAPES, DataSettings, Experiment, ModelSettings, SettingsError, choice, project_root
 
@@ -343,7 +343,8 @@ def report(experiments: Sequence[Experiment], device: str) -> str:
         lines.append(f"Tokens/s unknown: nothing is recorded of {device}, nor a 16-bit peak known that it would have.")
     for data, size in corpora.items():
         stored = (size.train or 0) + (size.validation or 0)
-        counted = f"{stored:,.0f} tokens, {2 * stored / 1e6:,.1f} MB, " if size.train else ""
+        width = int(token_type(data.vocab_size)[-1])
+        counted = f"{stored:,.0f} tokens, {width * stored / 1e6:,.1f} MB, " if size.train else ""
         lines.append(f"Token files of {data.corpus}, T={data.context}: {counted}{size.source}.")
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """What a run costs: counts against built models, a plan against trained runs, and how each number is known."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -229,6 +230,15 @@ def test_plan_of_a_preset_has_a_line_a_run(preset: str, capsys: pytest.CaptureFi
     for experiment in Preset.load(preset).experiments():
         assert printed.count(f"\n{experiment.id}  ") == 1
     assert "Tokens/s assumed: 20% of 312 TFLOP/s, the 16-bit peak in the data sheet of A100." in printed
+
+
+def test_token_files_of_a_large_vocabulary_are_twice_as_large() -> None:
+    sizes = []
+    for vocab_size in (50000, 70000):
+        data = {"corpus": "codeparrot", "max_documents": 600_000, "vocab_size": vocab_size}
+        printed = cost.report([Experiment.from_dict({"data": data})], "A100")
+        sizes += re.findall(r"2,110,000,000 tokens, ([\d,.]+ MB)", printed)
+    assert sizes == ["4,220.0 MB", "8,440.0 MB"]
 
 
 def test_plan_of_one_run_and_of_a_machine_without_a_name(
