@@ -169,7 +169,9 @@ def _panel(axes: Axes) -> dict[str, Any]:
         "x": {"label": axes.get_xlabel(), "log": axes.get_xscale() == "log"},
         "y": {"label": axes.get_ylabel(), "log": axes.get_yscale() == "log"},
     }
-    return {"title": axes.get_title(), "series": series, "rules": rules, "axes": words}
+    # Beside others, what shares their labels (as of twin axes) goes by the name of its one curve.
+    title = axes.get_title() or (series[0]["name"] if len(series) == 1 and len(axes.figure.axes) > 1 else "")
+    return {"title": title, "series": series, "rules": rules, "axes": words}
 
 
 def _number(value: float) -> float | None:

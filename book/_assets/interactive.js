@@ -63,6 +63,16 @@
   }
   number.sign = (text) => text.replace("-", "\u2212");
 
+  /** 1, 2 and 5 of each decade between two numbers above zero; of many decades the powers of ten alone. */
+  function ticks(from, to) {
+    const found = [], first = Math.floor(Math.log10(from)), decades = Math.log10(to / from);
+    for (let power = first; power <= Math.log10(to); power += 1) {
+      for (const digit of decades > 2.5 ? [1] : [1, 2, 5]) found.push(Number(`${digit}e${power}`));
+    }
+    const inside = found.filter((value) => value >= from && value <= to);
+    return inside.length > 1 ? inside : [from, Math.sqrt(from * to), to];
+  }
+
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
   function cividis(share) {
@@ -250,6 +260,7 @@
           font: "12px sans-serif", labelFont: "12px sans-serif", label: words[name], labelSize: 18, labelGap: 0,
           size: (_, texts) => (name === "x" ? 30 : 18 + 7 * Math.max(3, ...(texts || []).map((t) => t.length))),
           space: name === "x" ? 50 : 28,
+          ...(self.log[name] ? { splits: (_, __, from, to) => ticks(from, to), filter: (_, splits) => splits } : {}),
           values: (_, splits) => splits.map((v) => (v === null ? "" : number(v, 4, true))),
         });
         const scale = (name) => {
