@@ -14,12 +14,15 @@ else
 ENVIRONMENT := .venv/.installed
 endif
 
-.PHONY: help book test lint notebooks bench pdf zip links lock clean
+.PHONY: help book test torture lint audit notebooks bench pdf zip links lock clean
 
 help:
-	@echo "make book [PRESET=smoke|quick|gpu|paper]  train what is missing, run the notebooks, build the book"
+	@echo "make book [PRESET=smoke|quick|gpu|paper]  train what is missing, run the notebooks, build the book; STRICT=1: none"
+	@echo "                if a notebook failed"
 	@echo "make test       run all tests and re-execute the committed notebooks"
+	@echo "make torture    the long form of the tests that kill and damage; counts accumulate in data/recorded/torture.json"
 	@echo "make lint       check formatting, lint, spelling and types"
+	@echo "make audit      ask the public database of vulnerabilities about the locked versions"
 	@echo "make notebooks  execute the committed notebooks on data/recorded/quick again, and write README's results"
 	@echo "make bench      measure speed and memory, write benchmarks/results, print the targets"
 	@echo "make pdf | zip | links [PRESET=...]  print the book, pack it to read offline, check its links"
@@ -28,17 +31,25 @@ help:
 	@echo "SYSTEM_TORCH=1 make book    take the torch that this machine has"
 
 book: $(ENVIRONMENT)
-	@.venv/bin/python -m nfcore book $(PRESET)
+	@.venv/bin/python -m nfcore book $(PRESET) $(if $(STRICT),--strict)
 
 test: $(ENVIRONMENT)
 	.venv/bin/python -m pytest
 	.venv/bin/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg book/notebooks
+
+torture: $(ENVIRONMENT)
+	.venv/bin/python -m tests.torture
 
 lint: $(ENVIRONMENT)
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m ruff check .
 	.venv/bin/codespell
 	.venv/bin/python -m mypy
+
+audit:
+	"$(PYTHON)" -m venv _build/audit
+	_build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	_build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.hashes
 
 notebooks: $(ENVIRONMENT)
 	for script in notebooks/*.py; do \
@@ -60,6 +71,6 @@ lock: $(ENVIRONMENT)
 clean:
 	rm -rf .venv _build book/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(ENVIRONMENT): requirements.lock pyproject.toml tools/install.py
+$(ENVIRONMENT): requirements.lock requirements.hashes pyproject.toml tools/install.py
 	@$(PYTHON) tools/install.py $(if $(findstring system-torch,$@),--system-torch)
 	@touch $@

@@ -1,20 +1,22 @@
 # data -> runs -> notebooks -> book, for one preset. `make book PRESET=quick` calls it; by hand:
 #   snakemake --cores 2 --resources gpu=1 --rerun-incomplete --config preset=quick
+# With a profile (profiles/) the runs and notebooks are jobs of a cluster; `hardware` is what their time is planned for.
 # Everything it writes is ignored by git. Of a run only the completion record is declared, and kept (`update`) when its
 # job starts again: Snakemake deletes declared outputs, and checkpoints have to survive.
 import os
 import shlex
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from snakemake.exceptions import WorkflowError
 
-from nfcore import study
+from nfcore import cost, study
 from nfcore.presets import Preset, params_file
 from nfcore.runs import runs_dir
-from nfcore.settings import digest
+from nfcore.settings import SettingsError, digest
 
 # With study=STAGE the goal is what is missing of that stage of the study, without a book.
 STAGE = config.get("study")
@@ -22,10 +24,14 @@ PRESET = Preset.load(config.get("preset", "quick"))
 NAME = study.NAME if STAGE else PRESET.preset
 BUILD = f"_build/{NAME}"
 RUNS = {e.id: e for e in (study.Study.load().missing(STAGE) if STAGE else PRESET.experiments())}
+GPU = int(NAME in ("gpu", "paper"))
+HARDWARE = config.get("hardware") or cost.usual_device(GPU)
+UNPLANNED = {"mem_mb": 16000, "runtime": 720}  # of a run whose memory or time is not known: MB, minutes
 MAIN = {e.id for e in PRESET.grid()["curves"]}
 NEEDS = {name: [e.id for e in grid] for name, grid in PRESET.grid().items()}
-NEEDS |= dict.fromkeys((*study.NOTEBOOKS, "speed"), [])  # these show recorded runs, and no runs
+NEEDS |= dict.fromkeys((*study.NOTEBOOKS, "speed", "faults"), [])  # these show recorded runs, and no runs
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.py"))
+MISSING = sorted(filter(None, str(config.get("missing", "")).split("+")))  # notebooks that failed, for a book without them
 PAGES = [p for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb" and "_build" not in p.parts]
 PYTHON = shlex.quote(sys.executable)
 RUNS_DIR = os.path.relpath(runs_dir()) if runs_dir().is_relative_to(Path.cwd()) else str(runs_dir())
@@ -36,6 +42,16 @@ SHOWS += sorted(map(str, [Path("data/claims.yaml"), *Path("data/published").glob
 
 def marker(experiment):
     return f"{BUILD}/tokens/{digest(vars(experiment.data))}"
+
+
+@cache
+def planned(run):
+    """Memory and time to ask for. The tokens of an epoch may be yet to be counted, and of a device nothing be known."""
+    try:
+        (plan,), _ = cost.plan([RUNS[run]], HARDWARE)
+    except SettingsError:
+        return UNPLANNED
+    return {"mem_mb": cost.host_memory_mb(plan, GPU), "runtime": cost.minutes(plan) or UNPLANNED["runtime"]}
 
 
 def shown_by(notebook):
@@ -59,6 +75,17 @@ wildcard_constraints:
     id="[0-9a-f]{12}",
 
 
+envvars:
+    *(name for name in ("HF_HOME", "NFCORE_DATA", "NFCORE_ROOT", "NFCORE_RUNS") if name in os.environ),
+
+
+# Downloads need a network, which nodes of a cluster often lack.
+localrules:
+    all,
+    tokens,
+    book,
+
+
 rule all:
     input:
         expand(RECORD, id=RUNS) if STAGE else f"{BUILD}/html/index.html",
@@ -69,6 +96,7 @@ rule tokens:
         BUILD + "/tokens/{data}",
     params:
         run=lambda wildcards, output: MARKERS[output[0]],
+    retries: 0  # on a cluster others are: what is wrong with a corpus stays so
     shell:
         "{PYTHON} -m nfcore data {NAME}/{params.run} --mark {output:q} > /dev/null"
 
@@ -79,10 +107,13 @@ rule run:
     output:
         update(RECORD),
     priority: lambda wildcards: 2 if wildcards.id in MAIN else 1
+    threads: lambda wildcards: RUNS[wildcards.id].training.threads or 4
     resources:
-        gpu=1 if NAME in ("gpu", "paper") else 0,
+        gpu=GPU,
+        mem_mb=lambda wildcards, attempt: attempt * planned(wildcards.id)["mem_mb"],
+        runtime=lambda wildcards, attempt: attempt * planned(wildcards.id)["runtime"],
     shell:
-        "{PYTHON} -m nfcore train {NAME}/{wildcards.id} && touch {output:q}"
+        "{PYTHON} -m nfcore train {NAME}/{wildcards.id} || [ $? -eq 3 ]; touch {output:q}"
 
 
 rule notebook:
@@ -95,6 +126,10 @@ rule notebook:
         BUILD + "/notebooks/{name}.ipynb",
     params:
         preset=lambda wildcards: shown_by(wildcards.name),
+    resources:
+        gpu=0,
+        mem_mb=8000,
+        runtime=120,
     shell:
         "{PYTHON} -m nfcore notebook {input.script:q} {output:q} preset={params.preset} source=local > /dev/null"
 
@@ -102,7 +137,7 @@ rule notebook:
 # In shell alone: a `run:` block breaks where the path of Python has a space.
 rule book:
     input:
-        expand(BUILD + "/notebooks/{name}.ipynb", name=NOTEBOOKS),
+        expand(BUILD + "/notebooks/{name}.ipynb", name=[n for n in NOTEBOOKS if n not in MISSING]),
         "_config.yml",
         ["CHANGELOG.md", "LICENSE"],  # pages include them
         PAGES,
@@ -112,7 +147,9 @@ rule book:
     log:
         BUILD + "/book.log",
     params:
-        build="build {BUILD}/book --path-output {BUILD} --config _config.yml -W -n --keep-going --quiet".format(BUILD=BUILD),
+        # Pages that quote a missing notebook bring warnings.
+        build="build {} --path-output {} --config _config.yml {} -n --keep-going --quiet".format(f"{BUILD}/book", BUILD, "" if MISSING else "-W"),
+        missing=MISSING,
     shell:
         """
         rm -rf {BUILD}/book {BUILD}/html
@@ -121,6 +158,11 @@ rule book:
         rm -rf {BUILD}/book/_build {BUILD}/book/notebooks
         cp -R {BUILD}/notebooks {BUILD}/book/notebooks
         rm -f {BUILD}/book/notebooks/*.failed.ipynb
+        for name in {params.missing}; do
+            rm -f "{BUILD}/book/notebooks/$name.ipynb"
+            printf '# %s: missing\n\n```{{warning}}\nThis notebook failed, or a run that it shows. What it came to is in `%s`.\n```\n' \
+                "$name" "{BUILD}/notebooks/$name.failed.ipynb" > "{BUILD}/book/notebooks/$name.md"
+        done
         {PYTHON} -c 'from jupyter_book.cli.main import main; main()' {params.build} > {log} 2>&1 \
             || {{ cat {log} >&2; exit 1; }}
         cp -R {BUILD}/_build/html {BUILD}/html

@@ -20,7 +20,7 @@ from benchmarks.common import Options, Section, Target, alternate, in_a_process,
 
 CONTEXT, VOCABULARY = 128, 1024
 SIZE = 32  # MB of text for the comparison
-GROWTH = (32, 64, 128)  # MB of text for the memory
+GROWTH = (64, 256, 1024)  # MB of text for memory and time
 MIB = 2**20
 
 
@@ -160,3 +160,8 @@ def memory(section: Section, options: Options, folder: Path, tokens: Path) -> No
     # Bytes that each further byte of text costs: nothing would be flat.
     slope = (peaks[-1] - peaks[0]) * MIB / ((sizes[-1] - sizes[0]) * 1e6)
     section.targets.append(Target("peak memory of text to tokens, bytes a byte of text", slope, 0.1, "", False))
+    rates = [row["seconds"] / row["megabytes"] for row in section.rows if row["kind"] == "memory"]
+    growth = rates[-1] / rates[0]
+    section.targets.append(
+        Target("time a byte of the largest corpus over that of the smallest", growth, 1.1, "x", False)
+    )

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.common import Options, Section, Target, in_a_process, seconds, spread
 from benchmarks.training import experiment, ours
-from nfcore.cost import flops_per_token
+from nfcore.cost import PEAK_TFLOPS, card, flops_per_token
 from nfcore.settings import Experiment
 
 
@@ -30,8 +30,6 @@ OVER: dict[str, tuple[int, ...]] = {
     "batch": (1, 4, 16, 64),
     "vocabulary": (1024, 4096, 16384, 50257),
 }
-# Dense bf16 TFLOP/s of the data sheets. Model FLOP/s utilisation (MFU) is of these; of another GPU it is unknown.
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
 
 
 def run(options: Options) -> Section:
@@ -118,10 +116,8 @@ def train(settings: Experiment, repeats: int, threads: int) -> tuple[list[float]
 
 
 def mfu(gflops: float) -> float | str:
-    if not torch.cuda.is_available():
-        return "unknown"
-    name = torch.cuda.get_device_name()
-    peak = next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
+    """Model FLOP/s utilisation, of the data sheet's peak."""
+    peak = PEAK_TFLOPS.get(card(torch.cuda.get_device_name())) if torch.cuda.is_available() else None
     return gflops / 1e3 / peak if peak else "unknown"
 
 

@@ -1,20 +1,24 @@
 """Train runs, measure attention entropy, execute notebooks, build the book.
 
-Exit code 2 is wrong input, 130 an interruption.
+Exit codes: 2 wrong input, or files that cannot be read or written; 3 a run that diverged, which is recorded; 4 out of
+memory; 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
-import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nfcore import faults
 from nfcore.settings import Experiment, SettingsError, override, project_root, read_yaml
 
 
@@ -41,28 +45,28 @@ def _grid(preset: str) -> list[Experiment]:
     return study.Study.load().experiments() if preset == study.NAME else Preset.load(preset).experiments()
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> int:
     # Everything that can be wrong with the settings is said before torch is loaded.
     fresh = "fresh=true" in args.settings
     settings = [a for a in args.settings if a not in ("fresh=true", "fresh=false")]
     experiment = read_experiment(args.experiment, settings)
+    from nfcore.runs import read_record
     from nfcore.training import train as run
 
-    directory = run(experiment, fresh=fresh, report_to=args.report_to, quiet=args.quiet)
-    if not args.quiet:
-        from nfcore.runs import read_record
-
-        record = read_record(directory) or {}
+    directory = run(experiment, fresh=fresh, report_to=args.report_to, quiet=args.quiet, fsdp=args.fsdp)
+    record = read_record(directory) or {}
+    if not args.quiet and os.environ.get("RANK", "0") == "0":
         final = record["final"]
         result = f"perplexity {final['perplexity']:.3f}" if final["perplexity"] else f"diverged: {record['diverged']}"
         print(f"{directory}: {result} after {final['step']} steps")
+    return faults.DIVERGED if record["status"] == "diverged" else 0
 
 
 def data(args: argparse.Namespace) -> None:
     experiment = read_experiment(args.experiment, args.settings)
     from nfcore.data import prepare
 
-    tokens = prepare(experiment.data, verify=args.verify)
+    tokens = prepare(experiment.data, args.processes)
     summary = {k: v for k, v in tokens.meta.items() if k not in ("settings", "packages", "versions")}
     print(yaml.safe_dump({"directory": str(tokens.directory), **summary}, sort_keys=False), end="")
     if args.mark:
@@ -132,8 +136,16 @@ def notebook(args: argparse.Namespace) -> None:
     print(execute(args.script, args.output, override({}, args.parameters)))
 
 
-def _snakemake(config: str, cores: int, announcement: str, dry_run: bool = False) -> None:
-    """Run the Snakefile, one Snakemake a folder; an error of it is ours."""
+def plan(args: argparse.Namespace) -> None:
+    from nfcore import cost
+
+    single = "/" in args.runs or Path(args.runs).is_file()
+    experiments = [read_experiment(args.runs, [])] if single else _grid(args.runs)
+    print(cost.report(experiments, cost.known_device(args.hardware) if args.hardware else cost.this_device()))
+
+
+def _snakemake(args: argparse.Namespace, config: list[str], announcement: str) -> int:
+    """Run the Snakefile, one Snakemake a folder; its exit code."""
     from filelock import FileLock, Timeout
 
     root = project_root()
@@ -142,7 +154,13 @@ def _snakemake(config: str, cores: int, announcement: str, dry_run: bool = False
             f"{root}: no Snakefile; the book is built from a checkout of the project, and the study run there"
         )
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
-    command += ["--config", config]
+    command += ["--config", *config]
+    if args.hardware:
+        from nfcore.cost import known_device
+
+        command += [f"hardware={known_device(args.hardware)}"]
+    if args.profile and not args.profile.is_dir():
+        raise SettingsError(f"--profile: {str(args.profile)!r} is not a folder with a Snakemake profile")
     environment = {"TOKENIZERS_PARALLELISM": "true", **os.environ}
     (root / ".snakemake").mkdir(exist_ok=True)
     try:
@@ -155,20 +173,34 @@ def _snakemake(config: str, cores: int, announcement: str, dry_run: bool = False
     if stale and subprocess.run([*command, "--unlock", "--quiet"], env=environment).returncode:
         raise SettingsError(f"{root}: the lock of an earlier Snakemake could not be removed")
     print(announcement, flush=True)
-    command += ["--cores", str(cores), "--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
-    command += ["--quiet", "all", *(["--dry-run"] if dry_run else [])]
-    done = subprocess.run(command, env=environment)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    here = ["--cores", str(args.cores), "--resources", "gpu=1"]
+    command += ["--profile", str(args.profile.resolve())] if args.profile else here
+    command += ["--rerun-incomplete", "--keep-going", "--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
+    with subprocess.Popen(command, env=environment) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, faults.Stopped):  # came to this process alone, as Ctrl-C does not
+                _terminate_children()
+            child.wait()  # until the runs have their checkpoints
+            raise
 
 
-def book(args: argparse.Namespace) -> None:
+def _terminate_children() -> None:
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+
+
+def book(args: argparse.Namespace) -> int:
     """Run the whole grid of a preset and build its book, through the Snakefile."""
     from nfcore.presets import Preset
     from nfcore.runs import read_record, runs_dir, source_hash
 
     preset = Preset.load(args.preset)
-    if preset.preset in ("gpu", "paper") and not args.dry_run:
+    if preset.preset in ("gpu", "paper") and not args.dry_run and not args.profile:
         import torch
 
         if not torch.cuda.is_available():
@@ -182,13 +214,21 @@ def book(args: argparse.Namespace) -> None:
             "`python -m nfcore train PRESET/ID fresh=true` retrains one",
             file=sys.stderr,
         )
-    _snakemake(f"preset={preset.preset}", args.cores, announcement, args.dry_run)
-    if not args.dry_run:
-        index = project_root() / "_build" / preset.preset / "html" / "index.html"
-        print(f"The book of preset {preset.preset}: open {index}")
+    config = [f"preset={preset.preset}"]
+    code = _snakemake(args, config, announcement)
+    build = project_root() / "_build" / preset.preset
+    names = sorted(path.stem for path in (project_root() / "notebooks").glob("*.py"))
+    missing = [name for name in names if not (build / "notebooks" / f"{name}.ipynb").exists()]
+    made = code == 0
+    if code and not (args.strict or args.dry_run) and 0 < len(missing) < len(names):
+        print(f"nfcore: {', '.join(missing)}: failed, and the book says so; --strict makes none then", file=sys.stderr)
+        made = _snakemake(args, [*config, f"missing={'+'.join(missing)}"], "The book without them") == 0
+    if made and not args.dry_run:
+        print(f"The book of preset {preset.preset}: open {build / 'html' / 'index.html'}")
+    return code
 
 
-def study(args: argparse.Namespace) -> None:
+def study(args: argparse.Namespace) -> int:
     """Train what is missing of the study, through the Snakefile, and record it."""
     from nfcore.study import Study
 
@@ -199,15 +239,17 @@ def study(args: argparse.Namespace) -> None:
             if args.dry_run:
                 print(announcement)
                 break
-            _snakemake(f"study={stage}", args.cores, announcement)
+            if code := _snakemake(args, [f"study={stage}"], announcement):
+                return code
             design = Study.load()  # a finished grid of learning rates decides on further runs
         else:
             print(f"Stage {stage}: all {len(design.experiments(stage))} runs are there")
     if not args.dry_run:
         print(design.record())
+    return 0
 
 
-def claims(args: argparse.Namespace) -> None:
+def claims(args: argparse.Namespace) -> int:
     """Print the verdicts; exit with 1 if a recorded one does not follow from the recorded runs."""
     from nfcore import claims as ledger
     from nfcore.study import Study
@@ -219,10 +261,11 @@ def claims(args: argparse.Namespace) -> None:
     print(found.assign(statement=statements).to_markdown(index=False, tablefmt="simple", floatfmt=".3f"))
     if args.record:
         print(ledger.record(found))
-    elif args.source == "recorded":
-        for line in ledger.outdated(found):
-            print(f"nfcore: {line}", file=sys.stderr)
-            args.failed = True
+        return 0
+    outdated = ledger.outdated(found) if args.source == "recorded" else []
+    for line in outdated:
+        print(f"nfcore: {line}", file=sys.stderr)
+    return 1 if outdated else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -233,6 +276,12 @@ def parser() -> argparse.ArgumentParser:
         sub = parent.add_parser(name, help=text, description=text)
         sub.set_defaults(action=run)  # "run" is an argument of some commands
         return sub
+
+    def scheduled(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--cores", type=int, default=os.cpu_count(), help="of this machine (default: all)")
+        sub.add_argument("--profile", type=Path, help="a folder of profiles/: train on a cluster")
+        sub.add_argument("--hardware", help="what the time of a cluster's jobs is planned for, as in `plan`")
+        sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
 
     for name, run, text in (
         ("train", train, "train one run, resume it, or find it finished (fresh=true: train it again)"),
@@ -246,8 +295,11 @@ def parser() -> argparse.ArgumentParser:
         if name == "train":
             sub.add_argument("--report-to", action="append", default=[], help="tensorboard, wandb, trackio, ...")
             sub.add_argument("--quiet", action="store_true", help="no progress")
+            sub.add_argument(
+                "--fsdp", action="store_true", help="shard the model over the processes of torchrun (FSDP2)"
+            )
         else:
-            sub.add_argument("--verify", action="store_true", help="compare the files with their hashes")
+            sub.add_argument("--processes", type=int, default=1, metavar="N", help="how many tokenise at once")
             sub.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
 
     sub = command("entropy", entropy, "attention entropy per head of a saved or Hub model on a text")
@@ -279,47 +331,52 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "stage", nargs="?", help="core, learning-rate, confounds, sizes, mechanism, follow-up (default: all)"
     )
-    sub.add_argument("--cores", type=int, default=os.cpu_count())
-    sub.add_argument("--dry-run", action="store_true", help="only say what would be trained")
+    scheduled(sub)
 
     sub = command("book", book, "run the grid of a preset and build its book")
     sub.add_argument("preset", nargs="?", default="quick")
-    sub.add_argument("--cores", type=int, default=os.cpu_count())
-    sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    sub.add_argument("--strict", action="store_true", help="no book if a notebook failed; else one that says which")
+    scheduled(sub)
+
+    sub = command("plan", plan, "what runs take: parameters, tokens, memory, storage, hours")
+    sub.add_argument("runs", metavar="PRESET", help="a preset, study, PRESET/ID, or a settings file")
+    sub.add_argument(
+        "--hardware", help="H100, A100, ..., or a device that runs are recorded of (default: this machine)"
+    )
     return root
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, faults.stop)
     try:
-        args.action(args)
-        return int(getattr(args, "failed", False))
+        return args.action(args) or 0
     except SettingsError as error:
-        print(f"nfcore: {error}", file=sys.stderr)
-        return 2
+        return failed(error, 2)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return failed(faults.full_disk(error.filename or os.fspath(project_root())), 2)
         where = f"{error.filename}: " if error.filename else ""
-        print(f"nfcore: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
+        return failed(f"{where}{error.strerror or error}", 2)
     except ImportError as error:
-        print(
-            f"nfcore: {error}; it comes with the environment of `make`, or with `pip install nfcore[book]`",
-            file=sys.stderr,
-        )
-        return 2
+        return failed(f"{error}; it comes with the environment of `make`, or with `pip install nfcore[book]`", 2)
+    except faults.OutOfMemory as error:
+        return failed(error, faults.OUT_OF_MEMORY)
     except RuntimeError as error:
         if args.action is notebook:
-            print(f"nfcore: {error}", file=sys.stderr)
-            return 1
-        free = shutil.disk_usage(project_root()).free
-        if free > 2**24:
-            raise
-        # torch and safetensors raise errors of their own kinds
-        print(f"nfcore: {project_root()}: the disk is full ({free / 2**20:.0f} MiB left); {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("nfcore: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+            return failed(error, 1)
+        raise
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
+            return getattr(stop, "code", 130)
+        return failed(str(stop) or f"interrupted; {faults.RESUME}", getattr(stop, "code", 130))
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def failed(message: object, code: int) -> int:
+    print(f"nfcore: {message}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -178,6 +178,8 @@ def _streaming(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
     if not bool(k.isfinite().all()):
         return _chunked(q, k, scale, causal)[0]  # the kernel would spread 0 x NaN over rows that never see the key
     k = k - k.mean(2, keepdim=True)
+    if scale <= 0:  # the kernels take the largest score before they scale
+        q, scale = scale * q, 1.0
     mean_key, lse = flash_with_lse(q, k, k, scale, causal)
     entropy = lse - scale * (q * mean_key).sum(-1)
     return entropy.clamp_min(0.0).masked_fill(~entropy.isfinite(), torch.nan)

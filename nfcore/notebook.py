@@ -99,6 +99,7 @@ def execute(script: Path, output: Path, values: dict[str, Any]) -> Path:
                 values,
                 progress_bar=False,
                 record_timing=False,
+                coalesce_streams=True,  # else what is printed slowly comes in pieces
                 extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except papermill.PapermillExecutionError as error:

@@ -167,9 +167,9 @@ def _finish(experiment: Experiment) -> None:
     if record:
         runs.verify(directory, record)
     else:
-        from nfcore.training import train
+        from nfcore.training import train_on_all
 
-        train(experiment)
+        train_on_all(experiment)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

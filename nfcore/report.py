@@ -165,11 +165,12 @@ def entropy_of_text(model: str, text: Path, context: int, sequences: int) -> str
         runs.verify(saved, record)
     where = str(saved / "model" if record else model)
     try:
-        network = AutoModelForCausalLM.from_pretrained(where).eval()
+        network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False).eval()
         file = Path(where) / "tokenizer.json"
-        tokenizer = (
-            PreTrainedTokenizerFast(tokenizer_file=str(file)) if file.exists() else AutoTokenizer.from_pretrained(where)
-        )
+        if file.exists():
+            tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(file))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SettingsError(f"model: {model!r} cannot be loaded ({str(error).splitlines()[0]})") from None
     limit = getattr(network.config, "max_position_embeddings", None) or context

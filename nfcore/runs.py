@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from nfcore.data import file_sha256
 from nfcore.settings import ModelSettings, SettingsError, digest, project_root
 
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksum of the record itself; it is read all the same
 TABLES = ("metrics", "layers", "heads", "positions")
+AGAIN = "delete the run's directory to train it again"
 _SOURCES = ("settings.py", "model.py", "entropy.py", "linearity.py", "data.py", "training.py")
 
 
@@ -60,9 +62,22 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_record(directory: Path, record: dict[str, Any], files: Iterable[Path]) -> None:
-    """Complete a run: checksum ``files`` and put ``record.json`` in place."""
+    """Complete a run: checksum ``files`` and the record itself, and put ``record.json`` in place."""
     sums = {str(f.relative_to(directory)): file_sha256(f) for f in sorted(files)}
-    write_atomically(directory / "record.json", json.dumps({"format": FORMAT, **record, "files": sums}, indent=1))
+    whole = {"format": FORMAT, **record, "files": sums}
+    write_atomically(directory / "record.json", json.dumps({**whole, "sha256": digest(whole, 64)}, indent=1))
+
+
+@contextmanager
+def _legible(path: Path, remedy: str) -> Iterator[None]:
+    """Name ``path`` where reading it fails, or where it has not the form that we wrote."""
+    try:
+        yield
+    except SettingsError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, NotImplementedError, RecursionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise SettingsError(f"{path}: cannot be read ({type(error).__name__}: {reason}); {remedy}") from None
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
@@ -70,13 +85,13 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     path = directory / "record.json"
     if not path.exists():
         return None
-    try:
+    with _legible(path, AGAIN):
         record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: cannot be read ({error}); delete the run's directory to train it again") from None
     found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise SettingsError(f"{path}: record format {found!r}, this version reads {FORMAT}")
+    if found not in (1, FORMAT):
+        raise SettingsError(f"{path}: record format {found!r}, this version reads 1 and {FORMAT}")
+    if found == FORMAT and record.get("sha256") != digest({k: v for k, v in record.items() if k != "sha256"}, 64):
+        raise SettingsError(f"{path}: differs from its own SHA-256; {AGAIN}")
     return record
 
 
@@ -88,12 +103,13 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
 
 def verify(directory: Path, record: dict[str, Any], remedy: str = "fresh=true trains the run again") -> None:
     """Raise SettingsError if a file of the run is missing or does not match its recorded hash."""
-    for name, expected in record["files"].items():
-        path = directory / name
-        if not path.exists():
-            raise SettingsError(f"{path}: missing, though the record lists it; {remedy}")
-        if file_sha256(path) != expected:
-            raise SettingsError(f"{path}: does not match its recorded hash; {remedy}")
+    with _legible(directory, remedy):
+        for name, expected in record["files"].items():
+            path = directory / name
+            if not path.exists():
+                raise SettingsError(f"{path}: missing, though the record lists it; {remedy}")
+            if file_sha256(path) != expected:
+                raise SettingsError(f"{path}: does not match its recorded hash; {remedy}")
 
 
 def row(record: dict[str, Any]) -> dict[str, Any]:
@@ -145,20 +161,23 @@ def load_runs(source: str | Path | None = None) -> Runs:
     if not directory.is_dir():
         raise SettingsError(f"{directory}: no such directory of runs")
     if (directory / "checksums.json").exists():
-        try:
+        remedy = "`python -m nfcore runs record` writes it again"
+        with _legible(directory / "checksums.json", remedy):
             sums = json.loads((directory / "checksums.json").read_text())
-        except ValueError as error:
-            raise SettingsError(f"{directory / 'checksums.json'}: cannot be read ({error})") from None
-        verify(directory, {"files": sums}, "`python -m nfcore runs record` writes it again")
+        verify(directory, {"files": sums}, remedy)
         records = read_records(directory)
         whole = [(directory, {"files": sums})]
         tables = {name: _stack(whole, name) for name in TABLES}
+        found = [(directory, record) for record in records]
     else:
         read = ((path.parent, read_record(path.parent)) for path in sorted(directory.glob("*/record.json")))
         found = [(path, record) for path, record in read if record]
-        records = [record for _, record in found]
         tables = {name: _stack(found, name) for name in TABLES}
-    return Runs(pd.DataFrame([row(record) for record in records]), **tables)
+    rows = []
+    for path, record in found:
+        with _legible(path, AGAIN):
+            rows.append(row(record))
+    return Runs(pd.DataFrame(rows), **tables)
 
 
 def _stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFrame:
@@ -166,11 +185,12 @@ def _stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFr
     frames = []
     for directory, record in found:
         file = f"{name}.parquet"
-        if file in record["files"]:
-            frame = pd.read_parquet(directory / file)
-            if name == "positions":  # the largest table: in half the bytes
-                frame = frame.astype(dict.fromkeys(("entropy", "entropy_random"), "float32"))
-            frames.append(frame.assign(run=record["id"]) if "id" in record else frame)
+        with _legible(directory / file, AGAIN):
+            if file in record["files"]:
+                frame = pd.read_parquet(directory / file)
+                if name == "positions":  # the largest table: in half the bytes
+                    frame = frame.astype(dict.fromkeys(("entropy", "entropy_random"), "float32"))
+                frames.append(frame.assign(run=record["id"]) if "id" in record else frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"run": []})
 
 

@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -50,6 +51,13 @@ ACTIVATIONS = (
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = (*DTYPES, "auto")
 
+YAML_BYTES = 2**20  # the longest file of settings that is read
+YAML_DEPTH = 16  # and its deepest nesting
+LARGEST_VOCABULARY = 2**20  # about that of the largest tokenizers there are
+
+SHORT = reprlib.Repr()  # of a value in a message: whatever it was, the message is readable
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
+
 
 def project_root() -> Path:
     """Where ``data`` and ``runs`` live: the environment's ``NFCORE_ROOT``, else nfcore's own checkout, else here."""
@@ -62,7 +70,7 @@ def project_root() -> Path:
 def choice(where: str, value: object, allowed: typing.Iterable[object]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:
-        raise SettingsError(f"{where}: {value!r} is not one of {', '.join(map(str, allowed))}")
+        raise SettingsError(f"{where}: {SHORT.repr(value)} is not one of {', '.join(map(str, allowed))}")
 
 
 def registered(where: str, name: str, registry: str) -> None:
@@ -79,6 +87,12 @@ def at_least(where: str, value: float, low: float, high: float = math.inf) -> No
 
 # A setting added after runs were recorded: at its default it is left out of the hash, so that those keep their ids.
 LATER = {"later": True}
+
+
+def identity(settings: Any) -> dict[str, Any]:
+    """The fields of a section that name what is made with it: those added later only where they are not the default."""
+    later = {f.name: f.default for f in fields(settings) if f.metadata == LATER}
+    return {name: value for name, value in asdict(settings).items() if name not in later or value != later[name]}
 
 
 @dataclass(frozen=True)
@@ -186,6 +200,8 @@ class DataSettings:
     ``packing``: ``per-file`` cuts each document into sequences of ``context`` tokens and drops the tail, as the paper
     does; ``packed`` joins documents with an end-of-text token first.
     ``split_by``: documents go to validation by the hash of their group (package/directory) or of themselves.
+    ``streaming``: of ``codeparrot`` only, read no more than ``max_documents`` need, in place of a download of it all.
+    It is then shuffled within a window instead of as a whole, so the documents are others than the paper's.
     """
 
     corpus: str = "python-source"
@@ -200,15 +216,12 @@ class DataSettings:
     max_validation_documents: int | None = None
     train_files: str | None = None  # codeparrot only: local parquet or JSON-lines files in place of the Hub's
     validation_files: str | None = None
+    streaming: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not self.corpus:
             raise SettingsError("data.corpus: '' must be python-source, codeparrot or a path")
-        at_least("data.vocab_size", self.vocab_size, 257)
-        if self.vocab_size > 65535:
-            raise SettingsError(
-                f"data.vocab_size: {self.vocab_size} does not fit the 16-bit token files (at most 65535)"
-            )
+        at_least("data.vocab_size", self.vocab_size, 257, LARGEST_VOCABULARY)
         at_least("data.context", self.context, 2)
         choice("data.packing", self.packing, ("per-file", "packed"))
         choice("data.split_by", self.split_by, ("group", "document"))
@@ -221,6 +234,8 @@ class DataSettings:
             raise SettingsError("data.train_files and data.validation_files: give both or neither")
         if self.train_files is not None and self.corpus != "codeparrot":
             raise SettingsError(f"data.train_files: only for data.corpus codeparrot, which here is {self.corpus!r}")
+        if self.streaming and self.corpus != "codeparrot":
+            raise SettingsError(f"data.streaming: true is only for data.corpus codeparrot, not for {self.corpus!r}")
 
 
 @dataclass(frozen=True)
@@ -344,14 +359,9 @@ class Experiment:
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that name the run: SHA-256 of all settings but the label and the thread count."""
-        settings = self.to_dict()
-        settings.pop("name")
-        settings["training"].pop("threads")
-        for section in ("model", "data", "training"):
-            for f in fields(getattr(self, section)):
-                if f.metadata == LATER and settings[section][f.name] == f.default:
-                    del settings[section][f.name]
-        return digest(settings)
+        sections = {name: identity(getattr(self, name)) for name in ("model", "data", "training")}
+        sections["training"].pop("threads")
+        return digest({"seed": self.seed, **sections})
 
 
 def digest(value: Any, digits: int = 12) -> str:
@@ -361,7 +371,7 @@ def digest(value: Any, digits: int = 12) -> str:
 
 def check_mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise SettingsError(f"{where}: {value!r} must be a mapping of settings")
+        raise SettingsError(f"{where}: {SHORT.repr(value)} must be a mapping of settings")
     return dict(value)
 
 
@@ -370,12 +380,16 @@ def check_keys(mapping: Any, allowed: typing.Iterable[str], where: str) -> dict[
     mapping = check_mapping(mapping, where)
     for key in mapping:
         if key not in allowed:
-            raise SettingsError(f"{where}: unknown setting {key!r}; allowed: {', '.join(allowed)}")
+            raise SettingsError(f"{where}: unknown setting {SHORT.repr(key)}; allowed: {', '.join(allowed)}")
     return mapping
 
 
 def check_type(where: str, value: Any, kind: Any) -> None:
     """Raise unless ``value`` is of the annotated type ``kind`` (an int may stand for a float, a bool for nothing)."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise SettingsError(f"{where}: a number of {value.bit_length()} bits must be below 2**63")
+    if isinstance(value, str) and not _is_text(value):
+        raise SettingsError(f"{where}: {SHORT.repr(value)} must be text, and holds half a character or a NUL")
     if get_origin(kind) in (types.UnionType, typing.Union):
         kinds = get_args(kind)
     else:
@@ -391,7 +405,15 @@ def check_type(where: str, value: Any, kind: Any) -> None:
         with contextlib.suppress(ValueError):
             hint = f" (YAML reads {value} as text; write {yaml.safe_dump(float(value)).split()[0]})"
     names = " or ".join("null" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
-    raise SettingsError(f"{where}: {value!r} must be of type {names}{hint}")
+    raise SettingsError(f"{where}: {SHORT.repr(value)} must be of type {names}{hint}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written to a file and be part of a path."""
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
@@ -406,14 +428,42 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     return cls(**values)
 
 
+class _Loader(yaml.SafeLoader):
+    """Of YAML what settings need: no aliases, with which a short file stands for a huge value, and few levels."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+        if self.depth == YAML_DEPTH:
+            where = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"more than {YAML_DEPTH} levels", where)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text of plain types."""
+    if len(text) > YAML_BYTES:
+        raise SettingsError(f"{where}: {len(text)} characters of YAML, at most {YAML_BYTES} are read")
+    try:
+        return yaml.load(text, _Loader)
+    except Exception as error:  # PyYAML lets through whatever its constructors raise on `!!int x` or a 13th month
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SettingsError(f"{where}: not valid YAML ({reason})") from None
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; a file that cannot be read or parsed raises :class:`SettingsError`."""
     try:
-        return check_mapping(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}, str(path))
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(YAML_BYTES + 1)
+    except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    return check_mapping(parse_yaml(text, str(path)) or {}, str(path))
 
 
 def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> dict[str, Any]:
@@ -422,11 +472,12 @@ def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> d
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise SettingsError(f"{assignment!r}: overrides are written section.field=value")
+            raise SettingsError(f"{SHORT.repr(assignment)}: overrides are written section.field=value")
+        where = key[:200]
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise SettingsError(f"{key}: {text!r} is not valid YAML") from None
+            value = parse_yaml(text, where)
+        except SettingsError:
+            raise SettingsError(f"{where}: {SHORT.repr(text)} is not valid YAML") from None
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
                 value = float(value)  # 1e-3, which YAML 1.1 reads as text
@@ -435,6 +486,6 @@ def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> d
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise SettingsError(f"{key}: {section!r} is not a section of settings")
+                raise SettingsError(f"{where}: {SHORT.repr(section)} is not a section of settings")
         target[leaf] = value
     return result

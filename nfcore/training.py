@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
+from accelerate import PartialState, notebook_launcher
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler
+from torch.utils.data import RandomSampler, Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as transformers_logging
 
-from nfcore import runs
+from nfcore import checkpoints, faults, runs
+from nfcore.cost import memory_bytes
 from nfcore.data import Sequences, TokenData, collate, prepare, set_malloc
 from nfcore.entropy import attention_statistics
 from nfcore.linearity import nonlinear_shares
@@ -42,6 +47,7 @@ from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 NEVER = 2**62
 PLAIN_ATTENTION = 512  # T up to which plain attention trains faster than torch's fused one in bfloat16 on a CPU
 VOCABULARY_MULTIPLE = 128  # of what a GPU multiplies
+PATIENCE = timedelta(hours=12)  # of processes for the one that prepares data; a dead one is torchrun's to notice
 
 
 def optimizer_and_schedule(
@@ -127,13 +133,16 @@ class FirstBad:
     def check_gradients(self) -> None:
         """Call when the gradients of a step are complete and not yet clipped."""
         for layer, parameters in enumerate(self.gradients):
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            if gradients:
+            gradients = [local(p.grad) for p in parameters if p.grad is not None]
+            if gradients := [g for g in gradients if g.numel()]:
                 self._flag(self.backward, layer, *torch._foreach_norm(gradients))
 
     def event(self) -> dict[str, Any] | None:
-        """``{"step", "layer", "where"}`` of the first bad value, or None. ``step`` counts from 1."""
-        forward, backward = self.forward.cpu(), self.backward.cpu()
+        """``{"step", "layer", "where"}`` of the first bad value in any process, or None. ``step`` counts from 1."""
+        flags = torch.stack([self.forward, self.backward])
+        if dist.is_initialized():
+            dist.all_reduce(flags, dist.ReduceOp.MIN)
+        forward, backward = flags.cpu()
         first = min(int(forward.min()), int(backward.min()))
         if first == NEVER:
             return None
@@ -144,14 +153,25 @@ class FirstBad:
         return {"step": first, "layer": layer, "where": where}
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that FSDP shards; any other tensor whole."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP shards gathered from all processes; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 class Telemetry(TrainerCallback):
     """Measures a fixed held-out probe batch (B, T) every ``probe_every`` steps, keeps all numbers of the run, and ends
     it when a value stops being finite.
 
-    The tables travel in each checkpoint; a checkpoint without them was cut short and is not resumed from.
+    The tables travel in each checkpoint. Of several processes each measures the whole probe, as fast as one of them
+    would while the others wait, and the first keeps the numbers.
     """
 
-    FILE = "telemetry.json"
+    FILE = "tables.json"
 
     def __init__(self, trainer: NormFreeTrainer, probe: Tensor, settings: TrainingSettings, steps: int) -> None:
         self.trainer, self.probe, self.settings, self.steps = trainer, probe, settings, steps
@@ -212,7 +232,8 @@ class Telemetry(TrainerCallback):
         step, last = state.global_step, state.global_step >= self.steps
         probing = step % self.settings.probe_every == 0 or last
         control.should_evaluate |= last
-        control.should_save &= not last  # the finished run is saved below
+        stopping = not last and self.trainer.asked_to_stop(step)
+        control.should_save = (control.should_save or stopping) and not last  # the finished run is saved below
         # Trainer logs the mean loss since it last logged; a resumed one would not know those before its checkpoint.
         control.should_log |= control.should_save or last
         if control.should_log or control.should_save or control.should_evaluate or probing:
@@ -220,17 +241,16 @@ class Telemetry(TrainerCallback):
         if self.diverged:
             control.should_training_stop = True
             control.should_save = control.should_evaluate = False
+        elif stopping:
+            control.should_training_stop = True
         if probing or self.diverged:
             self.measure(step, last=last or bool(self.diverged))
         if last or self.diverged:
             self._stop_clock()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    def save(self, checkpoint: Path) -> None:
         saved = {name: getattr(self, name) for name in ("tables", "seconds", "wall_seconds", "sources")}
-        runs.write_atomically(checkpoint / self.FILE, json.dumps(saved))
+        (checkpoint / self.FILE).write_text(json.dumps(saved))
 
     def measure(self, step: int, last: bool = False) -> None:
         """Rows of the tables ``layers``, ``heads`` and, at the last probe, ``positions``; dropout off."""
@@ -258,7 +278,9 @@ class Telemetry(TrainerCallback):
                 for hook in hooks:
                     hook.remove()
             random = attention_statistics(model, self.random) if last else None
-        slopes, scales = ([float(p.detach()) for p in values] or [math.nan] for values in (model.slopes, model.scales))
+        slopes, scales = (
+            [float(whole(p.detach())) for p in values] or [math.nan] for values in (model.slopes, model.scales)
+        )
         by_position = heads.pop("by_position")
         random_by_position = random["by_position"] if random else torch.full_like(by_position, math.nan)
         heads["entropy_random"] = random["entropy"] if random else torch.full_like(heads["entropy"], math.nan)
@@ -307,7 +329,8 @@ class Progress(TrainerCallback):
 
 
 class NormFreeTrainer(Trainer):
-    """Hugging Face's Trainer with token-level evaluation and the flags of :class:`FirstBad`."""
+    """Hugging Face's Trainer with token-level evaluation, the flags of :class:`FirstBad`, sealed checkpoints, and a
+    good end after a signal."""
 
     def __init__(self, model: NormFreeForCausalLM, settings: TrainingSettings, steps: int, **kwargs: Any) -> None:
         self.settings, self.raw_model = settings, model
@@ -315,6 +338,7 @@ class NormFreeTrainer(Trainer):
         # Every sequence has the same length, so the mean over micro-batches is the mean over the batch.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
+        self.received: list[int] = []  # signals
         # fp16 overflows its gradients on purpose, to find the loss scale; only the forward pass tells there.
         self.first_bad = FirstBad(model, watch_gradients=settings.precision != "float16")
 
@@ -332,11 +356,27 @@ class NormFreeTrainer(Trainer):
             self.first_bad.check_gradients()
         return loss
 
+    def asked_to_stop(self, step: int) -> bool:
+        """Whether a signal came. Several processes agree on that where they meet to log, and stop at the same step."""
+        if not dist.is_initialized():
+            return bool(self.received)
+        if step % self.args.logging_steps:
+            return False
+        signals = torch.tensor(max(self.received, default=0), device=self.args.device)
+        dist.all_reduce(signals, dist.ReduceOp.MAX)
+        self.received[:] = [int(signals)] if int(signals) else []  # in place: the handler adds to it
+        return bool(self.received)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """``eval_loss`` (mean), ``eval_loss_median`` and ``eval_loss_p95`` over tokens of the first ``eval_sequences``
         validation sequences, in nats per token."""
         with self.telemetry.paused(), self.compute_loss_context_manager():
-            losses = token_losses(self.raw_model, self.eval_dataset, self.args.per_device_train_batch_size)
+            data: Any = self.eval_dataset
+            part = -(-len(data) // self.args.world_size)  # of each process, the last one's filled up with the last one
+            mine = range(part * self.args.process_index, part * (self.args.process_index + 1))
+            share = Subset(data, [min(i, len(data) - 1) for i in mine])
+            losses = token_losses(self.raw_model, share, self.args.per_device_train_batch_size)
+            losses = self.accelerator.gather(losses.to(self.args.device))[: len(data)].cpu()
         values = losses.double().flatten().numpy()
         median, p95 = np.quantile(values, [0.5, 0.95])
         metrics = {"eval_loss": values.mean(), "eval_loss_median": median, "eval_loss_p95": p95}
@@ -351,14 +391,34 @@ class NormFreeTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with self.telemetry.paused():
+        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        first = self.is_world_process_zero()
+        with self.telemetry.paused(), faults.disk_watched(checkpoint, 16 * self.parameters, undo=checkpoint):
+            if first:
+                checkpoints.discard(checkpoint)  # one that was cut short or passed over
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(*args, **kwargs)
+            if first:
+                self.telemetry.save(checkpoint)
+            self.accelerator.wait_for_everyone()
+            if first:
+                checkpoints.seal(checkpoint, fsdp=self.is_fsdp_enabled)
+                checkpoints.prune(checkpoint.parent)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.raw_model.parameters())
 
     telemetry: Telemetry
 
 
 def train(
-    experiment: Experiment | dict[str, Any], *, fresh: bool = False, report_to: Sequence[str] = (), quiet: bool = False
+    experiment: Experiment | dict[str, Any],
+    *,
+    fresh: bool = False,
+    report_to: Sequence[str] = (),
+    quiet: bool = False,
+    fsdp: bool = False,
 ) -> Path:
     """Train one run, or find it finished; returns its directory ``runs/<id>``.
 
@@ -366,20 +426,30 @@ def train(
     interrupted one resumes from its last whole checkpoint. A run whose values stop being finite ends there, with
     ``status`` "diverged" in its record, the first bad step and layer, and its telemetry.
 
+    Of several processes that torchrun or ``accelerate launch`` started each calls this, and the update is the same as
+    one process would make: the same sequences in the same order, each process taking its part of every batch. ``fsdp``
+    shards weights and optimiser over them (FSDP2). The first process writes.
+
     Raises:
         SettingsError: wrong settings, or files of a finished run that do not match their recorded hashes.
+        OutOfMemory: it does not fit; says what would.
+        Stopped: a signal came; a checkpoint of the last update is there.
     """
     if isinstance(experiment, dict):
         experiment = Experiment.from_dict(experiment)
     label = f"{experiment.name or experiment.model.configuration} [{experiment.id}]"
     directory = runs.runs_dir() / experiment.id
     directory.mkdir(parents=True, exist_ok=True)
-    with _only_writer(directory, label):
+    first = not _several() or PartialState().is_main_process
+    quiet = quiet or not first
+    with _only_writer(directory, label, first):
         record = None if fresh else runs.read_record(directory)
-        if record is None:
-            _run(experiment, directory, label, fresh, report_to, quiet)
-        else:
+        if agreed(record is None):
+            _run(experiment, directory, label, fresh and first, report_to, quiet, fsdp)
+        elif first and record:
             runs.verify(directory, record)
+            if record["status"] == "complete":
+                shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # where the run was killed at its very end
             for difference in _differences(experiment, record):
                 print(f"  {label}: made {difference} (fresh=true retrains)", file=sys.stderr)
             if not quiet:
@@ -387,10 +457,34 @@ def train(
     return directory
 
 
+def train_on_all(experiment: Experiment) -> Path:
+    """:func:`train` for a notebook: on all GPUs of this machine, or the most of them that divide the batch, by
+    ``accelerate.notebook_launcher``."""
+    batch = experiment.training.batch_size
+    processes = max((n for n in range(1, torch.cuda.device_count() + 1) if batch % n == 0), default=1)
+    if processes == 1:
+        return train(experiment)
+    notebook_launcher(train, (experiment,), num_processes=processes)
+    return runs.runs_dir() / experiment.id
+
+
+def _several() -> bool:
+    """Whether this is one of several processes of one job; if so they are connected now."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return False
+    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    return True
+
+
+def agreed(value: Any) -> Any:
+    """What the first of several processes says; with one process ``value``."""
+    return broadcast_object_list([value])[0] if dist.is_initialized() else value
+
+
 @contextmanager
-def _only_writer(directory: Path, label: str) -> Iterator[None]:
+def _only_writer(directory: Path, label: str, first: bool) -> Iterator[None]:
     """Hold the run's lock, which ends with the process. Of several processes of one job only the first writes."""
-    if int(os.environ.get("RANK", 0)):
+    if not first:
         yield
         return
     lock = FileLock(directory / ".lock")
@@ -418,7 +512,7 @@ def _differences(experiment: Experiment, record: dict[str, Any]) -> Iterator[str
 
 
 def _run(
-    experiment: Experiment, directory: Path, label: str, fresh: bool, report_to: Sequence[str], quiet: bool
+    experiment: Experiment, directory: Path, label: str, fresh: bool, report_to: Sequence[str], quiet: bool, fsdp: bool
 ) -> None:
     settings = experiment.training
     if settings.precision == "float16" and not torch.cuda.is_available():
@@ -430,12 +524,19 @@ def _run(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     transformers_logging.disable_progress_bar()
-    tokens = prepare(experiment.data)
+    if dist.is_initialized():
+        with PartialState().main_process_first():  # the others find the tokens made
+            tokens = prepare(experiment.data)
+    else:
+        tokens = prepare(experiment.data)
     steps = settings.steps or len(tokens.train) // settings.batch_size
     if len(tokens.train) < settings.batch_size:
         raise SettingsError(
             f"training.batch_size: {settings.batch_size} is more than the {len(tokens.train)} training sequences"
         )
+    if not quiet and (estimate := memory_bytes(experiment)) > (limit := faults.memory_limit()):
+        advice = faults.advice(experiment, limit)
+        print(f"  {label}: {estimate / 2**30:.1f} of {limit / 2**30:.1f} GiB are estimated; {advice}", file=sys.stderr)
     known = get_available_reporting_integrations()
     for logger in report_to:
         choice("report_to", logger, known)
@@ -445,36 +546,59 @@ def _run(
         for file in directory.glob("*.*"):
             if file.name != ".lock":
                 file.unlink()
-    trainer = make_trainer(experiment, tokens, directory / "checkpoints", steps, report_to)
+    trainer = make_trainer(experiment, tokens, directory / "checkpoints", steps, report_to, fsdp)
     if not quiet:
         trainer.add_callback(Progress(label, steps, settings.batch_size * experiment.data.context))
-    resume = last_checkpoint(directory / "checkpoints")
-    if resume:
-        trainer.telemetry.load(resume)
+    found, manifest = agreed(checkpoints.newest(directory / "checkpoints") if trainer.is_world_process_zero() else None)
+    if found:
+        if manifest["fsdp"] != trainer.is_fsdp_enabled:
+            made = "with" if manifest["fsdp"] else "without"
+            raise SettingsError(f"{found}: was made {made} fsdp; go on {made} it, or fresh=true starts anew")
+        trainer.telemetry.load(found)
         if not quiet:
-            print(f"  {label}: resumes at step {resume.name.removeprefix('checkpoint-')}")
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if trainer.is_world_process_zero():
-        _finish(experiment, directory, trainer, tokens, steps)
-    diverged = trainer.telemetry.diverged
+            print(f"  {label}: resumes at step {checkpoints.step_of(found)}")
+    with faults.deferred_signals() as trainer.received:
+        try:
+            trainer.train(resume_from_checkpoint=str(found) if found else None)
+        except Exception as error:
+            if not faults.is_out_of_memory(error):
+                raise
+            step = trainer.state.global_step + 1
+            raise faults.OutOfMemory(
+                f"{label}: {faults.explain_memory(error, experiment, trainer.raw_model, step)}"
+            ) from error
+        diverged, step = trainer.telemetry.diverged, trainer.state.global_step
+        if step >= steps or diverged:
+            with faults.disk_watched(directory, 8 * trainer.parameters):
+                _finish(experiment, directory, trainer, tokens)
+    if trainer.received:
+        reached = "finished" if step >= steps or diverged else f"stopped at step {step} of {steps}"
+        raise faults.Stopped(trainer.received[0], f"{label}: {reached}; {faults.RESUME}")
     if diverged and not quiet:
         print(f"  {label}: not finite at step {diverged['step']}, layer {diverged['layer']} ({diverged['where']} pass)")
 
 
 def make_trainer(
-    experiment: Experiment, tokens: TokenData, output: Path, steps: int, report_to: Sequence[str] = ()
+    experiment: Experiment,
+    tokens: TokenData,
+    output: Path,
+    steps: int,
+    report_to: Sequence[str] = (),
+    fsdp: bool = False,
 ) -> NormFreeTrainer:
     """A trainer ready to run: the model drawn from the seed, the data order from the seed, telemetry attached."""
     settings = experiment.training
     torch.manual_seed(experiment.seed)
     model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
     precision = resolve_precision(settings.precision)
-    micro = settings.micro_batch_size or settings.batch_size
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if settings.batch_size % (micro * processes):
+    if settings.batch_size % processes:
         raise SettingsError(
-            f"training.micro_batch_size: {micro} x {processes} processes does not divide {settings.batch_size}"
+            f"training.batch_size: {settings.batch_size} is not a multiple of the {processes} processes"
         )
+    if fsdp and processes == 1:
+        raise SettingsError("fsdp: needs several processes, started by torchrun or `accelerate launch`")
+    micro = math.gcd(settings.batch_size // processes, settings.micro_batch_size or settings.batch_size)
     args = TrainingArguments(
         output_dir=str(output),
         max_steps=steps,
@@ -487,7 +611,6 @@ def make_trainer(
         eval_strategy="steps",
         eval_steps=settings.eval_every,
         save_steps=settings.save_every,
-        save_total_limit=2,
         seed=experiment.seed,
         data_seed=experiment.seed,
         bf16=precision == "bfloat16",
@@ -499,7 +622,15 @@ def make_trainer(
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=list(report_to) or "none",
+        ddp_find_unused_parameters=False,
+        ddp_timeout=int(PATIENCE.total_seconds()),
+        fsdp=fsdp or None,  # type: ignore[arg-type]
+        fsdp_config={"transformer_layer_cls_to_wrap": ["Block"]} if fsdp else None,
     )
+    if args.fsdp_plugin_args:  # else it would cast what runs between the blocks, whose precision is ours to say
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(cast_forward_inputs=False)
     args._n_gpu = min(args.n_gpu, 1)  # else Trainer gives every GPU a micro-batch, in one process (DataParallel)
     model.to(args.device)  # type: ignore[arg-type]
     keep_freed_memory()
@@ -561,14 +692,13 @@ def resolve_precision(precision: str) -> str:
     return "bfloat16" if native else "float32"
 
 
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [path.parent for path in directory.glob(f"checkpoint-*/{Telemetry.FILE}")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def _finish(experiment: Experiment, directory: Path, trainer: NormFreeTrainer, tokens: TokenData, steps: int) -> None:
+def _finish(experiment: Experiment, directory: Path, trainer: NormFreeTrainer, tokens: TokenData) -> None:
+    """Write the run's files and, last, its record; all processes leave when that is there."""
     telemetry, files = trainer.telemetry, []
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
+    if not trainer.is_world_process_zero():
+        trainer.accelerator.wait_for_everyone()
+        return
     for name, rows in telemetry.tables.items():
         files.append(directory / f"{name}.parquet")
         pd.DataFrame(rows).to_parquet(files[-1], index=False)
@@ -576,7 +706,7 @@ def _finish(experiment: Experiment, directory: Path, trainer: NormFreeTrainer, t
     files.append(directory / "settings.yaml")
     diverged = telemetry.diverged
     if not diverged:
-        trainer.raw_model.save_pretrained(directory / "model")
+        trainer.raw_model.save_pretrained(directory / "model", state_dict=weights)
         tokens.tokenizer.save(str(directory / "model" / "tokenizer.json"))
         files += [f for f in (directory / "model").iterdir() if f.is_file()]
     record = {
@@ -591,6 +721,7 @@ def _finish(experiment: Experiment, directory: Path, trainer: NormFreeTrainer, t
     runs.write_record(directory, record, files)
     if not diverged:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
 
 
 def final_metrics(metrics: list[dict[str, Any]], diverged: bool) -> dict[str, float | int | None]:
@@ -623,9 +754,10 @@ def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenDa
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
+        "processes": trainer.args.world_size,
         "precision": resolve_precision(experiment.training.precision),
         "compiled": experiment.training.compile and not why_not_compiled(),
-        "parameters": sum(p.numel() for p in trainer.raw_model.parameters()),
+        "parameters": trainer.parameters,
         "data_hash": tokens.hash,
         "unique_tokens": int(tokens.train.size),
         "validation_overlap": round(tokens.meta["validation_overlap"], 4),

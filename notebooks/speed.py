@@ -37,11 +37,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.cost import flops_per_token, memory_bytes
+from nfcore import cost, runs
 from nfcore.figures import show_figure, use_style
-from nfcore.presets import FAMILIES, PAPER_TOKENS, Preset
+from nfcore.presets import FAMILIES, Preset
 from nfcore.report import glue, markdown_table
-from nfcore.settings import project_root
+from nfcore.settings import Experiment, project_root
 
 
 use_style()
@@ -348,39 +348,71 @@ Markdown(
     f"Measured peaks: {peaks['float32']['median']:,.0f} GFLOP/s in float32, {peaks['bfloat16']['median']:,.0f} in bfloat16, "
     f"{peaks['bandwidth']['median']:.1f} GB/s. The utilisation of a data sheet's peak (MFU) is "
     f"{mfu if isinstance(mfu, str) else f'{100 * mfu:.0f} %'} here; it is given for GPUs whose peak is in the table of "
-    f"`benchmarks/scaling.py`. In an update of {profile['shape']} in float32, matrix products take "
+    f"`nfcore.cost`. In an update of {profile['shape']} in float32, matrix products take "
     f"{100 * profile['matmul_share']:.0f} % of the time and reach {100 * profile['matmul_of_peak']:.0f} % of the measured peak; "
     f"by operator: {largest}."
 )
 
 # %% [markdown]
+# ## Planned and taken
+#
+# `python -m nfcore plan PRESET` says before a run what it takes. Here it is asked for the recorded runs of preset `quick` with
+# nothing to judge by but the benchmark above: the time of a run from its start to its record, planned and taken. Both are counted by
+# thread; a benchmark has the machine for itself, and these runs shared it two at a time.
+
+# %% tags=["hide-input"]
+recorded = runs.read_records(runs.recorded_dir("quick"))
+planned, _ = cost.plan(
+    [Experiment.from_dict(r["settings"]) for r in recorded], made.loc["training", "device"], cost.benchmarked()
+)
+table = []
+for plan, record in zip(planned, recorded, strict=True):
+    taken = record["provenance"]
+    assert (plan.parameters, plan.tokens) == (taken["parameters"], taken["tokens"]) or record["diverged"]
+    if record["provenance"]["device"] == made.loc["training", "device"] and not record["diverged"]:
+        shape = f"{FAMILIES[plan.experiment.model.family]}, T = {plan.experiment.data.context}"
+        table.append({"runs of": shape, "planned": plan.seconds, "taken": taken["wall_seconds"]})
+compared = pd.DataFrame(table)
+compared["ratio"] = compared["taken"] / compared["planned"]
+by_shape = compared.groupby("runs of", sort=False)
+glue(plan_ratio=f"{compared['ratio'].median():.2f}", plan_ratio_low=f"{compared['ratio'].min():.2f}")
+glue(plan_ratio_high=f"{compared['ratio'].max():.2f}")
+markdown_table(
+    pd.DataFrame(
+        {
+            "runs": by_shape.size().map(str),
+            "planned (s)": by_shape["planned"].sum().map("{:,.0f}".format),
+            "taken (s)": by_shape["taken"].sum().map("{:,.0f}".format),
+            "taken over planned, median": by_shape["ratio"].median().map("{:.2f}".format),
+            "lowest": by_shape["ratio"].min().map("{:.2f}".format),
+            "highest": by_shape["ratio"].max().map("{:.2f}".format),
+        }
+    ).reset_index()
+)
+
+# %% [markdown]
+# Parameters and tokens are as planned in every run that came to its end; the cell fails otherwise.
+#
 # ## The paper's runs
 #
-# One published run is 2.11 billion tokens. From the tokens a second measured above, by the fastest way of this package, its
-# hours on this machine, and the memory that training takes at the micro-batches of the presets. The configurations of a
-# shape have the same matrix products, which are most of the work; T = 256 is taken from T = 128 by operations.
+# One published run is 2.11 billion tokens. What the plan says of its time on this machine, and of the memory of training at the
+# micro-batches of the preset. It takes the nearest shape measured above, by operations, in the fastest way of this package, and adds
+# evaluations and probes.
 
 # %% tags=["hide-input"]
 device = made.loc["training", "device"]
-best = {}
-for row in rows("training", "training"):
-    if row["side"].startswith("ours"):
-        best[row["shape"]] = max(best.get(row["shape"], 0.0), row["tokens_per_second"]["median"])
-presets = {name: Preset.load(name) for name in ("paper", "gpu")}
+grid = Preset.load("paper").grid()
 table = {}
-for experiment in presets["paper"].grid()["perplexity"] + presets["paper"].grid()["context"]:
-    family, context = experiment.model.family, experiment.data.context
-    measured = best["GPT-2 124M T=128" if family == "gpt2" else "Pythia-70M T=128"]
-    rate = measured * flops_per_token(experiment.model, 128) / flops_per_token(experiment.model, context)
-    key = (family, context, experiment.model.configuration)
-    table[key] = {
-        "model": FAMILIES[family],
+for plan in cost.plan(grid["perplexity"] + grid["context"], device, cost.benchmarked())[0]:
+    model, context = plan.experiment.model, plan.experiment.data.context
+    table[model.family, context, model.configuration] = {
+        "model": FAMILIES[model.family],
         "T": str(context),
-        "configuration": experiment.model.configuration,
-        "operations": f"{PAPER_TOKENS * flops_per_token(experiment.model, context):.2g}",
-        f"tokens/s on {device}": f"{rate:,.0f}",
-        "hours there": f"{PAPER_TOKENS / rate / 3600:,.0f}",
-        "memory at preset paper (GiB)": f"{memory_bytes(experiment) / 2**30:.1f}",
+        "configuration": model.configuration,
+        "operations": f"{plan.tokens * cost.flops_per_token(model, context):.2g}",
+        f"tokens/s on {device}": f"{plan.speed.rate:,.0f}",
+        "hours there": f"{plan.seconds / 3600:,.0f}",
+        "memory at preset paper (GiB)": f"{plan.memory / 2**30:.1f}",
     }
 markdown_table(pd.DataFrame(table.values()))
 

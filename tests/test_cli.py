@@ -2,20 +2,25 @@
 
 import argparse
 import io
+import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from filelock import FileLock
 
-from nfcore import head_entropy, runs
+from nfcore import faults, head_entropy, runs
 from nfcore.__main__ import main, parser
 from nfcore.presets import Preset
 from nfcore.settings import Experiment, project_root
@@ -105,7 +110,7 @@ def test_unknown_run(command: tuple[str, ...], capsys: Capture) -> None:
         ("training.steps.more=3", "'steps' is not a section"),
         ("model.num_attention_heads=5", "5 heads do not divide model.hidden_size 32"),
         ("data.context=2048", "data.context: 2048 is longer than model.max_position_embeddings 1024"),
-        ("data.vocab_size=70000", "70000 does not fit the 16-bit token files"),
+        ("data.vocab_size=2000000", "2000000 must be between 257 and 1048576"),
         ("model.norm=batchnorm", "model.norm: 'batchnorm' is not one of layernorm, rmsnorm, none"),
         ("data.corpus=missing", "data.corpus: 'missing' is not python-source, codeparrot or an existing path"),
     ],
@@ -113,7 +118,7 @@ def test_unknown_run(command: tuple[str, ...], capsys: Capture) -> None:
 def test_wrong_override(command: str, override: str, message: str, file: Path, capsys: Capture) -> None:
     changes = [override]
     if override.startswith("data.vocab_size"):
-        changes.append("model.vocab_size=70000")
+        changes.append("model.vocab_size=2000000")
     assert message in refused(capsys, command, file, *changes)
 
 
@@ -175,12 +180,12 @@ def test_train_with_overrides(tiny: Tiny, file: Path, capsys: Capture) -> None:
 
 
 def test_train_reports_divergence_as_a_result(file: Path, diverged: Path, capsys: Capture) -> None:
-    assert main(["train", str(file), "training.learning_rate=1e6"]) == 0
+    assert main(["train", str(file), "training.learning_rate=1e6"]) == faults.DIVERGED
     assert re.search(r"diverged: \{'step': \d+, 'layer': \d, 'where': '\w+'\}", capsys.readouterr().out)
 
 
 def test_data(file: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert main(["data", str(file), "--verify", "--mark", str(tmp_path / "marks" / "one")]) == 0
+    assert main(["data", str(file), "--processes", "2", "--mark", str(tmp_path / "marks" / "one")]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert Path(printed["directory"]).is_dir()
     assert printed["train"]["sequences"] > printed["validation"]["sequences"] > 20
@@ -288,6 +293,16 @@ def test_entropy_of_wrong_input(trained: Path, diverged: Path, text: Path, tmp_p
 # --- notebook, book ---------------------------------------------------------------------------------------------
 
 
+def test_code_that_comes_with_a_model_is_not_run(text: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "code.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\n")
+    config = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert main(["entropy", str(tmp_path / "model"), str(text)]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+    assert not (tmp_path / "pwned").exists()
+
+
 def test_notebook(tmp_path: Path, capsys: Capture) -> None:
     script, output = tmp_path / "small.py", tmp_path / "out.ipynb"
     assert "no such notebook script" in refused(capsys, "notebook", script, output)
@@ -343,3 +358,70 @@ def test_stale_lock_is_recovered(project: Path, capfd: Capture) -> None:
 
 def test_book_needs_a_checkout(params_root: Path, capsys: Capture) -> None:
     assert "no Snakefile; the book is built from a checkout" in refused(capsys, "book", "smoke")
+
+
+@pytest.fixture
+def small_book(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout whose book has two notebooks, neither of which needs a run, in a path with a space."""
+    root = tmp_path / "a checkout"
+    shutil.copytree(checkout, root, ignore=shutil.ignore_patterns("recorded", "_build", ".snakemake", ".git"))
+    for script in (root / "notebooks").glob("*.py"):
+        script.unlink()
+    for page in (root / "book").glob("**/*.*"):
+        if page.suffix in (".md", ".ipynb"):
+            page.unlink()
+    (root / "book" / "index.md").write_text("# A small book\n")
+    (root / "book" / "_toc.yml").write_text(
+        "format: jb-book\nroot: index\nchapters:\n- file: notebooks/faults\n- file: notebooks/speed\n"
+    )
+    parameters = '# %% tags=["parameters"]\npreset = ""\nsource = ""\n\n'
+    (root / "notebooks" / "speed.py").write_text(f"# %% [markdown]\n# # Speed\n\n{parameters}# %%\nprint('quick')\n")
+    (root / "notebooks" / "faults.py").write_text(f"# %% [markdown]\n# # Faults\n\n{parameters}# %%\n1 / 0\n")
+    monkeypatch.setenv("NFCORE_ROOT", str(root))
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "runs"))
+    return root
+
+
+def test_a_book_says_which_notebook_failed(small_book: Path, capfd: Capture) -> None:
+    build = small_book / "_build" / "smoke"
+    assert main(["book", "smoke", "--strict"]) == 1
+    assert not (build / "html").exists()
+    assert main(["book", "smoke"]) == 1
+    printed = capfd.readouterr()
+    assert "ZeroDivisionError" in printed.err
+    assert "nfcore: faults: failed, and the book says so" in printed.err
+    assert "open " in printed.out
+    page = (build / "html" / "notebooks" / "faults.html").read_text()
+    assert "faults: missing" in page
+    assert "faults.failed.ipynb" in page
+    assert (build / "notebooks" / "faults.failed.ipynb").exists()
+    assert "quick" in (build / "html" / "notebooks" / "speed.html").read_text()
+    script = small_book / "notebooks" / "faults.py"
+    script.write_text(script.read_text().replace("1 / 0", "print('repaired')"))
+    assert main(["book", "smoke", "--strict"]) == 0
+    assert "repaired" in (build / "html" / "notebooks" / "faults.html").read_text()
+    assert not (build / "notebooks" / "faults.failed.ipynb").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_book_that_is_stopped_leaves_no_process_behind(number: signal.Signals, small_book: Path) -> None:
+    started = small_book / "started"
+    script = small_book / "notebooks" / "faults.py"
+    endless = f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(600)"
+    script.write_text(script.read_text().replace("1 / 0", endless))
+    command = [sys.executable, "-m", "nfcore", "book", "smoke"]
+    piped = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=small_book, start_new_session=True, **piped) as book:
+        while not started.exists():
+            assert book.poll() is None, book.communicate()[1]
+            time.sleep(0.1)
+        below = psutil.Process(book.pid).children(recursive=True)
+        if number == signal.SIGINT:
+            os.killpg(book.pid, number)  # as a terminal does
+        else:
+            book.send_signal(number)
+        _, said = book.communicate(timeout=60)
+    assert book.returncode == 128 + number
+    assert "interrupted; the same command goes on" in said
+    _, alive = psutil.wait_procs(below, timeout=20)
+    assert not alive

@@ -74,7 +74,7 @@ def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-@pytest.mark.parametrize("scale", [None, 1.7])
+@pytest.mark.parametrize("scale", [None, 1.7, -1.7, 0.0])
 def test_every_method_follows_the_definition(causal, key_heads, scale):
     q, k = random_qk(2, 4, 7, 5, key_heads=key_heads)
     expected = by_hand(q, k, 5**-0.5 if scale is None else scale, causal)

@@ -31,6 +31,9 @@ OTHER_TORCH = importlib.metadata.version("torch").split("+")[0] != next(
 )
 
 
+HASHES = [line.split(" --hash=") for line in (ROOT / "requirements.hashes").read_text().splitlines() if line[0] != "#"]
+
+
 def applies(requirement: Requirement, environment: dict[str, str], extra: str = "") -> bool:
     return requirement.marker is None or requirement.marker.evaluate({**environment, "extra": extra})
 
@@ -78,6 +81,15 @@ def test_every_line_is_an_exact_version() -> None:
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{pin} is no exact version"
         assert not pin.extras, pin
         assert not pin.url, pin
+
+
+def test_every_package_but_torch_has_hashes() -> None:
+    assert [line for line, *_ in HASHES] == [
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith(("#", "torch=="))
+    ]
+    for line, *hashes in HASHES:
+        assert hashes, line
+        assert all(re.fullmatch("sha256:[0-9a-f]{64}", value) for value in hashes), line
 
 
 @pytest.mark.parametrize("environment", lock.environments(), ids=lambda e: "-".join(map(e.get, lock.LABEL)))
@@ -191,3 +203,11 @@ def test_recent_system_torch_is_taken(version: str) -> None:
 )
 def test_lock_keeps_what_a_supported_machine_installs(line: str, kept: str | None) -> None:
     assert lock.supported(line) == kept
+
+
+def test_compiled_requirements_are_read_with_their_hashes() -> None:
+    compiled = "rich==15.0.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\nlocal==1 ; python_version < '3.12'\n"
+    assert lock.pinned(compiled) == [
+        ("rich==15.0.0", ["sha256:aa", "sha256:bb"]),
+        ("local==1 ; python_version < '3.12'", []),
+    ]

@@ -195,7 +195,7 @@ def test_slices_end_as_one_go_does(
     command += ["--records", str(records)]
 
     def checkpoints() -> list[Path]:
-        return list(out.glob("runs/*/checkpoints/checkpoint-*/telemetry.json"))
+        return list(out.glob("runs/*/checkpoints/checkpoint-*/manifest.json"))
 
     with monkeypatch.context() as patch:  # the first slice is over at the first checkpoint
         patch.setattr(gpu, "monotonic", lambda: math.inf if checkpoints() else 0.0)

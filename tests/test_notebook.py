@@ -125,6 +125,26 @@ def test_two_executions_are_the_same_bytes(small: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in first.read_text()
 
 
+@pytest.mark.parametrize("quote", ['"', "'", '"""', "\\"])
+def test_parameters_are_data_and_not_code(quote: str, small: Path, tmp_path: Path) -> None:
+    text = f"{quote}\nopen({str(tmp_path / 'pwned')!r}, 'w')  # {quote}"
+    with pytest.raises(SettingsError, match=r"preset: .* is not one of"):
+        execute(small, tmp_path / "out.ipynb", {"preset": text})
+    with pytest.raises(SettingsError, match="unknown setting"):
+        execute(small, tmp_path / "out.ipynb", {f"seeds = open({str(tmp_path / 'pwned')!r}, 'w')": 1})
+    small.write_text(SMALL + "\n# %%\nprint(repr(preset.data['corpus']))\n")
+    execute(small, tmp_path / "out.ipynb", {"data": {"corpus": text}})
+    assert "".join(o.get("text", "") for o in outputs(tmp_path / "out.ipynb")).endswith(f"{text!r}\n")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_what_is_printed_slowly_is_one_output(tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text("# %%\nimport time\nfor i in range(4):\n    time.sleep(0.1)\n    print(i)\n")
+    (output,) = outputs(execute(script, tmp_path / "out.ipynb", {}))
+    assert output.text == "0\n1\n2\n3\n"
+
+
 def test_failed_notebook_replaces_nothing(small: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.ipynb"
     output.write_text("old")

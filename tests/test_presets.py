@@ -152,7 +152,7 @@ def test_merge() -> None:
         (dict(models={"pythia": {"norms": "none"}}), ["model: unknown setting 'norms'", "final_norm"]),
         (dict(data={"context": 4096}), ["data.context: 4096", "max_position_embeddings"]),
         (dict(data={"context": "64"}), ["context: '64'", "int"]),
-        (dict(data={"vocab_size": 70000}), ["data.vocab_size: 70000", "65535"]),
+        (dict(data={"vocab_size": 2000000}), ["data.vocab_size: 2000000", "1048576"]),
         (dict(data=["python-source"]), ["data", "dict"]),
         (dict(training={"learning_rate": "1e-3"}), ["learning_rate: '1e-3'", "float", "write 0.001"]),
         (dict(training={"batch_size": "8"}), ["batch_size: '8'", "int"]),

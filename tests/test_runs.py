@@ -60,9 +60,10 @@ def test_record_is_read_as_written(tmp_path: Path) -> None:
     [
         ("{", "cannot be read .*; delete the run's directory"),
         ("", "cannot be read"),
-        ("[]", "record format None, this version reads 1"),
+        ("[]", "record format None, this version reads 1 and 2"),
         ("null", "record format None"),
-        ('{"format": 2}', "record format 2, this version reads 1"),
+        ('{"format": 2}', "differs from its own SHA-256; delete the run's directory"),
+        ('{"format": 3}', "record format 3, this version reads 1 and 2"),
     ],
 )
 def test_unreadable_record_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -71,6 +72,31 @@ def test_unreadable_record_is_refused(tmp_path: Path, text: str, message: str) -
         read_record(tmp_path)
     assert str(tmp_path / "record.json") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_flipped_byte_of_a_record_is_named(tmp_path: Path) -> None:
+    written(tmp_path)
+    path = tmp_path / "record.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        if json.loads(whole) != _json(bytes(changed)):  # else it is a blank between two values
+            with pytest.raises(SettingsError, match=r"record\.json: "):
+                read_record(tmp_path)
+
+
+def _json(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def test_record_of_the_first_format_is_read(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text('{"format": 1, "id": "x", "files": {}}')
+    assert read_record(tmp_path) == {"format": 1, "id": "x", "files": {}}
 
 
 def test_missing_and_tampered_files_are_named(tmp_path: Path) -> None:

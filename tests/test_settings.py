@@ -72,8 +72,8 @@ BAD_VALUES = [
     ("data", "corpus", "", "a path"),
     ("data", "text_column", 3, "str"),
     ("data", "tokenizer", 3, "str or null"),
-    ("data", "vocab_size", 256, "at least 257"),
-    ("data", "vocab_size", 65536, "at most 65535"),
+    ("data", "vocab_size", 256, "between 257 and 1048576"),
+    ("data", "vocab_size", 2**20 + 1, "between 257 and 1048576"),
     ("data", "context", 1, "at least 2"),
     ("data", "packing", "padded", "per-file, packed"),
     ("data", "split_by", "line", "group, document"),
@@ -83,6 +83,7 @@ BAD_VALUES = [
     ("data", "max_validation_documents", 0, "at least 1"),
     ("data", "train_files", ["a.parquet"], "str or null"),
     ("data", "validation_files", False, "str or null"),
+    ("data", "streaming", 1, "bool"),
     ("training", "steps", 0, "at least 1"),
     ("training", "batch_size", 0, "at least 1"),
     ("training", "micro_batch_size", 0, "batch_size 32"),
@@ -115,7 +116,7 @@ BAD_VALUES = [
 def test_a_bad_value_is_named_with_its_field_and_what_is_allowed(section, name, value, allowed):
     message = refusal({section: {name: value}})
     assert message.startswith(f"{section}.{name}: ")
-    assert (repr(value) if value != 65536 else "65536") in message
+    assert repr(value) in message
     assert allowed in message
 
 
@@ -143,6 +144,11 @@ def test_seed_range(seed):
         ({"name": 3}, ("name", "3", "str")),
         ({"model": {"family": None}}, ("model.family", "None", "str")),
         ({"model": "gpt2"}, ("model", "'gpt2'", "mapping")),
+        ({"training": {"steps": 16**5000}}, ("training.steps", "20001 bits", "2**63")),
+        ({"training": {"learning_rate": 10**400}}, ("training.learning_rate", "1329 bits", "2**63")),
+        ({"seed": -(2**63)}, ("seed", "64 bits", "2**63")),
+        ({"data": {"corpus": "a\0b"}}, ("data.corpus", "must be text", "NUL")),
+        ({"name": "\ud800"}, ("name", "must be text", "half a character")),
         ([1], ("experiment", "mapping")),
         ({"modle": {}}, ("experiment", "'modle'", "model, data, training, seed, name")),
         ({"model": {"heads": 4}}, ("model", "'heads'", "num_attention_heads")),
@@ -159,6 +165,7 @@ def test_seed_range(seed):
             {"data": {"vocab_size": 300}, "model": {"vocab_size": 301}},
             ("model.vocab_size", "301", "data.vocab_size 300"),
         ),
+        ({"data": {"streaming": True}}, ("data.streaming", "true", "codeparrot", "'python-source'")),
         ({"data": {"train_files": "a.parquet"}}, ("data.train_files", "data.validation_files", "both")),
         ({"data": {"train_files": "a", "validation_files": "b"}}, ("data.train_files", "codeparrot", "python-source")),
     ],
@@ -211,6 +218,7 @@ OTHER_VALUES: dict[tuple[str, str], Any] = {
     ("data", "max_validation_documents"): 7,
     ("data", "train_files"): "other",
     ("data", "validation_files"): "other",
+    ("data", "streaming"): True,
     ("training", "steps"): None,
     ("training", "batch_size"): 64,
     ("training", "micro_batch_size"): 16,
@@ -239,7 +247,7 @@ OTHER_VALUES: dict[tuple[str, str], Any] = {
 @pytest.mark.parametrize(("section", "name"), OTHER_VALUES)
 def test_any_other_setting_is_another_run(section, name):
     files = {"corpus": "codeparrot", "train_files": "train", "validation_files": "validation"}
-    base = {"data": files} if name.endswith("_files") else {}
+    base = {"data": files} if name.endswith("_files") or name == "streaming" else {}
     changed = {**base, section: {**base.get(section, {}), name: OTHER_VALUES[section, name]}}
     assert Experiment.from_dict(changed).id != Experiment.from_dict(base).id
 
@@ -383,6 +391,51 @@ def test_read_yaml(tmp_path):
     good.write_text("- 1")
     with pytest.raises(SettingsError, match="mapping"):
         read_yaml(good)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &x [1, 2]\nb: *x", "aliases are not allowed"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]", "aliases"),
+        ("a: &a\n  b: *a", "aliases"),
+        ("[" * 10**5, "more than 16 levels"),
+        ("a:\n" + "".join(" " * i + "- \n" for i in range(500)), "more than 16 levels"),
+        ("x: " + "[" * 15 + "]" * 15, None),
+        ("x: " + "[" * 16 + "]" * 16, "more than 16 levels"),
+        ("#" * (2**20 - 1), None),
+        ("#" * (2**20 + 1), "1048577 characters of YAML, at most 1048576"),
+        ("a: 2001-13-01", "month must be in 1..12"),
+        ("a: !!int x", "invalid literal"),
+        ("a: !!timestamp x", "not valid YAML"),
+        ("a: !!bool x", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
+        ("? [a]\n: b", "not valid YAML"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_yaml_is_plain_and_of_bounded_size_and_depth(tmp_path, text, said):
+    (tmp_path / "a.yaml").write_text(text)
+    if said is None:
+        assert isinstance(read_yaml(tmp_path / "a.yaml"), dict)
+        return
+    with pytest.raises(SettingsError) as caught:
+        read_yaml(tmp_path / "a.yaml")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match=r"seed: .* is not valid YAML"):
+        override({}, [f"seed={text}"])
+
+
+def test_messages_stay_short():
+    for settings in ({"name": ["x" * 10**6] * 99}, {"x" * 10**6: 1}, {"model": {"family": "x" * 10**6}}):
+        assert len(refusal(settings)) < 2000
+
+
+def test_shipped_yaml_can_be_read():
+    for path in (*Path("notebooks/params").glob("*.yaml"), Path("data/claims.yaml")):
+        assert read_yaml(path) == yaml.safe_load(path.read_text())
 
 
 def test_project_root(monkeypatch, tmp_path):

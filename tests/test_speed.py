@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nfcore import NormFreeConfig, NormFreeForCausalLM, prepare, runs, train, training
-from nfcore.data import encode
+from nfcore import NormFreeConfig, NormFreeForCausalLM, runs, train, training
 from nfcore.model import Head
 from nfcore.settings import Experiment, SettingsError
 
@@ -154,14 +153,6 @@ def test_attention_of_short_sequences_in_bfloat16(
     tokens: Any = SimpleNamespace(train=np.zeros((8, context), np.uint16), validation=np.zeros((2, context), np.uint16))
     trainer = training.make_trainer(experiment, tokens, tmp_path, 1)
     assert trainer.raw_model.config._attn_implementation == expected
-
-
-def test_tokenising_ahead_changes_nothing(tiny: Tiny) -> None:
-    tokenizer = prepare(tiny().data).tokenizer
-    texts = [f"def f{i}(x):\n    return x * {i}\n" for i in range(600)]
-    found = [(text, encoding.ids) for text, encoding in encode(iter(texts), tokenizer)]
-    assert found == [(text, tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
-    assert list(encode([], tokenizer)) == []
 
 
 def test_a_model_trained_with_plain_attention_loads_with_the_default(tiny: Tiny) -> None:

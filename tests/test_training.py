@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
-from nfcore import NormFreeConfig, NormFreeForCausalLM, head_entropy, prepare, runs, train, training
+from nfcore import NormFreeConfig, NormFreeForCausalLM, checkpoints, head_entropy, prepare, runs, train, training
 from nfcore.data import Sequences, collate
 from nfcore.settings import Experiment, SettingsError, TrainingSettings
 from nfcore.training import FirstBad, Telemetry, load_model, optimizer_and_schedule
@@ -166,7 +166,7 @@ def test_resumed_equals_uninterrupted(
 
     # What a process that was killed while it saved step 8 leaves behind: nothing to resume from.
     shutil.copytree(run / "checkpoints/checkpoint-4", run / "checkpoints/checkpoint-8")
-    (run / "checkpoints/checkpoint-8" / Telemetry.FILE).unlink()
+    (run / "checkpoints/checkpoint-8" / checkpoints.MANIFEST).unlink()
     assert train(tiny()) == run
     assert "resumes at step 4" in capsys.readouterr().out
     assert_same_run(run, trained)
@@ -189,9 +189,9 @@ def test_killed_run_resumes(tiny: Tiny, trained: Path, elsewhere: Path) -> None:
     settings = yaml.safe_dump(tiny().to_dict())
     done = subprocess.run([sys.executable, "-c", program], input=settings, text=True, capture_output=True)
     assert done.returncode == -9, done.stderr
-    checkpoints = elsewhere / tiny().id / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-4", "checkpoint-8"]
-    assert training.last_checkpoint(checkpoints) == checkpoints / "checkpoint-4"
+    saved = elsewhere / tiny().id / "checkpoints"
+    assert sorted(path.name for path in saved.iterdir()) == ["checkpoint-4", "checkpoint-8"]
+    assert checkpoints.newest(saved)[0] == saved / "checkpoint-4"
     assert_same_run(train(tiny(), quiet=True), trained)
 
 
@@ -588,10 +588,15 @@ def test_batch_larger_than_the_data_is_refused(tiny: Tiny, steps: int | None) ->
         train(tiny(training={"batch_size": 4096, "steps": steps}), quiet=True)
 
 
-def test_micro_batches_over_processes_must_divide_the_batch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_must_divide_the_batch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(SettingsError, match=r"micro_batch_size: 8 x 3 processes does not divide 8"):
+    with pytest.raises(SettingsError, match=r"training\.batch_size: 8 is not a multiple of the 3 processes"):
         training.make_trainer(tiny(), prepare(tiny().data), Path("unused"), 1)
+
+
+def test_one_process_shards_nothing(tiny: Tiny) -> None:
+    with pytest.raises(SettingsError, match=r"fsdp: needs several processes"):
+        training.make_trainer(tiny(), prepare(tiny().data), Path("unused"), 1, fsdp=True)
 
 
 def test_progress_says_what_is_left(

@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from nfcore import faults
 from nfcore.cost import flops_per_token, memory_bytes, parameters
 from nfcore.data import Document, documents, file_sha256, sha256
 from nfcore.presets import MAIN, PRESETS, Preset
@@ -86,13 +87,21 @@ def pack(args: argparse.Namespace) -> int:
     return 0
 
 
+def plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """Of a tar only what ``pack`` writes, files below the folder; anything else is an error."""
+    if not member.isfile():
+        raise tarfile.SpecialFileError(member)
+    return tarfile.data_filter(member, folder)
+
+
 def unpack(packed: Path, folder: Path) -> None:
     """Unpack to ``folder``, which is there whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        Path(unfinished, "text").mkdir()
         try:
             with tarfile.open(packed, "r:xz") as tar:
-                tar.extractall(Path(unfinished, "text"), filter="data")
+                tar.extractall(Path(unfinished, "text"), filter=plain)
         except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
             raise SettingsError(f"{packed}: not a corpus that `pack` wrote ({error})") from None
         Path(unfinished, "text").replace(folder)
@@ -204,7 +213,7 @@ def nfcore(out: Path, until: float, *arguments: str, **options: Any) -> str | No
         while monotonic() < until:
             with suppress(subprocess.TimeoutExpired):
                 printed, _ = child.communicate(timeout=0.5)
-                if child.returncode:
+                if child.returncode not in (0, faults.DIVERGED):
                     raise subprocess.CalledProcessError(child.returncode, f"nfcore {' '.join(arguments)}")
                 return printed or ""
         return None
@@ -261,7 +270,7 @@ def run(args: argparse.Namespace) -> int:
     for e in experiments:
         (out / "experiments" / f"{e.id}.yaml").write_text(yaml.safe_dump(e.to_dict(), sort_keys=False))
 
-    done = ("tokens/*/meta.json", "runs/*/record.json", "runs/*/checkpoints/*/telemetry.json")
+    done = ("tokens/*/meta.json", "tokens/*/*.journal", "runs/*/record.json", "runs/*/checkpoints/*/manifest.json")
     before = written(out, *done)
     try:
         data = nfcore(out, until, "data", f"experiments/{experiments[0].id}.yaml", stdout=subprocess.PIPE, text=True)
@@ -276,7 +285,7 @@ def run(args: argparse.Namespace) -> int:
                 began = time.time()
                 nfcore(out, until, "train", f"experiments/{e.id}.yaml")
                 if not record.exists():
-                    saved = max([began, *written(out, f"runs/{e.id}/checkpoints/*/telemetry.json").values()])
+                    saved = max([began, *written(out, f"runs/{e.id}/checkpoints/*/manifest.json").values()])
                     print(f"{e.name}: the slice is over; its last {time.time() - saved:.0f} seconds are to be redone")
     finally:
         finished = copy_records(out, experiments, target)

@@ -90,6 +90,9 @@ def install(system_torch):
             inside = {"base": str(VENV), "platbase": str(VENV)}
             Path(sysconfig.get_path("purelib", vars=inside), "parent.pth").write_text(sysconfig.get_path("purelib"))
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # First what can be checked: with hashes pip takes nothing without one. Then torch, and what this torch asks for.
+    hashed = str(ROOT / "requirements.hashes")
+    subprocess.run([*pip, "--no-deps", "--require-hashes", "--requirement", hashed], check=True)
     subprocess.run([*pip, "--requirement", str(pins)], check=True)
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)], check=True)
 

@@ -1,4 +1,5 @@
-"""Write requirements.lock from pyproject.toml: one exact version of every package, on every supported platform.
+"""Write requirements.lock from pyproject.toml: one exact version of every package, on every supported platform; and
+requirements.hashes, the SHA-256 of every file that may be installed for it, of all but torch, whose builds differ.
 
 ``make lock`` calls it. Versions already in the lock stay where they still fit; ``--upgrade`` or ``--upgrade-package
 NAME``, handed on to uv, moves them.
@@ -15,13 +16,17 @@ from tools.install import PLATFORMS, PYTHONS
 
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = ROOT / "requirements.lock"
+LOCK, HASHES = ROOT / "requirements.lock", ROOT / "requirements.hashes"
 LABEL = ("python_full_version", "sys_platform", "platform_machine")  # what tells two supported machines apart
 HEADER = """\
 # Every package that nfcore, its book and its tests need, in exact versions. `make lock` writes this file.
 # Markers choose for Python 3.11 to 3.13 on Linux (x86_64, aarch64) and macOS (arm64), where there is a current torch.
 # The CUDA libraries of torch's GPU build are not named: pip takes those that this torch asks for, and where a CPU build
 # of the same version is provided there are none.
+"""
+HASHES_HEADER = """\
+# The SHA-256 of every file of a package in requirements.lock, for pip to check. `make lock` writes this file. Not of
+# torch: the build for CPUs, the one for GPUs and a machine's own are different files of one version.
 """
 
 
@@ -70,13 +75,28 @@ def torch_marker():
     return str(Marker(marker)).replace('"', "'")
 
 
+def pinned(compiled):
+    """What uv compiled, as pairs: a requirement, and the hashes of its files."""
+    pairs = []
+    for line in compiled.replace("\\\n", " ").splitlines():
+        requirement, *hashes = line.split(" --hash=")
+        pairs.append((requirement.strip(), [value.strip() for value in hashes]))
+    return pairs
+
+
 def main(arguments):
-    """Resolve for all platforms, keep what the supported ones install, write the lock."""
+    """Resolve for all platforms, keep what the supported ones install, write the lock and the hashes."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--all-extras", "--universal", "--quiet"]
-    options = ["--python-version=3.11", "--no-annotate", "--no-header", f"--output-file={LOCK.name}"]
-    subprocess.run([*command, *options, *arguments], cwd=ROOT, check=True)
-    lines = [line for line in map(supported, LOCK.read_text().splitlines()) if line]
-    LOCK.write_text(HEADER + "\n".join(lines) + "\n")
+    options = ["--python-version=3.11", "--no-annotate", "--no-header", "--generate-hashes"]
+    done = subprocess.run(
+        [*command, *options, f"--output-file={LOCK.name}", *arguments], cwd=ROOT, check=True, capture_output=True
+    )
+    print(done.stderr.decode(), end="", file=sys.stderr)
+    found = [(line, hashes) for text, hashes in pinned(LOCK.read_text()) if (line := supported(text))]
+    LOCK.write_text(HEADER + "".join(f"{line}\n" for line, _ in found))
+    checked = [(line, hashes) for line, hashes in found if hashes and Requirement(line).name != "torch"]
+    lines = [" ".join([line, *(f"--hash={value}" for value in hashes)]) for line, hashes in checked]
+    HASHES.write_text(HASHES_HEADER + "".join(f"{line}\n" for line in lines))
 
 
 if __name__ == "__main__":

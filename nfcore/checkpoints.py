@@ -1,0 +1,85 @@
+"""Checkpoints of an unfinished run: sealed when whole, checked before use, the last two kept.  No torch here.
+
+``manifest.json`` of a checkpoint names every file of it with its SHA-256 and is put in place last, atomically. A
+directory without one was cut short and does not count; one whose files differ from it is passed over by name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from nfcore.data import file_sha256
+from nfcore.runs import write_atomically
+from nfcore.settings import SettingsError
+
+
+FORMAT = 2  # 1 had no manifest
+MANIFEST = "manifest.json"
+KEPT = 2
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def seal(checkpoint: Path, **facts: Any) -> None:
+    """Checksum what is in ``checkpoint`` and declare it whole. ``facts`` are for whoever resumes from it."""
+    files = {file.name: file_sha256(file) for file in sorted(checkpoint.iterdir()) if file.name != MANIFEST}
+    write_atomically(checkpoint / MANIFEST, json.dumps({"format": FORMAT, **facts, "files": files}, indent=1))
+
+
+def prune(directory: Path) -> None:
+    """Delete all but the last sealed checkpoints: by step, since a clock may jump."""
+    sealed = sorted((path.parent for path in directory.glob(f"checkpoint-*/{MANIFEST}")), key=step_of)
+    for checkpoint in sealed[:-KEPT]:
+        discard(checkpoint)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete, the manifest first, so that half a checkpoint never passes for a whole one."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def newest(directory: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The last checkpoint that is as it was sealed, and its manifest; damaged ones are named on stderr.
+
+    Raises:
+        SettingsError: a checkpoint of another format.
+    """
+    for checkpoint in sorted(directory.glob("checkpoint-*"), key=step_of, reverse=True):
+        if (checkpoint / "telemetry.json").exists():
+            raise SettingsError(
+                f"{checkpoint}: checkpoint format 1, this version reads {FORMAT}; fresh=true starts anew"
+            )
+        if (checkpoint / MANIFEST).exists():
+            manifest, fault = _checked(checkpoint)
+            if not fault:
+                return checkpoint, manifest
+            print(f"nfcore: {checkpoint}: passed over, since {fault}", file=sys.stderr)
+    return None, {}
+
+
+def _checked(checkpoint: Path) -> tuple[dict[str, Any], str | None]:
+    """The manifest, and what is wrong with the checkpoint."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise SettingsError(
+                f"{checkpoint}: checkpoint format {manifest['format']!r}, this version reads {FORMAT}; "
+                "fresh=true starts anew"
+            )
+        for name, expected in manifest["files"].items():
+            if not (checkpoint / name).is_file():
+                return manifest, f"{name} is missing"
+            if file_sha256(checkpoint / name) != expected:
+                return manifest, f"{name} differs from its recorded SHA-256"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        return {}, f"{MANIFEST} cannot be read ({error})"
+    return manifest, None

@@ -1,0 +1,430 @@
+"""What can go wrong while a run is trained, each of it injected: the next command goes on, and nothing is lost."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+
+from nfcore import checkpoints, faults, train
+from nfcore.__main__ import main
+from nfcore.model import Block
+from nfcore.settings import Experiment, SettingsError, project_root
+from nfcore.training import Telemetry
+from tests.test_training import assert_same_run, record
+
+
+Tiny = Callable[..., Experiment]
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: Patch) -> Path:
+    """An empty directory for runs."""
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def at_step(step: int, action: Callable[[], Any], monkeypatch: Patch) -> None:
+    """Do something when ``step`` updates are done and the next begins."""
+
+    def on_step_begin(self: Telemetry, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            action()
+
+    monkeypatch.setattr(Telemetry, "on_step_begin", on_step_begin)
+
+
+def steps(run: Path) -> list[int]:
+    return sorted(map(checkpoints.step_of, (run / "checkpoints").iterdir()))
+
+
+# --- signals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_of_the_step(
+    number: signal.Signals, code: int, tiny: Tiny, trained: Path, elsewhere: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    before = signal.getsignal(number)
+    file = elsewhere / "experiment.yaml"
+    file.write_text(yaml.safe_dump(tiny().to_dict()))
+    with monkeypatch.context() as patch:
+        at_step(5, lambda: os.kill(os.getpid(), number), patch)
+        assert main(["train", str(file), "--quiet"]) == code
+    said = capsys.readouterr().err
+    assert said.endswith(f"[{tiny().id}]: stopped at step 6 of 10; {faults.RESUME}\n")
+    assert said.count("\n") == 1
+    assert signal.getsignal(number) == before
+    assert steps(elsewhere / tiny().id) == [4, 6]
+    assert main(["train", str(file)]) == 0
+    assert "resumes at step 6" in capsys.readouterr().out
+    # A resumed run logs where it saved; all else is equal to the last bit.
+    assert_same_run(elsewhere / tiny().id, trained)
+
+
+def test_a_second_signal_ends_at_once(tiny: Tiny, elsewhere: Path, monkeypatch: Patch) -> None:
+    at_step(5, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)], monkeypatch)
+    with pytest.raises(faults.Stopped):
+        train(tiny(), quiet=True)
+    assert steps(elsewhere / tiny().id) == [4]
+
+
+def test_a_signal_in_the_last_step_finishes(tiny: Tiny, elsewhere: Path, monkeypatch: Patch) -> None:
+    at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    with pytest.raises(faults.Stopped, match="finished"):
+        train(tiny(), quiet=True)
+    assert record(elsewhere / tiny().id)["final"]["step"] == 10
+
+
+def test_a_process_of_its_own_says_how_to_go_on(tiny: Tiny, elsewhere: Path) -> None:
+    file = elsewhere / "experiment.yaml"
+    experiment = tiny(training={"steps": 100_000, "save_every": 2})
+    file.write_text(yaml.safe_dump(experiment.to_dict()))
+    command = [sys.executable, "-m", "nfcore", "train", str(file), "--quiet"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=project_root())
+    while not list((elsewhere / experiment.id).glob("checkpoints/*/manifest.json")):
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 143
+    assert said.endswith(f"{faults.RESUME}\n")
+    assert said.count("\n") == 1
+
+
+# --- damage -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of ``tiny()`` cut short after step 9, with checkpoints of steps 4 and 8."""
+    place = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NFCORE_RUNS", str(place))
+        at_step(9, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)], patch)
+        with pytest.raises(faults.Stopped):
+            train(tiny(), quiet=True)
+    assert steps(place / tiny().id) == [4, 8]
+    return place / tiny().id
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_every_file_of_a_checkpoint_is_in_its_manifest(interrupted: Path) -> None:
+    checkpoint = interrupted / "checkpoints/checkpoint-8"
+    names = {path.name for path in checkpoint.iterdir()} - {checkpoints.MANIFEST}
+    manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
+    assert set(manifest["files"]) == names
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", Telemetry.FILE} <= names
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "trainer_state.json", Telemetry.FILE, "manifest.json"]
+)
+def test_a_flipped_byte_is_named_and_the_last_good_checkpoint_used(
+    name: str, tiny: Tiny, trained: Path, interrupted: Path, elsewhere: Path, capsys: Capture
+) -> None:
+    run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
+    flip(run / "checkpoints/checkpoint-8" / name)
+    train(tiny())
+    said = capsys.readouterr()
+    assert "checkpoint-8: passed over, since" in said.err
+    assert name in said.err or name == "manifest.json"
+    assert "resumes at step 4" in said.out
+    assert_same_run(run, trained)
+
+
+def test_no_good_checkpoint_is_a_start_from_nothing(
+    tiny: Tiny, trained: Path, interrupted: Path, elsewhere: Path, capsys: Capture
+) -> None:
+    run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
+    for checkpoint in (run / "checkpoints").iterdir():
+        (checkpoint / "optimizer.pt").unlink()
+    train(tiny(), quiet=True)
+    assert capsys.readouterr().err.count("optimizer.pt is missing") == 2
+    assert_same_run(run, trained)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_checkpoints_of_other_formats_are_refused(version: int, tiny: Tiny, interrupted: Path, elsewhere: Path) -> None:
+    run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
+    checkpoint = run / "checkpoints/checkpoint-8"
+    if version == 1:
+        (checkpoint / Telemetry.FILE).rename(checkpoint / "telemetry.json")
+        (checkpoint / checkpoints.MANIFEST).unlink()
+    else:
+        manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
+        (checkpoint / checkpoints.MANIFEST).write_text(json.dumps({**manifest, "format": version}))
+    with pytest.raises(SettingsError, match=rf"checkpoint-8: checkpoint format {version}, this version reads 2"):
+        train(tiny(), quiet=True)
+    assert steps(run) == [4, 8]
+
+
+def test_a_clock_that_jumps_back_deletes_no_newer_checkpoint(
+    tiny: Tiny, trained: Path, elsewhere: Path, monkeypatch: Patch
+) -> None:
+    seal = checkpoints.seal
+
+    def jump(checkpoint: Path, **facts: Any) -> None:
+        seal(checkpoint, **facts)
+        long_ago = time.time() - 1e6 * checkpoints.step_of(checkpoint)
+        os.utime(checkpoint, (long_ago, long_ago))
+
+    ticks = iter(range(10**9, 0, -1000))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "seal", jump)
+        patch.setattr(time, "time", lambda: float(next(ticks)))
+        at_step(13, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)], patch)
+        with pytest.raises(faults.Stopped):
+            train(tiny(training={"steps": 20}), quiet=True)
+    (run,) = (path.parent for path in elsewhere.glob("*/checkpoints"))
+    assert steps(run) == [8, 12]
+    made = record(train(tiny(training={"steps": 20}), quiet=True))
+    assert 0 < made["provenance"]["seconds"] <= made["provenance"]["wall_seconds"]
+
+
+class Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_runs_no_code_even_if_its_checksums_are_right(
+    name: str, tiny: Tiny, interrupted: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
+    checkpoint = run / "checkpoints/checkpoint-8"
+    torch.save(Payload(tmp_path / "pwned"), checkpoint / name)
+    checkpoints.seal(checkpoint, fsdp=False)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        train(tiny(), quiet=True)
+    assert not (tmp_path / "pwned").exists()
+
+
+# --- disks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk() -> Iterator[Callable[[Path, str], None]]:
+    """``disk(place, "size=1m")`` mounts a small file system, or changes the options of the one that is there."""
+    mounted = set()
+
+    def mount(place: Path, options: str) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        again = ["-o", f"remount,{options}"] if place in mounted else ["-o", options, "-t", "tmpfs", "none"]
+        done = subprocess.run(["mount", *again, str(place)], capture_output=True, text=True)
+        if done.returncode and place not in mounted:
+            pytest.skip("may not mount a file system here")
+        assert not done.returncode, done.stderr
+        mounted.add(place)
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a small file system")
+@pytest.mark.parametrize("size", ["100k", "500k", "1000k"])
+def test_a_full_disk_is_named_and_more_room_is_enough(
+    size: str, tiny: Tiny, trained: Path, elsewhere: Path, disk: Callable[[Path, str], None], capsys: Capture
+) -> None:
+    place = elsewhere / tiny().id
+    disk(place, f"size={size}")
+    file = elsewhere / "experiment.yaml"
+    file.write_text(yaml.safe_dump(tiny().to_dict()))
+    assert main(["train", str(file), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert str(place) in said
+    assert "the disk is full" in said
+    assert "free some space" in said
+    disk(place, "size=50m")
+    assert main(["train", str(file), "--quiet"]) == 0
+    assert_same_run(place, trained)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a file system")
+def test_a_disk_that_turns_read_only_is_named(
+    tiny: Tiny,
+    trained: Path,
+    elsewhere: Path,
+    disk: Callable[[Path, str], None],
+    monkeypatch: Patch,
+    capsys: Capture,
+) -> None:
+    place = elsewhere / tiny().id / "checkpoints"
+    disk(place, "size=50m")
+    file = elsewhere / "experiment.yaml"
+    file.write_text(yaml.safe_dump(tiny().to_dict()))
+    with monkeypatch.context() as patch:
+        at_step(5, lambda: disk(place, "ro"), patch)
+        assert main(["train", str(file), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "Read-only file system" in said
+    assert str(place / "checkpoint-8") in said
+    disk(place, "rw")
+    assert main(["train", str(file)]) == 0
+    assert "resumes at step 4" in capsys.readouterr().out
+    assert_same_run(elsewhere / tiny().id, trained)
+
+
+def test_no_permission_and_a_vanished_directory_are_named(
+    tiny: Tiny, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(tiny().to_dict()))
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "a file" / "runs"))
+    assert main(["train", str(file), "--quiet"]) == 2
+    assert str(tmp_path / "a file") in capsys.readouterr().err
+    gone = tmp_path / "gone"
+    monkeypatch.setenv("NFCORE_RUNS", str(gone))
+    at_step(9, lambda: shutil.rmtree(gone), monkeypatch)
+    assert main(["train", str(file), "--quiet"]) == 2
+    assert str(gone / tiny().id) in capsys.readouterr().err
+
+
+# --- two at once ------------------------------------------------------------------------------------------------
+
+
+def test_of_two_processes_one_waits_and_says_so(tiny: Tiny, trained: Path, elsewhere: Path) -> None:
+    file = elsewhere / "experiment.yaml"
+    file.write_text(yaml.safe_dump(tiny().to_dict()))
+    command = [sys.executable, "-m", "nfcore", "train", str(file)]
+    (elsewhere / tiny().id).mkdir()
+    with FileLock(elsewhere / tiny().id / ".lock"):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project_root())
+        assert child.stderr is not None
+        assert "waits for another process that trains it" in child.stderr.readline()
+        shutil.copytree(trained, elsewhere / tiny().id, dirs_exist_ok=True)
+    said, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert "finished before, reused" in said
+
+
+def test_the_lock_does_not_survive_a_crash(tiny: Tiny, elsewhere: Path) -> None:
+    directory = elsewhere / tiny().id
+    directory.mkdir()
+    program = f"import os, filelock; filelock.FileLock({str(directory / '.lock')!r}).acquire(); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    assert train(tiny(), quiet=True) == directory
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "layer 1"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "layer 1"),
+    ],
+    ids=["GPU", "CPU"],
+)
+def test_out_of_memory_names_step_and_layer_and_what_would_fit(
+    error: Exception, where: str, tiny: Tiny, elsewhere: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    forward, calls = Block.forward, 0
+
+    def fail(self: Block, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += self.training
+        if self.training and calls == 6:  # two layers: the second of the third update
+            raise error
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(Block, "forward", fail)
+    file = elsewhere / "experiment.yaml"
+    file.write_text(yaml.safe_dump(tiny().to_dict()))
+    assert main(["train", str(file), "--quiet"]) == faults.OUT_OF_MEMORY == 4
+    said = capsys.readouterr().err
+    assert f"out of memory at step 3, {where};" in said
+    assert "training.micro_batch_size=4 (2 micro-batches an update, the same result) is estimated to take" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit for the process's memory")
+def test_memory_that_really_runs_out(tiny: Tiny, elsewhere: Path) -> None:
+    experiment = tiny(model={"hidden_size": 1024}, training={"batch_size": 256})
+    file = elsewhere / "experiment.yaml"
+    file.write_text(yaml.safe_dump(experiment.to_dict()))
+    program = (
+        "import resource, sys, psutil\n"
+        "from nfcore.__main__ import main\n"
+        "import nfcore.training\n"
+        "limit = psutil.Process().memory_info().vms + 1_000_000_000\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        f"sys.exit(main(['train', {str(file)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=project_root())
+    assert done.returncode == faults.OUT_OF_MEMORY, done.stderr
+    assert "out of memory at step 1, " in done.stderr
+    assert "raining.micro_batch_size=" in done.stderr.splitlines()[-1]
+
+
+def test_a_run_that_will_hardly_fit_is_announced(
+    tiny: Tiny, elsewhere: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(faults, "memory_limit", lambda: 2**20)
+    train(tiny(training={"steps": 1}))
+    assert "0.0 GiB are estimated; Try training.micro_batch_size=1 " in capsys.readouterr().err
+
+
+# --- surroundings -----------------------------------------------------------------------------------------------
+
+
+def test_a_bare_environment_is_enough(tiny: Tiny, trained: Path, tmp_path: Path) -> None:
+    """Locale C, no HOME, umask 077, a path with spaces and other letters; as root also no network and a checkout that
+    cannot be written."""
+    place = tmp_path / "a path wïth Ünicode"
+    place.mkdir()
+    file = place / "experiment.yaml"
+    file.write_text(yaml.safe_dump(tiny().to_dict()))
+    command = [sys.executable, "-m", "nfcore", "train", str(file)]
+    isolated = ["unshare", "--mount", "--net"]
+    root = str(project_root())
+    if shutil.which("unshare") and not subprocess.run([*isolated, "true"], capture_output=True).returncode:
+        read_only = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0" && exec "$@"'
+        command = [*isolated, "sh", "-c", read_only, root, *command]
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
+    environment |= {"NFCORE_RUNS": str(place / "runs"), "NFCORE_DATA": str(place / "tokens")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, umask=0o077)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert_same_run(place / "runs" / tiny().id, trained)
+    assert stat.S_IMODE((place / "runs" / tiny().id / "record.json").stat().st_mode) == 0o600
+
+
+def test_secrets_of_the_environment_stay_there(tiny: Tiny, elsewhere: Path, monkeypatch: Patch, capfd: Capture) -> None:
+    secret = "hf_PlantedByATest0123456789"
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN"):
+        monkeypatch.setenv(name, secret)
+    at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    with pytest.raises(faults.Stopped):
+        train(tiny())
+    at_step(5, lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)], monkeypatch)
+    with pytest.raises(faults.Stopped):  # so that a checkpoint is there too
+        train(tiny(seed=1))
+    found = [path for path in elsewhere.rglob("*") if path.is_file()]
+    assert any(path.name == "trainer_state.json" for path in found)
+    assert not [path for path in found if secret.encode() in path.read_bytes()]
+    assert secret not in "".join(capfd.readouterr())

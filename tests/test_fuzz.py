@@ -1,0 +1,509 @@
+"""Whatever the input, only the errors that are documented: settings, records, corpora, token files, attention.
+
+The short form has some hundred cases. ``NFCORE_FUZZ_CASES=10000`` in the environment tries that many, shared out as in
+the short form; ``NFCORE_TORTURE_LOG`` names a file for their counts (:mod:`tests.counting`).
+"""
+
+import gzip
+import io
+import json
+import math
+import os
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from nfcore import NormFreeConfig, NormFreeForCausalLM, attention_entropy, attention_statistics, runs
+from nfcore.data import LONGEST, documents, file_sha256, load_tokenizer, local_corpus, prepare
+from nfcore.settings import (
+    DataSettings,
+    Experiment,
+    ModelSettings,
+    SettingsError,
+    TrainingSettings,
+    override,
+    read_yaml,
+)
+from tests.counting import counted
+
+
+SHORT = {"settings": 60, "overrides": 40, "yaml": 60, "records": 40, "tables": 12, "corpora": 60, "tokenising": 6}
+SHORT |= {"tokenizers": 20, "tokens": 30, "archives": 20, "attention": 100, "models": 12}
+CASES = int(os.environ.get("NFCORE_FUZZ_CASES", "0"))
+
+
+def fuzz(kind: str, check: Callable[[Any], None], strategy: st.SearchStrategy[Any]) -> None:
+    """Call ``check`` on as many drawn inputs as the form has of this kind."""
+    examples = max(SHORT[kind], math.ceil(CASES * SHORT[kind] / sum(SHORT.values())))
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    profile = hypothesis_settings(max_examples=examples, deadline=None, database=None, suppress_health_check=slow)
+    if not CASES:
+        profile = hypothesis_settings(profile, phases=[Phase.explicit, Phase.generate, Phase.shrink])
+    with counted(kind) as count:
+
+        @profile
+        @given(strategy)
+        def case(drawn: Any) -> None:
+            count["cases"] += 1
+            check(drawn)
+
+        case()
+
+
+def attempt(function: Callable[..., Any], *args: Any) -> Any:
+    """The result; None where the input is refused, in one line of a length that can be read and printed."""
+    try:
+        return function(*args)
+    except SettingsError as error:
+        message = str(error)
+        assert 0 < len(message) < 4000
+        message.encode("utf-8", "surrogateescape")
+        return None
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+TEXT = st.text(max_size=8) | st.text(st.characters(codec=None), max_size=4)  # surrogates too
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.sampled_from([2**63, -(10**400)])
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
+)
+SECTIONS = {"model": ModelSettings, "data": DataSettings, "training": TrainingSettings}
+
+
+def section(cls: Any) -> st.SearchStrategy[Any]:
+    """Some fields of it, most with values of their default's type."""
+    fields = {}
+    for name, field in cls.__dataclass_fields__.items():
+        default = field.default
+        like: st.SearchStrategy[Any] = st.just(default)
+        if isinstance(default, bool):
+            like = st.booleans()
+        elif isinstance(default, (int, float)):
+            like = st.integers(-1, 2048) | st.floats() | st.sampled_from([default, 0, 1, 0.5, 2**40])
+        fields[name] = like | like | VALUES
+    return st.fixed_dictionaries({}, optional=fields) | VALUES
+
+
+def test_settings_are_taken_or_refused() -> None:
+    sections: dict[str, st.SearchStrategy[Any]] = {name: section(cls) for name, cls in SECTIONS.items()}
+    mappings = st.fixed_dictionaries({}, optional={**sections, "seed": VALUES | st.integers(0, 9), "name": VALUES})
+
+    def check(mapping: Any) -> None:
+        experiment = attempt(Experiment.from_dict, mapping)
+        if experiment:
+            again = yaml.safe_load(yaml.safe_dump(experiment.to_dict()))
+            assert Experiment.from_dict(again).id == experiment.id
+            assert experiment.model.configuration
+
+    fuzz("settings", check, mappings | VALUES)
+
+
+def test_overrides_are_taken_or_refused() -> None:
+    keys = st.sampled_from(["seed", "name", "model.norm", "training.steps", "data.corpus", "model", "data.corpus.x"])
+    values = TEXT | st.sampled_from(
+        ["[", "*a", "&a [*a]", "1e400", "0x" + "f" * 9000, "!!bool x", "1_000", "2001-13-01"]
+    )
+    joined = st.tuples(keys | TEXT, values).map("=".join)
+
+    def check(assignments: list[str]) -> None:
+        if (mapping := attempt(override, {"seed": 1, "model": {"norm": "none"}}, assignments)) is not None:
+            attempt(Experiment.from_dict, mapping)
+
+    fuzz("overrides", check, st.lists(joined | TEXT, max_size=3))
+
+
+def test_yaml_files_are_read_or_refused(tmp_path: Path) -> None:
+    pieces = [
+        "a: ",
+        "- ",
+        "\n",
+        " ",
+        "  ",
+        "[",
+        "]",
+        "{",
+        "}",
+        "&x ",
+        "*x",
+        "<<: ",
+        "!!",
+        "!!python/object:os.system ",
+        "|",
+    ]
+    pieces += [
+        "'",
+        '"',
+        "\\ud800",
+        "? ",
+        ": ",
+        "---\n",
+        "%YAML 9.9\n",
+        "#",
+        "\t",
+        "\0",
+        "1:60",
+        "0o7",
+        "~",
+        "2001-01-01",
+    ]
+    soup = st.lists(st.sampled_from(pieces) | TEXT, max_size=30).map(
+        lambda parts: "".join(parts).encode("utf-8", "surrogatepass")
+    )
+    path = tmp_path / "a.yaml"
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        found = attempt(read_yaml, path)
+        assert found is None or isinstance(found, dict)
+        if found is not None:
+            attempt(Experiment.from_dict, found)
+
+    fuzz("yaml", check, soup | soup | st.binary(max_size=200))
+
+
+# --- records ----------------------------------------------------------------------------------------------------
+
+
+def changed(draw: Any, value: Any) -> Any:
+    """A JSON value with one place of it taken out or replaced."""
+    path: list[Any] = []
+    inner = value
+    while isinstance(inner, (dict, list)) and inner and (not path or draw(st.integers(0, 3))):
+        path.append(draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner)))))
+        inner = inner[path[-1]]
+    result = json.loads(json.dumps(value))
+    target = result
+    for key in path[:-1]:
+        target = target[key]
+    if draw(st.booleans()):
+        del target[path[-1]]
+    else:
+        target[path[-1]] = draw(VALUES)
+    return result
+
+
+def damaged(draw: Any, content: bytes) -> bytes:
+    """Bytes with some of them cut off, flipped, or put in."""
+    at = draw(st.integers(0, max(0, len(content) - 1)))
+    how = draw(st.sampled_from(["cut", "flip", "insert", "other"]))
+    if how == "other":
+        return draw(st.binary(max_size=64))
+    after = content[at + 1 :] if how == "flip" else b"" if how == "cut" else content[at:]
+    put = bytes([content[at] ^ draw(st.integers(1, 255))]) if how == "flip" and content else b""
+    return content[:at] + (draw(st.binary(max_size=8)) if how == "insert" else put) + after
+
+
+def test_records_are_read_or_refused(tmp_path: Path) -> None:
+    recorded = Path("data/recorded/quick")
+    record = json.loads((recorded / "records.json").read_text())[0]
+    directory = tmp_path / record["id"]
+    directory.mkdir()
+    for name in runs.TABLES:
+        table = pq.read_table(recorded / f"{name}.parquet", filters=[("run", "==", record["id"])])
+        pq.write_table(table.drop_columns("run"), directory / f"{name}.parquet")
+    record["files"] = {path.name: file_sha256(path) for path in directory.iterdir()}
+
+    def check(data: st.DataObject) -> None:
+        if data.draw(st.integers(0, 3)):
+            content = json.dumps(changed(data.draw, record)).encode()
+        else:
+            content = damaged(data.draw, json.dumps(record).encode())
+        (directory / "record.json").write_bytes(content)
+        found = attempt(runs.read_record, directory)
+        if found is not None:
+            attempt(runs.verify, directory, found)
+            attempt(runs.load_runs, tmp_path)
+
+    fuzz("records", check, st.data())
+
+
+def test_recorded_tables_are_read_or_refused(tmp_path: Path) -> None:
+    for path in Path("data/recorded/quick").iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path)
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    expected = attempt(runs.load_runs, tmp_path)
+
+    def check(data: st.DataObject) -> None:
+        path = data.draw(st.sampled_from(sorted(whole)))
+        content = damaged(data.draw, whole[path])
+        path.write_bytes(content)
+        found = attempt(runs.load_runs, tmp_path)
+        path.write_bytes(whole[path])
+        assert found is None or content == whole[path] or path.name == "checksums.json"
+        assert found is None or found.runs.equals(expected.runs)
+
+    fuzz("tables", check, st.data())
+
+
+# --- corpora and tokens -----------------------------------------------------------------------------------------
+
+LINES = st.lists(st.text(max_size=30) | st.sampled_from(["def f(x):", "    return x", "\r", "\0", "\x85"]), max_size=20)
+BOMB = gzip.compress(bytes(2**22))
+
+
+def parquet(texts: list[Any]) -> bytes:
+    file = io.BytesIO()
+    try:
+        pq.write_table(pa.table({"content": texts}), file)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError):
+        return b"PAR1"
+    return file.getvalue()
+
+
+@st.composite
+def contents(draw: Any) -> bytes:
+    """Of a file: text, records, what is neither, and any of it damaged."""
+    made = draw(
+        st.one_of(
+            st.binary(max_size=300),
+            LINES.map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")),
+            st.lists(VALUES, max_size=6).map(records),
+            st.lists(st.text(max_size=50) | SCALARS, max_size=4).map(parquet),
+            st.sampled_from([b"", BOMB, b"\0", b"[" * 10**5, b"\xef\xbb\xbfx\n", b"x" * (LONGEST + 5), b"\n" * 10**5]),
+        )
+    )
+    return damaged(draw, made) if draw(st.integers(0, 3)) == 0 else made
+
+
+def records(values: list[Any]) -> bytes:
+    lines = []
+    for value in values:
+        try:
+            lines.append(json.dumps(value if isinstance(value, dict) else {"content": value}))
+        except ValueError:  # too many digits
+            lines.append("9" * 5000)
+    return "\n".join(lines).encode()
+
+
+NAMES = ["a.txt", "b.jsonl", "c.parquet", "d.json", "e.gz", "f.py"]
+
+
+def one_corpus(data: st.DataObject, place: Path) -> Path:
+    """A file, or a folder of files, links and a pipe."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    if data.draw(st.booleans()):
+        path = place / data.draw(st.sampled_from(NAMES))
+        path.write_bytes(data.draw(contents()))
+        return path
+    for number in range(data.draw(st.integers(0, 4))):
+        folder = place / "root" / f"group{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{number}{data.draw(st.sampled_from(NAMES))}"
+        kind = data.draw(st.sampled_from(["file", "file", "file", "loop", "up", "outside", "pipe", "name"]))
+        if kind == "file":
+            path.write_bytes(data.draw(contents()))
+        elif kind == "name":
+            os.symlink(b"x", os.fsencode(folder) + b"/\xff" + bytes([65 + number]))
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to({"loop": path, "up": place / "root", "outside": Path("/etc/passwd")}[kind])
+    return place / "root"
+
+
+def test_corpora_are_read_or_refused(tmp_path: Path) -> None:
+    def check(data: st.DataObject) -> None:
+        path = one_corpus(data, tmp_path / "corpus")
+        settings = DataSettings(corpus=str(path), split_by=data.draw(st.sampled_from(["group", "document"])))
+        skipped: Counter[str] = Counter()
+        found = attempt(lambda: [*documents(settings, skipped)]) or []
+        assert all(len(d.text) <= LONGEST and "root:" not in d.text for d in found)
+        assert all(count >= 0 for count in skipped.values())
+        corpus = attempt(local_corpus, settings)
+        if corpus:
+            texts = [*corpus.train, *corpus.validation]
+            assert sorted(texts) == sorted({d.text for d in found})
+        else:
+            assert not any(d.text.strip() for d in found)
+
+    fuzz("corpora", check, st.data())
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NFCORE_DATA", str(tmp_path / "tokens"))
+    return tmp_path / "tokens"
+
+
+def test_corpora_are_tokenised_or_refused(tmp_path: Path, cache: Path) -> None:
+    def check(data: st.DataObject) -> None:
+        path = one_corpus(data, tmp_path / "corpus")
+        packing = data.draw(st.sampled_from(["per-file", "packed"]))
+        options = dict(vocab_size=257, context=2, validation_fraction=0.5, split_by="document", packing=packing)
+        tokens = attempt(prepare, DataSettings(corpus=str(path), **options))
+        assert tokens is None or tokens.train.max() < 257
+        if cache.exists():
+            assert not [p for p in cache.iterdir() if p.name.endswith(".unfinished")]
+
+    fuzz("tokenising", check, st.data())
+
+
+def test_tokenizers_are_loaded_or_refused(tmp_path: Path, tiny: Callable[..., Experiment]) -> None:
+    whole = json.loads((prepare(tiny().data).directory / "tokenizer.json").read_text())
+
+    def check(data: st.DataObject) -> None:
+        if data.draw(st.booleans()):
+            content = json.dumps(changed(data.draw, whole)).encode()
+        else:
+            content = damaged(data.draw, json.dumps(whole).encode())
+        (tmp_path / "tokenizer.json").write_bytes(content)
+        tokenizer = attempt(load_tokenizer, str(tmp_path), 300)
+        assert tokenizer is None or max(tokenizer.get_vocab().values()) < 300
+
+    fuzz("tokenizers", check, st.data())
+
+
+def test_token_files_are_whole_or_refused(tiny: Callable[..., Experiment], cache: Path) -> None:
+    tokens = prepare(tiny().data)
+    whole = {path: path.read_bytes() for path in tokens.directory.iterdir()}
+    train = tokens.train.tolist()
+
+    def check(data: st.DataObject) -> None:
+        path = data.draw(st.sampled_from(sorted(whole)))
+        content = damaged(data.draw, whole[path])
+        path.write_bytes(content)
+        found = attempt(prepare, tiny().data)
+        path.write_bytes(whole[path])
+        assert (
+            found is None or (path.name == "meta.json" and json.loads(content) == tokens.meta) or content == whole[path]
+        )
+        assert found is None or found.train.tolist() == train
+
+    fuzz("tokens", check, st.data())
+
+
+def test_archives_stay_in_their_folder(tmp_path: Path) -> None:
+    from tools.gpu import unpack
+
+    names = st.sampled_from(["a", "a/b", "../evil", "/evil", "a/../../evil", "..", "", ".", "a/", "x" * 300, "\udcff"])
+    kinds = st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+    entry = st.tuples(names, kinds, names)
+
+    def check(data: st.DataObject) -> None:
+        place = tmp_path / "place"
+        shutil.rmtree(place, ignore_errors=True)
+        (place / "out").mkdir(parents=True)
+        packed = place / "a.tar.xz"
+        with tarfile.open(packed, "w:xz") as tar:
+            for name, kind, link in data.draw(st.lists(entry, max_size=4)):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname, member.size = kind, link, 3 if kind == tarfile.REGTYPE else 0
+                tar.addfile(member, io.BytesIO(b"abc"))
+        if data.draw(st.integers(0, 2)) == 0:
+            packed.write_bytes(damaged(data.draw, packed.read_bytes()))
+        with suppress(OSError):  # of a file system: a name that is too long, or of a file and of a folder
+            attempt(unpack, packed, place / "out" / "folder")
+        assert {path.name for path in place.iterdir()} == {"out", "a.tar.xz"}
+        assert {path.name for path in (place / "out").iterdir()} <= {"folder"}
+        for path in (place / "out").rglob("*"):
+            assert Path(os.path.realpath(path)).is_relative_to(place / "out")
+
+    fuzz("archives", check, st.data())
+
+
+# --- attention --------------------------------------------------------------------------------------------------
+
+EDGES = [0.0, -0.0, 1.0, 1e-45, 3e38, -3e38, 65504.0, 1e20, math.inf, -math.inf, math.nan]
+
+
+@st.composite
+def tensors(draw: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64]))
+    size = draw(st.sampled_from([0.0, 1.0, 1e-20, 100.0, 1e4, 1e18]))
+    x = size * torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    if x.numel():
+        for _ in range(draw(st.sampled_from([0, 0, 1, 3]))):
+            x.view(-1)[draw(st.integers(0, x.numel() - 1))] = draw(st.sampled_from(EDGES))
+    return x.to(dtype)
+
+
+def test_attention_entropy_is_in_its_range_or_refused() -> None:
+    sizes = st.integers(0, 4) | st.integers(1, 4)
+
+    def check(data: st.DataObject) -> None:
+        batch, heads, width = (data.draw(sizes) for _ in range(3))
+        shape = (batch, heads, data.draw(sizes | st.just(20)), width)
+        others = (data.draw(st.just(batch) | sizes), data.draw(st.just(heads) | st.just(1) | sizes))
+        key_shape = (*others, data.draw(st.just(shape[2]) | sizes), data.draw(st.just(width) | sizes))
+        if data.draw(st.integers(0, 9)) == 0:
+            shape = shape[1:]
+        q, k = data.draw(tensors(shape)), data.draw(tensors(key_shape))
+        if data.draw(st.integers(0, 9)) == 0:
+            k = k.long()
+        causal = data.draw(st.booleans())
+        scale = data.draw(st.none() | st.sampled_from([0.0, -1.0, 1.0, 1e-30, 1e30, math.nan, math.inf]))
+        method = data.draw(st.sampled_from(["auto", "exact", "chunked", "lse", "fast"]))
+        rows = attempt(lambda: attention_entropy(q, k, scale=scale, causal=causal, method=method))
+        fits = len(shape) == 4 and batch == others[0] and width == key_shape[3] and q.numel() and k.numel()
+        fits = fits and heads % max(1, others[1]) == 0 and (not causal or shape[2] == key_shape[2])
+        assert (rows is not None) == bool(fits and k.is_floating_point() and method != "fast")
+        if rows is None:
+            return
+        assert rows.shape == q.shape[:3]
+        keys = key_shape[2]
+        highest = torch.arange(1, keys + 1).log() if causal else torch.tensor(math.log(keys))
+        finite = rows.isfinite()
+        assert not rows.isinf().any()
+        # What float32 rounds is a share of the scores' terms, of keys that a row does not see too; see test_entropy.
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        k_all = k.double().repeat_interleave(heads // others[1], 1).transpose(-1, -2)
+        terms = abs(factor) * q.double().abs() @ k_all.abs()
+        slack = 2e-5 + 3e-6 * terms.amax(-1).nan_to_num(0, 0, 0)
+        assert (rows >= -1e-6)[finite].all()
+        assert (rows <= highest + slack)[finite].all()
+        allowed = torch.ones(shape[2], keys, dtype=torch.bool).tril(0 if causal else keys)
+        scores = (factor * q.double() @ k_all).masked_fill(~allowed, 0)
+        assert not finite[~scores.isfinite().all(-1)].any()  # a score that is no number makes its row NaN
+        if 1e-20 < abs(factor) < 1e20:
+            ordinary = (terms.amax(-1) < 1e4) & bool((q.abs().amax() < 1e18) & (k.abs().amax() < 1e18))
+            exact = attention_entropy(q, k, scale=scale, causal=causal, method="exact")
+            assert ((rows - exact).abs() <= slack)[ordinary].all()
+
+    fuzz("attention", check, st.data())
+
+
+def test_statistics_of_any_weights_are_in_their_range() -> None:
+    config = NormFreeConfig.from_shape("gpt2-2x32", norm="none", vocab_size=97, max_position_embeddings=16)
+    model = NormFreeForCausalLM(config).eval()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def check(data: st.DataObject) -> None:
+        length, batch = data.draw(st.integers(1, 16)), data.draw(st.integers(1, 3))
+        name = data.draw(st.sampled_from(sorted(before)))
+        with torch.no_grad():
+            for key, p in model.named_parameters():
+                p.copy_(before[key])
+            changed = dict(model.named_parameters())[name]
+            changed.mul_(data.draw(st.sampled_from([0.0, 1.0, 1e3, 1e10, -1.0])))
+            if data.draw(st.booleans()):
+                changed.view(-1)[data.draw(st.integers(0, changed.numel() - 1))] = data.draw(st.sampled_from(EDGES))
+        ids = torch.randint(97, (batch, length), generator=torch.Generator().manual_seed(data.draw(st.integers(0, 9))))
+        found = attention_statistics(model, ids)
+        highest = torch.arange(1, length + 1).log()
+        entropy, by_position, bad = found["entropy"], found["by_position"], found["nonfinite_rows"]
+        assert ((bad >= 0) & (bad <= batch * length)).all()
+        assert (entropy.isnan() == (bad == batch * length)).all()
+        assert (entropy[entropy.isfinite()] >= -1e-6).all()
+        assert not by_position.isinf().any()
+        assert (by_position.nan_to_num(0) <= highest + 1e-3).all()
+        clean = bad == 0
+        assert (entropy[clean] <= highest.mean() + 1e-3).all()
+        assert found["largest_logit"][clean].isfinite().all()
+
+    fuzz("models", check, st.data())
