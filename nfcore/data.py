@@ -144,7 +144,7 @@ def expanded(where: str, path: str) -> Path:
 def file_texts(path: Path, skipped: Counter[str], least: int) -> Iterator[str]:
     """A UTF-8 file, line ends untouched, in pieces of at least so many characters, the last one shorter.
 
-    A piece ends where a line does, unless that is longer than :data:`LONGEST`. A file that is binary or cannot be read
+    A piece ends where a line does, unless that is longer than ``LONGEST``. A file that is binary or cannot be read
     gives none and is counted. It is read twice, so that this is known before its first piece.
     """
     try:
@@ -375,7 +375,7 @@ def codeparrot_corpus(settings: DataSettings) -> Corpus:
 
     Without ``streaming`` the whole data set is downloaded once and lies on the disk in a form that is read without
     taking memory. With it only as much is downloaded as the first documents need, at each tokenising anew. The order
-    is then another: of the files, and within a window of :data:`SHUFFLE_WINDOW` documents. Tokens made from the Hub's
+    is then another: of the files, and within a window of ``SHUFFLE_WINDOW`` documents. Tokens made from the Hub's
     stream are found again by the settings alone, since to ask whether it changed would be to read it again.
     """
     import datasets
