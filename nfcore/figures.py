@@ -33,7 +33,7 @@ STYLES: dict[str, dict[str, str]] = {
     "SM": dict(color="#E69F00", marker="X"),
 }
 COLORMAP = "cividis"
-# Of an output: {"runs": [...], "commits": [...], "interactive": {...} or null}
+# Of an output: {"finding": "...", "runs": [...], "commits": [...], "interactive": {...} or null}
 SPEC = "application/vnd.nfcore.figure+json"
 
 
@@ -56,11 +56,15 @@ def use_style() -> None:
     }
 
 
-def show_figure(figure: Figure, runs: Runs | None = None, interactive: dict[str, Any] | bool = True) -> None:
+def show_figure(
+    figure: Figure, runs: Runs | None = None, interactive: dict[str, Any] | bool = True, *, finding: str
+) -> None:
     """Display ``figure`` as one output: SVG, PDF, its numbers as CSV, and ``SPEC``.
 
     ``runs``: what it shows, named with their commits beside it. ``interactive``: what the book's script draws on demand
     (``book/_assets/interactive.js`` says of what kinds); True takes the figure's own lines, where it has some.
+    ``finding``: what the drawn numbers say, a sentence of plain text made from them; the book opens the caption with it
+    and closes the alternative text, after what their authors wrote about how it is drawn.
 
     What is drawn is named by its label, or by its gid where it is not to appear in the legend; what has neither is
     decoration and not in the numbers.
@@ -74,6 +78,7 @@ def show_figure(figure: Figure, runs: Runs | None = None, interactive: dict[str,
     numbers = figure_numbers(figure)
     frame = pd.DataFrame({"run": [], "provenance.commit": []}) if runs is None else runs.runs
     spec = {
+        "finding": finding,
         "runs": [*frame["run"]],
         "commits": sorted(frame["provenance.commit"].dropna().unique()),
         "interactive": (lines_of(figure) if interactive is True else interactive) or None,

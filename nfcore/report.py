@@ -63,13 +63,14 @@ def other_data(own: runs.Runs, committed: runs.Runs) -> bool:
 
 
 def markdown_table(frame: pd.DataFrame, digits: int = 3) -> Any:
-    """A frame as a Markdown table; missing values are dashes."""
+    """A frame as a Markdown table; missing values are dashes. Cells may hold Markdown, but no HTML."""
     from IPython.display import Markdown
 
     def cell(value: Any) -> str:
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return "-"
         text = f"{value:.{digits}f}" if isinstance(value, (float, np.floating)) else str(value)
+        text = text.replace("<", "&lt;").replace("|", r"\|")
         return text.replace(" %", "\u00a0%")  # no line break between number and unit
 
     return Markdown(frame.map(cell).to_markdown(index=False, disable_numparse=True))
@@ -126,6 +127,21 @@ def leaves_ceiling(shown: runs.Runs, configuration: str) -> float:
     early = table[[layer for layer in (1, 2) if layer in table]].mean(axis=1)
     below = early.index[early < 0.9 * entropy_ceiling(int(shown.runs["data.context"].iloc[0]))]
     return float(below[0]) if len(below) else float("inf")
+
+
+def against(first: str, ours: Any, second: str, theirs: Any, form: str = "{:.2f}") -> str:
+    """Numbers of two configurations in words, as ``40.02 in SM+R, below the 52.63 in SM+G``.
+
+    Each is a number or one for each seed, of which the mean is shown. The word is chosen by the digits that are shown.
+    """
+    values = [np.atleast_1d(np.asarray(v, dtype=float)) for v in (ours, theirs)]
+    means = [float(v.mean()) if len(v) else float("nan") for v in values]
+    a, b = (form.format(mean) if np.isfinite(mean) else "not finite" for mean in means)
+    if not np.isfinite(means).all():
+        return f"{a} in {first} and {b} in {second}"
+    overlap = min(map(len, values)) > 1 and max(v.min() for v in values) <= min(v.max() for v in values)
+    word = "equal to" if a == b else "below" if means[0] < means[1] else "above"
+    return f"{a} in {first}, {word} the {b} in {second}" + (", though their seeds overlap" if overlap else "")
 
 
 def relative_change(value: float, base: float) -> float:

@@ -38,7 +38,16 @@ from nfcore.claims import contrast, decay_sum, early_layers, interval, statistic
 from nfcore.entropy import entropy_ceiling
 from nfcore.figures import STYLES, direct_labels, show_figure, use_style
 from nfcore.presets import MAIN
-from nfcore.report import glue, glue_verdicts, markdown_table, published, study_banner, verdict_table, with_interval
+from nfcore.report import (
+    against,
+    glue,
+    glue_verdicts,
+    markdown_table,
+    published,
+    study_banner,
+    verdict_table,
+    with_interval,
+)
 from nfcore.study import RATE_SEED
 
 
@@ -85,6 +94,7 @@ suffixes = {
     "width 128": " width 128",
 }
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
+estimates = {"loss": [], "early_entropy": []}
 for panel, (statistic, sign, label) in zip(
     axes,
     (("loss", 1, "ReLU against GELU, perplexity (%)"), ("early_entropy", -1, "excess of early entropy in SM+G")),
@@ -95,6 +105,7 @@ for panel, (statistic, sign, label) in zip(
         found = interval(values)
         scale = (lambda x: 100 * np.expm1(x)) if statistic == "loss" else (lambda x: x)
         if len(values):
+            estimates[statistic].append(found)
             center = scale(found["estimate"])
             ends, color = [scale(found["low"]), scale(found["high"])], STYLES["SM+R"]["color"]
             panel.plot(ends, [row, row], color=color, gid=f"{condition}, interval")
@@ -106,7 +117,15 @@ for panel, (statistic, sign, label) in zip(
 axes[0].set_yticks(range(len(suffixes)), suffixes)
 axes[0].invert_yaxis()
 cells = [f"SM+{a}{suffix}" for suffix in suffixes.values() for a in "RG" if f"SM+{a}{suffix}" in frame.index]
-show_figure(figure, shown.select(frame.loc[cells, "run"]), interactive=False)
+loss, early = (pd.DataFrame(found, columns=["estimate", "low", "high"]) for found in estimates.values())
+show_figure(
+    figure,
+    shown.select(frame.loc[cells, "run"]),
+    interactive=False,
+    finding=f"SM+R is ahead of SM+G under {(loss['estimate'] < 0).sum()} of {len(loss)} conditions, {(loss['high'] < 0).sum()} of "
+    f"them with an interval that leaves out zero. Early entropy is higher in SM+G under {(early['estimate'] > 0).sum()} of "
+    f"{len(early)}, {(early['low'] > 0).sum()} of them with such an interval.",
+)
 
 # %% [markdown]
 # ## 1. Do slopes go to zero by themselves?
@@ -146,7 +165,14 @@ axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
 axes.invert_yaxis()
 axes.set_xlabel("final over initial slope")
 ids = frame.loc[[cell.name for cell in cells], "run"] if cells else []
-show_figure(figure, shown.select(ids), interactive=False)
+ends = frame[frame["run"].isin(ids)].dropna(subset="slope_ratio")
+show_figure(
+    figure,
+    shown.select(ids),
+    interactive=False,
+    finding=f"Slopes of {(ends['slope_ratio'] < 0).sum()} of {len(ends)} runs end nearer to zero than they began, those of "
+    f"{(ends['slope_beyond_decay'] < 0).sum()} nearer than weight decay alone takes them.",
+)
 
 # %% tags=["hide-input"]
 questions(1)
@@ -217,6 +243,7 @@ count_table([name for name in study.cells if "rate x4" in name or "residual" in 
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rates", "caption": "Final perplexity against the learning rate, on the seed of the grid. Circled: each configuration's own best rate. A missing point is a run that stopped being finite."}, "image": {"alt": "Four curves of perplexity over learning rates from 0.001 to 0.016, one per main configuration, with their lowest points circled."}}
 figure, axes = plt.subplots(figsize=(6, 3.2))
+lowest = {}
 for configuration in MAIN:
     grid = [c for c in study.cells.values() if c.configuration == configuration and c.seeds == (RATE_SEED,)]
     there = [c for c in grid if c.name in frame.index]
@@ -225,8 +252,9 @@ for configuration in MAIN:
     if not there:
         continue
     axes.plot(rates, np.exp(losses), label=configuration, markersize=5, linewidth=1.2, **STYLES[configuration])
-    if len(there) == len(grid):
+    if len(there) == len(grid) and np.isfinite(losses).any():
         best = int(np.nanargmin(losses))
+        lowest[configuration] = np.exp(losses[best]), rates[best]
         axes.plot(
             rates[best],
             np.exp(losses[best]),
@@ -239,7 +267,12 @@ for configuration in MAIN:
 axes.set(xlabel="learning rate", ylabel="final perplexity")
 direct_labels(axes)
 rates_of = [c.name for c in study.cells.values() if c.seeds == (RATE_SEED,) and c.name in frame.index]
-show_figure(figure, shown.select(frame.loc[rates_of, "run"] if rates_of else []))
+finding = "The grids of SM+G and SM+R are not complete."
+if {"SM+G", "SM+R"} <= set(lowest):
+    (g, g_rate), (r, r_rate) = lowest["SM+G"], lowest["SM+R"]
+    best = against(f"SM+R (rate {r_rate:g})", r, f"SM+G (rate {g_rate:g})", g)
+    finding = f"At the best rate of each, perplexity is {best}, on one seed."
+show_figure(figure, shown.select(frame.loc[rates_of, "run"] if rates_of else []), finding=finding)
 
 # %% tags=["hide-input"]
 count_table([*(f"{c} own best" for c in MAIN), "SM+G lr=0.0057", "SM+R lr=0.0057", "SM+G", "SM+R"])
@@ -263,8 +296,9 @@ questions(7)
 # position over its own ceiling, the last quarter of positions alone, and the paper's statistic on uniformly random tokens,
 # where there is nothing to attend to.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-positions", "caption": "Entropy over its ceiling ln i by query position i in the early layers, at the last probe, mean over seeds. Solid: held-out text. Dotted: random tokens."}, "image": {"alt": "Curves of normalised entropy against query position for the four main configurations, on text and on random tokens."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-positions", "caption": "Entropy over its ceiling ln i by query position i in the early layers, at the last probe, mean over seeds. Solid, filled markers: held-out text. Dotted, hollow markers: random tokens."}, "image": {"alt": "Curves of normalised entropy against query position for the four main configurations, on text and on random tokens."}}
 figure, axes = plt.subplots(figsize=(6.4, 3.2))
+late = {"-": {}, ":": {}}
 for configuration in MAIN:
     if configuration in frame.index and len(shown.positions):
         chosen = shown.positions[shown.positions["run"].isin(frame.loc[[configuration], "run"])]
@@ -275,16 +309,25 @@ for configuration in MAIN:
             axes.plot(
                 curve.index,
                 curve,
-                line,
-                color=STYLES[configuration]["color"],
+                linestyle=line,
                 linewidth=1.2,
+                markersize=4,
+                markevery=[*np.unique(np.geomspace(1, len(curve), 9).astype(int)) - 1],
+                markerfacecolor=STYLES[configuration]["color"] if line == "-" else "white",
+                **STYLES[configuration],
                 label=configuration if line == "-" else None,
                 gid=configuration + (" on random tokens" if line == ":" else ""),
             )
+            late[line][configuration] = curve[curve.index > 0.75 * curve.index.max()].mean()
 axes.set(xlabel="query position i", ylabel="entropy / ln i", xscale="log")
 axes.legend()
 there = [c for c in MAIN if c in frame.index]
-show_figure(figure, shown.select(frame.loc[there, "run"] if there else []))
+text, noise = (against("SM+G", of.get("SM+G", np.nan), "SM+R", of.get("SM+R", np.nan)) for of in late.values())
+show_figure(
+    figure,
+    shown.select(frame.loc[there, "run"] if there else []),
+    finding=f"Mean over the last quarter of the positions, on held-out text: {text}; on random tokens: {noise}.",
+)
 
 # %% tags=["hide-input"]
 questions(8)
@@ -300,5 +343,5 @@ ahead, ran, yes = (gaps["estimate"] < 0).sum(), gaps["estimate"].notna().sum(), 
 glue(gaps_ahead=str(ahead), gaps_run=str(ran), gaps_yes=str(yes))
 Markdown(
     f"Of {len(table)} questions: {answers}. ReLU is ahead of GELU without LayerNorm in {ahead} "
-    f"of the {ran} conditions that were run, significantly (after correction) in {yes}."
+    f"of the {ran} conditions that were run, follow-ups not counted, significantly (after correction) in {yes}."
 )

@@ -34,7 +34,7 @@ from IPython.display import Markdown
 
 from nfcore.figures import STYLES, direct_labels, show_figure, use_style
 from nfcore.presets import MAIN
-from nfcore.report import banner, markdown_table, published, sources
+from nfcore.report import against, banner, markdown_table, published, sources
 
 
 use_style()
@@ -53,6 +53,7 @@ def curve(runs, configuration, name="eval_loss"):
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-curves", "caption": "Evaluation loss of the four main GPT-2 configurations: published (left), and ours (right). Note the different step axes: the published runs see several hundred times more tokens than those of preset quick."}, "image": {"alt": "Four falling curves of evaluation loss against optimiser steps, published and ours; the markers tell the configurations apart."}}
 panels = {"published": None} | shown
 figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), squeeze=False)
+ends = {where: {} for where in panels}
 for panel, (where, runs) in zip(axes[0], panels.items(), strict=True):
     for configuration in MAIN:
         if runs is None:
@@ -61,11 +62,15 @@ for panel, (where, runs) in zip(axes[0], panels.items(), strict=True):
         else:
             losses = curve(runs, configuration)
             steps, mark = losses.index, {}
+        ends[where][configuration] = [*losses][-1]
         panel.plot(steps, losses, label=configuration, markersize=4, linewidth=1.2, **STYLES[configuration], **mark)
     panel.set(title=where, xlabel="optimiser step", ylabel="evaluation loss (nats per token)")
 for panel in axes[0]:
     direct_labels(panel)
-show_figure(figure, next(iter(shown.values())))
+finding = "; ".join(
+    f"{where}: {against('SM+R', of['SM+R'], 'SM+G', of['SM+G'], '{:.3f}')}" for where, of in ends.items()
+)
+show_figure(figure, next(iter(shown.values())), finding=f"Last loss in nats per token: {finding}.")
 
 # %% [markdown]
 # Mean, median and 95th percentile of the token losses at the last evaluation, in {term}`nats`. A mean can hide a tail. The published

@@ -90,11 +90,14 @@ markdown_table(pd.DataFrame(rows), digits=2)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads, on the probe batch, at the preset's learning rate (solid) and ten times that (dashed). A cross marks a run that stopped being finite."}, "image": {"alt": "Largest attention logits against steps on a logarithmic axis, for each norm-free configuration and learning rate."}}
 figure, panel = plt.subplots(figsize=(5.5, 3.4))
+highest, stopped = {}, []
 for _, run in own.runs[own.runs["training.precision"] == own.runs["training.precision"].iloc[0]].iterrows():
     logits = own.heads[own.heads["run"] == run["run"]].groupby("step")["largest_logit"].max()
     if run["status"] == "diverged":
         logits = logits[logits.index < run["diverged.step"]]  # what comes after is not a measurement
     high = run["training.learning_rate"] > base
+    name = f"{run['configuration']}, rate {run['training.learning_rate']:g}"
+    highest[name] = max(highest.get(name, 0), logits.max())
     style = STYLES[run["configuration"]]
     panel.plot(
         logits.index,
@@ -103,10 +106,11 @@ for _, run in own.runs[own.runs["training.precision"] == own.runs["training.prec
         linewidth=1.2,
         markersize=4,
         label=None if high else run["configuration"],
-        gid=f"{run['configuration']}, rate {run['training.learning_rate']:g}",
+        gid=name,
         **style,
     )
     if run["status"] == "diverged":
+        stopped.append(f"{name}, at step {int(run['diverged.step'])}")
         panel.axvline(run["diverged.step"], color=style["color"], linewidth=0.8, linestyle=":")
         panel.plot(
             [run["diverged.step"]],
@@ -117,7 +121,10 @@ for _, run in own.runs[own.runs["training.precision"] == own.runs["training.prec
         )
 panel.set(yscale="log", xlabel="optimiser step", ylabel="largest |attention score|")
 panel.legend()
-show_figure(figure, own)
+most = max(highest, key=highest.get)
+finding = f"The largest score is {highest[most]:,.1f} ({most}). "
+finding += f"Stopped being finite: {'; '.join(stopped)}." if stopped else "All of these runs stayed finite."
+show_figure(figure, own, finding=finding)
 
 # %% [markdown]
 # ## What to remember

@@ -37,7 +37,17 @@ from IPython.display import Markdown
 from nfcore.entropy import entropy_ceiling
 from nfcore.figures import show_figure, use_style
 from nfcore.presets import MAIN
-from nfcore.report import banner, early_share, layer_entropy, leaves_ceiling, markdown_table, published, sources
+from nfcore.report import (
+    against,
+    banner,
+    early_share,
+    final_heads,
+    layer_entropy,
+    leaves_ceiling,
+    markdown_table,
+    published,
+    sources,
+)
 
 
 use_style()
@@ -68,7 +78,15 @@ for panel, configuration in zip(axes, MAIN, strict=True):
     panel.axhline(ceiling, linestyle="--", color="grey", linewidth=0.8, label="ceiling")
     panel.set(title=configuration, xlabel="optimiser step")
 axes[0].set_ylabel("entropy (nats)")
-show_figure(figure, own)
+context = int(own.runs["data.context"].iloc[0])
+early = {c: early_share(final_heads(own, c), context) for c in MAIN}
+those = "layers 1 and 2" if layers > 2 else "layer 1"
+show_figure(
+    figure,
+    own,
+    finding=f"At the last step the mean of {those} over the ceiling is {against('SM+G', early['SM+G'], 'SM+R', early['SM+R'])}; "
+    f"with LayerNorm it is {against('SM+LN+G', early['SM+LN+G'], 'SM+LN+R', early['SM+LN+R'])}.",
+)
 
 # %% [markdown]
 # As shares of the ceiling of the respective context, at a few steps. Published in numbers are only the heads of the

@@ -44,7 +44,7 @@ from nfcore.entropy import entropy_ceiling
 from nfcore.figures import STYLES, show_figure, use_style
 from nfcore.linearity import gaussian_gelu_shares, gaussian_leaky_relu_shares, gaussian_shares
 from nfcore.presets import MAIN
-from nfcore.report import glue, glue_verdicts, markdown_table, study_banner, verdict_table, with_interval
+from nfcore.report import against, glue, glue_verdicts, markdown_table, study_banner, verdict_table, with_interval
 
 
 use_style()
@@ -95,7 +95,7 @@ def of_cell(name, statistic):
 # \frac{(1-\alpha)^2}{2(1+\alpha^2)} \quad\text{and, centred,}\quad \frac{(1-\alpha)^2}{2(1+\alpha^2)}\left(1-\frac{2}{\pi}\right).
 # $$ (eq-leaky-share)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shares-theory", "caption": "Non-linear share of the output energy on Gaussian inputs of standard deviation τ: closed forms for GELU and leaky ReLUs, summation for SiLU and centred softplus. Dotted: centred shares. Vertical lines: the mean standard deviation of pre-activations at initialisation, measured in SM+G and in SM+LN+G."}, "image": {"alt": "Curves that rise from near zero at small input scale to ReLU's one half at large scale for GELU, SiLU and softplus, and horizontal lines for leaky ReLUs. The scale of SM+G at initialisation lies where GELU's share is almost zero, that of SM+LN+G where it is sizeable."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shares-theory", "caption": "Non-linear share of the output energy on Gaussian inputs of standard deviation τ: closed forms for GELU and leaky ReLUs, summation for SiLU and centred softplus. Dotted: centred shares. Vertical lines: the mean standard deviation of pre-activations at initialisation, measured in SM+G and in SM+LN+G."}, "image": {"alt": "Curves over the scale of the inputs for GELU, SiLU and softplus, horizontal lines for leaky ReLUs, and a vertical line at the scale measured in each of two models."}}
 taus = np.geomspace(1e-3, 1e3, 200)
 smooth = {
     "SiLU": lambda x: x * expit(x),
@@ -133,14 +133,18 @@ for slope in (0.0, 0.3, 0.6):
         va="bottom",
         fontsize=7,
     )
+at_start = []
 for name in ("SM+G", "SM+LN+G"):
     measured = layers_of(name, 0)["preactivation_std"]
     if len(measured):
         axes.axvline(measured.mean(), color=STYLES[name]["color"], linestyle="--", linewidth=1)
         axes.annotate(f" {name}", (measured.mean(), 0.55), color=STYLES[name]["color"], fontsize=8)
+        at_start.append(f"{100 * gaussian_gelu_shares(measured.mean())[0]:.2g} % at the scale of {name}")
 axes.set(xscale="log", xlabel="standard deviation τ of the inputs", ylabel="non-linear share", ylim=(0, 0.6))
 axes.legend(loc="center left")
-show_figure(figure)
+relu = 100 * gaussian_leaky_relu_shares(0.0)[0]
+gelu = " and ".join(at_start) or "not shown at a measured scale"
+show_figure(figure, finding=f"The non-linear share of ReLU is {relu:.0f} % at every scale, that of GELU {gelu}.")
 
 # %% [markdown]
 # The formulas presume Gaussian inputs of one scale; a network's neurons have neither. So the share is measured too, on the probe
@@ -200,26 +204,33 @@ markdown_table(pd.DataFrame(rows), digits=4)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-share-training", "caption": "Measured non-linear share of the FFN activations over training, mean over layers and seeds. Dotted: the centred share, without the constant part."}, "image": {"alt": "Curves of the non-linear share over training steps for GELU, ReLU and LayerNorm models and for a scaled GELU."}}
 figure, axes = plt.subplots(figsize=(6.6, 3))
+course = []
 for name, style in {
     **{n: STYLES[n] for n in MAIN},
     "SM+G s=64": dict(color="black", marker="*"),
 }.items():
     curve = layers_of(name).groupby("step")[["nonlinear_share", "nonlinear_share_centred"]].mean()
     if len(curve):
+        first, *_, last = curve["nonlinear_share"]
+        course.append(f"from {first:.2f} to {last:.2f} in {name}")
         axes.plot(curve.index, curve["nonlinear_share"], label=name, linewidth=1.2, markersize=4, **style)
         centred = dict(color=style["color"], linewidth=1, gid=f"{name}, centred")
         axes.plot(curve.index, curve["nonlinear_share_centred"], ":", **centred)
 axes.set(xlabel="optimiser step", ylabel="non-linear share", ylim=(0, None))
 axes.legend(ncols=2)
 there = [c for c in (*MAIN, "SM+G s=64") if c in frame.index]
-show_figure(figure, shown.select(frame.loc[there, "run"] if there else []))
+show_figure(
+    figure,
+    shown.select(frame.loc[there, "run"] if there else []),
+    finding=f"In training the non-linear share goes {', '.join(course) or 'unmeasured'}.",
+)
 
 # %% [markdown]
 # ## The sweep over s
 #
 # Nothing but s changes. s divides out again, so the slope at the origin and the size of the output stay those of GELU.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sweep", "caption": "GELU(s x)/s without LayerNorm: perplexity (left) and early entropy over its ceiling (right) against s, means over seeds with 95 % intervals. Bands: ReLU and GELU with their intervals. SiLU and centred softplus for comparison."}, "image": {"alt": "Two panels. With growing s both perplexity and early entropy move from the level of GELU to that of ReLU."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sweep", "caption": "GELU(s x)/s without LayerNorm: perplexity (left) and early entropy over its ceiling (right) against s, means over seeds with 95 % intervals. Bands: ReLU and GELU with their intervals. SiLU and centred softplus for comparison."}, "image": {"alt": "Two panels of points with intervals against s on a logarithmic axis, with a band for GELU and one for ReLU."}}
 sweeps = {
     "GELU": (
         {0.25: "SM+G s=1/4", 1: "SM+G", 4: "SM+G s=4", 16: "SM+G s=16", 64: "SM+G s=64", 256: "SM+G s=256"},
@@ -300,10 +311,15 @@ if all(name in frame.index for name, *_ in ends):
             ]
             frames.append(dict(name=f"{s:g}", x=panels[0]["x"], y=panels[0]["y"], panels=panels))
 there = [c for cells, *_ in sweeps.values() for c in cells.values() if c in frame.index]
+largest, parts = sweeps["GELU"][0][256], []
+for statistic, words, scale in (("loss", "Perplexity", np.exp), ("early_entropy", "Early entropy", np.asarray)):
+    at = {name: float(scale(of_cell(name, statistic)["estimate"])) for name in (largest, "SM+G", "SM+R")}
+    parts.append(f"{words} is {against(largest, at[largest], 'SM+G', at['SM+G'])}; in SM+R it is {at['SM+R']:.2f}.")
 show_figure(
     figure,
     shown.select(frame.loc[[*there, *(name for name, *_ in ends if name in frame.index)], "run"]),
     dict(kind="frames", label="s", frames=frames) if frames else False,
+    finding=" ".join(parts),
 )
 
 # %% tags=["hide-input"]
@@ -407,7 +423,17 @@ for panel, statistic, label in zip(
                 fontsize=6,
             )
     panel.set(xlabel="non-linear share at initialisation", ylabel=label)
-show_figure(figure, shown.select(frame.loc[[*means.index], "run"] if len(means) else []), interactive=False)
+parts = []
+for statistic, words in (("early_entropy", "early entropy"), ("loss", "perplexity")):
+    chosen = over_cells[(over_cells["x"] == "nonlinear_init") & (over_cells["y"] == statistic)].iloc[0]
+    way = "lower" if chosen["high"] < 0 else "higher" if chosen["low"] > 0 else "neither lower nor higher"
+    parts.append(f"{way} {words} (Spearman's ρ {with_interval('share', *chosen[['estimate', 'low', 'high']])})")
+show_figure(
+    figure,
+    shown.select(frame.loc[[*means.index], "run"] if len(means) else []),
+    interactive=False,
+    finding=f"Over {len(means)} cells a larger share goes with {' and with '.join(parts)}.",
+)
 
 # %% tags=["hide-input"]
 markdown_table(

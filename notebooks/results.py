@@ -38,7 +38,9 @@ from nfcore.entropy import entropy_ceiling, shares_by_convention
 from nfcore.figures import STYLES, direct_labels, show_figure, use_style
 from nfcore.presets import EXPERIMENTS, MAIN
 from nfcore.report import (
+    against,
     banner,
+    early_share,
     final_heads,
     leaves_ceiling,
     markdown_table,
@@ -79,7 +81,15 @@ right.set_xticks(range(len(profile)))
 right.set(title="(b)", xlabel="layer", ylabel="entropy / ceiling")
 right.axhline(1, color="grey", linestyle="--", linewidth=0.8, gid="ceiling")
 direct_labels(right)
-show_figure(figure, main)
+seeds_of = {c: main.where(configuration=c).runs["perplexity"].astype(float) for c in MAIN}
+early = {c: early_share(final_heads(main, c), context) for c in MAIN}
+those = "layers 1 and 2" if len(profile) > 2 else "layer 1"
+show_figure(
+    figure,
+    main,
+    finding=f"Perplexity without LayerNorm is {against('SM+R', seeds_of['SM+R'], 'SM+G', seeds_of['SM+G'])}; entropy of {those} "
+    f"over the ceiling is {against('SM+R', early['SM+R'], 'SM+G', early['SM+G'])}.",
+)
 
 # %% [markdown]
 # ## Claim by claim
@@ -238,9 +248,11 @@ markdown_table(pd.DataFrame(rows))
 # ## What to remember
 
 # %% tags=["hide-input"]
-count = pd.Series([direction for *_, direction, _ in compared[wheres[0]]]).value_counts()
+count = pd.Series([direction for *_, direction, _ in compared[wheres[0]]]).value_counts().to_dict()
+total, nothing = sum(count.values()), count.pop("-", 0)
 Markdown(
-    f"Of {int(count.sum())} comparisons, "
-    + ", ".join(f"{number} are `{direction}`" for direction, number in sorted(count.items()))
+    f"Of {total} comparisons the direction is "
+    + ", ".join(f"`{direction}` in {number}" for direction, number in sorted(count.items()))
+    + (f"; in {nothing} there is nothing to compare" if nothing else "")
     + f". Seeds: {', '.join(map(str, preset.seeds))}."
 )

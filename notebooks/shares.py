@@ -41,7 +41,7 @@ from IPython.display import Markdown
 from nfcore.entropy import QUARTERS, quartile_shares, shares_by_convention
 from nfcore.figures import STYLES, show_figure, use_style
 from nfcore.presets import MAIN
-from nfcore.report import NAMES, banner, final_heads, glue, markdown_table, published, sources
+from nfcore.report import NAMES, against, banner, final_heads, glue, markdown_table, published, sources
 
 
 use_style()
@@ -67,7 +67,11 @@ for panel, configuration in zip(axes, MAIN, strict=True):
     panel.set_xticks(positions, ["1st", "2nd", "3rd", "4th"])
 axes[0].set_ylabel("share of heads (%)")
 axes[2].legend(loc="upper left")
-show_figure(figure, own)
+fourth = {"ours": {c: 100 * ours["ceiling"][c][3] for c in MAIN}, "published": {c: printed[c][3] for c in MAIN}}
+finding = "; ".join(
+    f"{whose}: {against('SM+G', of['SM+G'], 'SM+R', of['SM+R'], '{:.0f} %')}" for whose, of in fourth.items()
+)
+show_figure(figure, own, finding=f"Heads in the fourth quarter, {finding}.")
 
 # %% [markdown]
 # All shares in percent. *Counted* is our count on the published two-decimal maps; below the table stands how many of

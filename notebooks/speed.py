@@ -210,7 +210,7 @@ table = [
 ]
 markdown_table(pd.DataFrame(table))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-entropy-cost", "caption": "The entropy of attention without its map costs about as much as attention itself, at any length. Left: time over one forward of torch's fused attention. Right: peak memory of one call; twelve heads of width 64 up to T = 4,096, one head beyond. The materialised map stops where it needs more than 6 GiB."}, "image": {"alt": "Two log-log panels against the context length. The streaming entropy stays near one in time and grows linearly in memory; the materialised map grows to many times as much in both."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-entropy-cost", "caption": "Cost of the entropy of attention over the context. Left: time over one forward of torch's fused attention. Right: peak memory of one call; twelve heads of width 64 up to T = 4,096, one head beyond. The materialised map stops where it needs more than 6 GiB."}, "image": {"alt": "Two log-log panels against the context length, with a curve for each way to compute the entropy."}}
 found = rows("telemetry", "entropy")
 looks = {"lse": ("#009E73", "D"), "chunked": ("#0072B2", "o"), "materialised": ("#D55E00", "^")}
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0))
@@ -226,7 +226,18 @@ left.set(
 )
 right.set(title="memory", xscale="log", yscale="log", xlabel="context T (tokens)", ylabel="peak memory (MiB)")
 left.legend()
-show_figure(figure)
+measured = {
+    method: {row["context"]: row for row in found if row["method"] == method and "seconds" in row} for method in looks
+}
+longest = max(set.intersection(*map(set, measured.values())))
+costs = ", ".join(
+    f"{method} {of[longest]['over_sdpa']['median']:.2g} times and {of[longest]['peak_bytes'] / 2**20:,.0f} MiB"
+    for method, of in measured.items()
+)
+show_figure(
+    figure,
+    finding=f"Time over one attention forward and peak memory at T = {longest:,}, the longest with all: {costs}.",
+)
 
 # %% [markdown]
 # The largest error in {term}`nats` against float64, over the standard deviation of the scores. In float32 the difference of the two
@@ -288,7 +299,7 @@ markdown_table(pd.DataFrame(table))
 # One size changes at a time, the others stay at width 256, depth 4, T = 128, 16 sequences and a vocabulary of 4,096. The
 # roofline of the machine is measured too: what one large matrix product reaches, and the bandwidth of a copy.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-scaling", "caption": "Training speed over width, depth, context, batch and vocabulary. Above: tokens a second, and peak memory (dashed, right axis). Below: model operations a second over the measured peak of a matrix product in the same precision (dotted line: all of it)."}, "image": {"alt": "Ten panels. Tokens a second fall with every size but the batch; the share of the peak rises with width and batch, since small products leave the machine waiting for memory."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-scaling", "caption": "Training speed over width, depth, context, batch and vocabulary. Above: tokens a second, and peak memory (dashed, right axis). Below: model operations a second over the measured peak of a matrix product in the same precision (dotted line: all of it)."}, "image": {"alt": "Panels of tokens a second, peak memory and share of the measured peak, a column for each size that is changed."}}
 found = rows("scaling", "scaling")
 overs = list(dict.fromkeys(row["over"] for row in found))
 figure, axes = plt.subplots(2, len(overs), figsize=(2.0 * len(overs), 4.4), sharey="row")
@@ -337,7 +348,17 @@ for column, over in enumerate(overs):
     bottom.set(xscale="log", xlabel=over, ylim=(0, 1.05))
 axes[0][0].set_ylabel("tokens/s", color="#0072B2")
 axes[1][0].set_ylabel("share of the peak")
-show_figure(figure)
+ends = {over: sorted((row for row in found if row["over"] == over), key=lambda row: row[over]) for over in overs}
+factors = ", ".join(
+    f"{over} {last['tokens_per_second']['median'] / first['tokens_per_second']['median']:.2g}"
+    for over, (first, *_, last) in ends.items()
+)
+best = max(found, key=lambda row: row["of_measured_peak"]["median"])
+show_figure(
+    figure,
+    finding=f"From the smallest to the largest size tokens a second change by these factors: {factors}. The largest share of "
+    f"the peak is {100 * best['of_measured_peak']['median']:.0f} % ({best['over']} {best[best['over']]:,}).",
+)
 
 # %% tags=["hide-input"]
 peaks = {row["what"]: row for row in rows("scaling", "peak")}

@@ -1,5 +1,6 @@
 """The book: every page is there, the committed notebooks come from the scripts, and it builds without a warning."""
 
+import html
 import json
 import math
 import re
@@ -13,6 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from docutils import nodes
+from docutils.core import publish_from_doctree
+from docutils.utils import new_document
 
 from nfcore import notebook
 from nfcore.settings import project_root
@@ -174,6 +178,41 @@ def test_figure_is_light_and_comes_with_its_numbers(name: str, book: Path) -> No
     assert len(pd.read_csv(book / "_figures" / f"{name}.csv"))
 
 
+@pytest.mark.parametrize("name", figures())
+def test_caption_and_alternative_text_state_the_finding(name: str, book: Path) -> None:
+    page, data = figures()[name]
+    finding = data[nfbook.SPEC]["finding"]
+    assert len(finding) > 20
+    assert re.fullmatch(r"[A-Z0-9].*\.", finding)
+    assert not re.search(r"\b(?:nan|inf|None)\b", finding), "a number that is none"
+    shown = re.search(
+        rf'<figure[^>]* id="{name}">.*?</figure>', (book / f"notebooks/{page}.html").read_text(), re.DOTALL
+    )
+    assert shown
+    (alt,) = re.findall(r'<img alt="([^"]*)"', shown[0])
+    (caption,) = re.findall(r'<span class="caption-text">(.*?)</span>', shown[0], re.DOTALL)
+    caption = html.unescape(re.sub(r"<[^>]+>", "", caption))
+    assert caption.startswith(f"{finding} ")
+    assert html.unescape(alt).endswith(f" {finding}")
+    descriptions = caption.removeprefix(finding), html.unescape(alt).removesuffix(finding)
+    for description in descriptions:
+        assert len(description) > 20
+        assert finding not in description
+
+
+def test_a_finding_is_text_whatever_it_holds() -> None:
+    figure = nodes.figure("", nodes.image(alt="A line.", uri="x.svg"), nodes.caption("", "", nodes.Text("Drawn so.")))
+    document = new_document("page")
+    document += figure
+    finding = '<script>alert("1")</script> & *more* `x`'
+    nfbook.say(figure, finding)
+    page = publish_from_doctree(document, writer_name="html5").decode()
+    assert "<script" not in page
+    assert page.count(html.escape(finding)) == 2
+    assert figure[0]["alt"] == f"A line. {finding}"
+    assert figure[1].astext() == f"{finding} Drawn so."
+
+
 INTERACTIVE = [name for name, (_, data) in figures().items() if data[nfbook.SPEC]["interactive"]]
 
 
@@ -211,8 +250,8 @@ def test_file_of_a_figure_has_the_numbers_of_its_interactive_version(name: str, 
 @pytest.mark.parametrize("name", figures())
 def test_page_shows_what_is_beside_a_figure(name: str, book: Path) -> None:
     page, data = figures()[name]
-    html = (book / "notebooks" / f"{page}.html").read_text()
-    block = html[html.index(f'<div class="nf-figure" data-figure="{name}">') :]
+    text = (book / "notebooks" / f"{page}.html").read_text()
+    block = text[text.index(f'<div class="nf-figure" data-figure="{name}">') :]
     block = block[: block.index("</div></div>" if "</div></div>" in block[:200_000] else "</div>")]
     for kind in ("csv", "svg", "pdf"):
         assert f'href="../_figures/{name}.{kind}"' in block

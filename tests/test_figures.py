@@ -99,7 +99,7 @@ def test_lines_for_the_interactive_version() -> None:
 def test_one_output_has_all_and_the_same_bytes_each_time(shown: list[dict[str, Any]], smoke_grid: Any) -> None:
     runs = load_runs()
     for _ in range(2):
-        show_figure(drawn(), runs)
+        show_figure(drawn(), runs, finding="SM+G falls to 1.0.")
     assert not plt.get_fignums(), "left open"
     first, second = shown
     assert first == second
@@ -115,12 +115,18 @@ def test_one_output_has_all_and_the_same_bytes_each_time(shown: list[dict[str, A
     assert first[SPEC]["runs"] == [*runs.runs["run"]]
     assert first[SPEC]["commits"] == sorted(runs.runs["provenance.commit"].dropna().unique())
     assert first[SPEC]["interactive"]["kind"] == "lines"
+    assert first[SPEC]["finding"] == "SM+G falls to 1.0."
 
 
 @pytest.mark.parametrize(("given", "expected"), [(False, None), ({"kind": "frames"}, {"kind": "frames"})])
 def test_interactive_version_can_be_given_or_left_out(given: Any, expected: Any, shown: list[dict[str, Any]]) -> None:
-    show_figure(drawn(), interactive=given)
-    assert shown[0][SPEC] == {"runs": [], "commits": [], "interactive": expected}
+    show_figure(drawn(), interactive=given, finding="It falls.")
+    assert shown[0][SPEC] == {"finding": "It falls.", "runs": [], "commits": [], "interactive": expected}
+
+
+def test_a_figure_without_a_finding_is_refused(shown: list[dict[str, Any]]) -> None:
+    with pytest.raises(TypeError, match="finding"):
+        show_figure(drawn())  # type: ignore[call-arg]
 
 
 def test_maps_over_steps() -> None:

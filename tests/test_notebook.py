@@ -13,6 +13,7 @@ import nbformat
 import pytest
 
 from nfcore import notebook
+from nfcore.figures import SPEC
 from nfcore.notebook import execute, parameters
 from nfcore.presets import Preset, params_file
 from nfcore.settings import SettingsError, project_root
@@ -39,7 +40,7 @@ from nfcore.figures import show_figure, use_style
 use_style()
 figure, axes = plt.subplots()
 axes.plot([1, 2])
-show_figure(figure)
+show_figure(figure, finding="It rises.")
 
 # %%
 print(preset.preset, preset.seeds)
@@ -214,6 +215,8 @@ def test_script_runs_at_smoke(script: Path, smoke_grid: Path, tmp_path: Path) ->
     assert not [o for o in shown if o.output_type == "error"]
     assert not [o.text for o in shown if o.get("name") == "stderr"]
     assert any("data" in o for o in shown), "shows nothing"
+    findings = [o["data"][SPEC]["finding"] for o in shown if SPEC in o.get("data", {})]
+    assert not [finding for finding in findings if re.search(r"\b(?:nan|inf|None)\b", finding)]
     text = executed.read_text()
     assert str(tmp_path) not in text
     assert str(Path.home()) not in text

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt as Markdown
 
 from nfcore import report
 from nfcore.presets import Preset
@@ -39,6 +40,30 @@ def test_a_missing_value_is_a_dash_in_a_table():
     assert table.data.count("| -") == 2
 
 
+def test_cells_of_a_table_cannot_bring_html_or_columns():
+    table = report.markdown_table(pd.DataFrame({"run": ["<script>alert(1)</script>", "a|b", "`code`"], "n": [1, 2, 3]}))
+    shown = Markdown("commonmark").enable("table").render(table.data)  # with HTML let through
+    assert "<script" not in shown
+    for cell in ("&lt;script&gt;alert(1)&lt;/script&gt;", "a|b", "<code>code</code>"):
+        assert f">{cell}</td>" in shown
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        (40.02, 52.63, "40.02 in SM+R, below the 52.63 in SM+G"),
+        (2.0, 1.0, "2.00 in SM+R, above the 1.00 in SM+G"),
+        (1.001, 1.002, "1.00 in SM+R, equal to the 1.00 in SM+G"),
+        (np.nan, 1.0, "not finite in SM+R and 1.00 in SM+G"),
+        ([1.0, 2.0], [3.0, np.nan], "1.50 in SM+R and not finite in SM+G"),
+        ([1.0, 2.0], [3.0, 4.0], "1.50 in SM+R, below the 3.50 in SM+G"),
+        ([1.0, 3.0], [2.0, 4.0], "2.00 in SM+R, below the 3.00 in SM+G, though their seeds overlap"),
+    ],
+)
+def test_numbers_of_two_configurations_in_words(ours, theirs, words):
+    assert report.against("SM+R", ours, "SM+G", theirs) == words
+
+
 def test_relative_change():
     assert report.relative_change(2.936, 3.197) == pytest.approx(-8.16, abs=0.01)
 
@@ -62,7 +87,7 @@ def test_a_verdict_table_leaves_out_columns_without_content():
     row = dict(id="C1", statement="ReLU", unit="percent", published=-8.2, estimate=-5.0, low=-6.0, high=-4.0, d=-3.0)
     row |= dict(p_holm=0.0001, n=5, lost=0, direction="reproduced", size="reproduced")
     table = report.verdict_table(pd.DataFrame([row])).data
-    for part in ("-8.2\u00a0%", "-5.0\u00a0% [-6.0, -4.0]", "5; -3.0; <0.001", "reproduced"):
+    for part in ("-8.2\u00a0%", "-5.0\u00a0% [-6.0, -4.0]", "5; -3.0; &lt;0.001", "reproduced"):
         assert part in table
     assert "seeds lost" not in table
     asked = report.verdict_table(pd.DataFrame([{**row, "published": None, "size": "", "lost": 2}]), "question").data

@@ -1,8 +1,9 @@
 """Sphinx extension of this book: what stands beside each figure and on top of each page.
 
-A notebook's figure (:func:`nfcore.figures.show_figure`) brings its picture for print, its numbers and its interactive
-version along in one output. Here they become files and links beside the figure. Pages get their reading time and, made
-from notebooks, their sources. Links to the glossary get the definition as a title, which shows when pointed at.
+A notebook's figure (:func:`nfcore.figures.show_figure`) brings its picture for print, its numbers, what they say and
+its interactive version along in one output. Here they become files and links beside the figure, and words of its
+caption. Pages get their reading time and, made from notebooks, their sources. Links to the glossary get the definition
+as a title, which shows when pointed at.
 
 Pages may load nothing but the book's own files (:data:`POLICY`). What the theme makes of them is put right at the end
 (:func:`tidied`): lighter by what no page uses, and named for those who do not see it.
@@ -67,8 +68,17 @@ def add_links(app: Sphinx, doctree: nodes.document) -> None:
     for figure in list(doctree.findall(nodes.figure)):
         name = next((n for n in (*figure["names"], *figure["ids"]) if n in found), None)
         if name:
+            say(figure, found[name][SPEC]["finding"])
             figure.parent.insert(figure.parent.index(figure) + 1, raw(beside(name, found[name], up, docname)))
     add_top(docname, path, doctree, up)
+
+
+def say(figure: nodes.figure, finding: str) -> None:
+    """Open the caption with the finding, and close the alternative text of the picture with it; both as text."""
+    for caption in figure.findall(nodes.caption):
+        caption.insert(0, nodes.Text(f"{finding} "))
+    for image in figure.findall(nodes.image):
+        image["alt"] = f"{image.get('alt', '')} {finding}".strip()
 
 
 def raw(text: str) -> nodes.raw:
