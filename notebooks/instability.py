@@ -122,7 +122,7 @@ for _, run in own.runs[own.runs["training.precision"] == own.runs["training.prec
 panel.set(yscale="log", xlabel="optimiser step", ylabel="largest |attention score|")
 panel.legend()
 most = max(highest, key=highest.get)
-finding = f"The largest score is {highest[most]:,.1f} ({most}). "
+finding = f"The largest score is {float(f'{highest[most]:.3g}'):,g} ({most}). "
 finding += f"Stopped being finite: {'; '.join(stopped)}." if stopped else "All of these runs stayed finite."
 show_figure(figure, own, finding=finding)
 

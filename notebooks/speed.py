@@ -231,7 +231,7 @@ measured = {
 }
 longest = max(set.intersection(*map(set, measured.values())))
 costs = ", ".join(
-    f"{method} {of[longest]['over_sdpa']['median']:.2g} times and {of[longest]['peak_bytes'] / 2**20:,.0f} MiB"
+    f"{method} {of[longest]['over_sdpa']['median']:.1f} times and {of[longest]['peak_bytes'] / 2**20:,.0f} MiB"
     for method, of in measured.items()
 )
 show_figure(
