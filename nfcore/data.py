@@ -750,7 +750,8 @@ def prepare(settings: DataSettings, processes: int = 1) -> TokenData:
         ) from error
     except BrokenExecutor:
         raise SettingsError(
-            f"processes: one of {processes} was killed, perhaps for its memory; the same command with fewer goes on"
+            f"processes: one of {processes} ended, killed for its memory or, in a script, without "
+            '`if __name__ == "__main__"`; the same command with fewer goes on'
         ) from None
     return open_tokens(directory)
 

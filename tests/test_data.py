@@ -580,7 +580,7 @@ def test_a_killed_worker_is_said(folder, monkeypatch):
         raise data.BrokenExecutor
 
     monkeypatch.setattr(data.GrowingFile, "add", dead)
-    with pytest.raises(SettingsError, match="processes: one of 1 was killed, perhaps for its memory"):
+    with pytest.raises(SettingsError, match="processes: one of 1 ended, killed for its memory"):
         prepare(settings_for(folder))
     with pytest.raises(SettingsError, match="processes: 0 must be at least 1"):
         prepare(settings_for(folder), processes=0)
