@@ -33,9 +33,12 @@ help:
 book: $(ENVIRONMENT)
 	@.venv/bin/python -m nfcore book $(PRESET) $(if $(STRICT),--strict)
 
+# In as many processes as there are cores, up to four; a file's tests stay together.
+PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(ENVIRONMENT)
-	.venv/bin/python -m pytest
-	.venv/bin/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg book/notebooks
+	$(PYTEST)
+	$(PYTEST) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg book/notebooks
 
 torture: $(ENVIRONMENT)
 	.venv/bin/python -m tests.torture

@@ -750,7 +750,8 @@ def prepare(settings: DataSettings, processes: int = 1) -> TokenData:
         ) from error
     except BrokenExecutor:
         raise SettingsError(
-            f"processes: one of {processes} was killed, perhaps for its memory; the same command with fewer goes on"
+            f"processes: one of {processes} ended, killed for its memory or, in a script, without "
+            '`if __name__ == "__main__"`; the same command with fewer goes on'
         ) from None
     return open_tokens(directory)
 
@@ -841,7 +842,8 @@ def open_tokens(directory: Path) -> TokenData:
         hashes = {"tokenizer.json": meta["tokenizer_hash"], **{f"{part}.bin": meta[part]["sha256"] for part in PARTS}}
         width = meta["settings"]["context"] * np.dtype(meta.get("dtype", "<u2")).itemsize
         sizes = {f"{part}.bin": meta[part]["sequences"] * width for part in PARTS}
-        if "meta_hash" in meta and digest({k: v for k, v in meta.items() if k != "meta_hash"}, 64) != meta["meta_hash"]:
+        own = digest({k: v for k, v in meta.items() if k != "meta_hash"}, 64)
+        if meta.get("meta_hash", own if "dtype" not in meta else None) != own:  # the first ones had neither
             raise SettingsError(f"{directory / 'meta.json'}: differs from its own SHA-256; {remedy}")
         for name, size in sizes.items():
             if (found := (directory / name).stat().st_size) != size:

@@ -25,14 +25,22 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from nfcore.data import file_sha256
-from nfcore.settings import ModelSettings, SettingsError, digest, project_root
+from nfcore.settings import (
+    LATER,
+    DataSettings,
+    ModelSettings,
+    SettingsError,
+    TrainingSettings,
+    digest,
+    project_root,
+)
 
 
 FORMAT = 2  # 1 had no checksum of the record itself; it is read all the same
@@ -119,8 +127,9 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
     except (SettingsError, TypeError):  # of an extension of nfcore that is not here: shown under its own name
         configuration = record["name"]
     flat = {"run": record["id"], "configuration": configuration, "seed": record["settings"]["seed"]}
-    for section in ("model", "data", "training"):
-        flat |= {f"{section}.{k}": v for k, v in record["settings"][section].items()}
+    for section, kind in (("model", ModelSettings), ("data", DataSettings), ("training", TrainingSettings)):
+        later = {f.name: f.default for f in fields(kind) if f.metadata == LATER}  # than the record, perhaps
+        flat |= {f"{section}.{k}": v for k, v in {**later, **record["settings"][section]}.items()}
     flat["status"] = record["status"]
     flat |= {f"diverged.{k}": (record["diverged"] or {}).get(k) for k in ("step", "layer", "where")}
     return flat | record["final"] | {f"provenance.{k}": v for k, v in record["provenance"].items()}

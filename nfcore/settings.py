@@ -55,7 +55,15 @@ YAML_BYTES = 2**20  # the longest file of settings that is read
 YAML_DEPTH = 16  # and its deepest nesting
 LARGEST_VOCABULARY = 2**20  # about that of the largest tokenizers there are
 
-SHORT = reprlib.Repr()  # of a value in a message: whatever it was, the message is readable
+
+class Short(reprlib.Repr):
+    """A value in a message: whatever it was, the message is readable."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 64 else f"a number of {x.bit_length()} bits"  # Python refuses to write some
+
+
+SHORT = Short()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
 
 

@@ -44,7 +44,9 @@ made = torture["provenance"]
 kills = sum(row["tried"] for what, row in rows.items() if what.startswith("SIGKILL"))
 losses = sum(row["losses"] for row in rows.values())
 glue(kills=f"{kills}", losses=f"{losses}")
-Markdown(f"*{made['device']}, torch {made['torch']}, last counted on {made['measured']} at commit `{made['commit'][:12]}`.*")
+Markdown(
+    f"*{made['device']}, torch {made['torch']}, last counted on {made['measured']} at commit `{made['commit'][:12]}`.*"
+)
 
 # %% [markdown]
 # ## Counts

@@ -414,6 +414,39 @@ markdown_table(
 # %% [markdown]
 # Parameters and tokens are as planned in every run that came to its end; the cell fails otherwise.
 #
+# ## Where the time of the grid goes
+#
+# The recorded grid of `quick`, with as many runs at a time as there are cores: minutes of a core, and their share. Wanted were twelve
+# minutes in all. *Starting* is what is left over, most of it for loading torch and transformers in a process for each run.
+
+# %% tags=["hide-input"]
+shown = [record["provenance"] for record in recorded]
+ended = pd.to_datetime([p["finished"] for p in shown])
+elapsed = (ended.max() - (ended - pd.to_timedelta([p["wall_seconds"] for p in shown], unit="s")).min()).total_seconds()
+cores = int(shown[0]["device"].rpartition(", ")[2].split()[0])
+spent = {
+    "training": sum(p["seconds"] for p in shown),
+    "evaluation, probes, checkpoints": sum(p["wall_seconds"] - p["seconds"] for p in shown),
+}
+spent["starting, and cores that wait for the last runs"] = cores * elapsed - sum(spent.values())
+glue(grid_elapsed=f"{elapsed / 60:.1f}", grid_training=f"{100 * spent['training'] / (cores * elapsed):.0f}")
+markdown_table(
+    pd.DataFrame(
+        [
+            {"of the grid": name, "core minutes": f"{s / 60:.1f}", "share": f"{100 * s / (cores * elapsed):.0f} %"}
+            for name, s in spent.items()
+        ]
+        + [
+            {
+                "of the grid": f"all, in {elapsed / 60:.1f} minutes on {cores} cores",
+                "core minutes": f"{cores * elapsed / 60:.1f}",
+                "share": "100 %",
+            }
+        ]
+    )
+)
+
+# %% [markdown]
 # ## The paper's runs
 #
 # One published run is 2.11 billion tokens. What the plan says of its time on this machine, and of the memory of training at the

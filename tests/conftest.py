@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from nfcore.settings import Experiment
 
@@ -95,13 +96,37 @@ def diverged(tiny: Callable[..., Experiment]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smoke_grid(workspace: Path) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``once(name, make)``: a folder that ``make`` fills, in one of the processes that share the tests."""
+
+    def shared(name: str, make: Callable[[Path], None]) -> Path:
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                partial = folder.with_suffix(".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def smoke_grid(workspace: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The runs of this session, all those of preset smoke among them."""
     from nfcore.presets import Preset
     from nfcore.training import train
 
-    for experiment in Preset.load("smoke").experiments():
-        train(experiment, quiet=True)
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NFCORE_RUNS", str(folder))
+            for experiment in Preset.load("smoke").experiments():
+                train(experiment, quiet=True)
+
+    shutil.copytree(once("smoke runs", make), workspace / "runs", dirs_exist_ok=True)
     return workspace / "runs"
 
 
@@ -114,14 +139,16 @@ def params_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def book(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def book(checkout: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The site built from a fresh checkout, warnings being errors."""
-    target = tmp_path_factory.mktemp("a book")
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(checkout / "book")]
-    command += ["--path-output", str(target), "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=checkout)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return target / "_build" / "html"
+
+    def make(target: Path) -> None:
+        command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(checkout / "book")]
+        command += ["--path-output", str(target), "-W", "-n", "--keep-going"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=checkout)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+    return once("a book", make) / "_build" / "html"
 
 
 @pytest.fixture(scope="session")

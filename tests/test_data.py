@@ -580,7 +580,7 @@ def test_a_killed_worker_is_said(folder, monkeypatch):
         raise data.BrokenExecutor
 
     monkeypatch.setattr(data.GrowingFile, "add", dead)
-    with pytest.raises(SettingsError, match="processes: one of 1 was killed, perhaps for its memory"):
+    with pytest.raises(SettingsError, match="processes: one of 1 ended, killed for its memory"):
         prepare(settings_for(folder))
     with pytest.raises(SettingsError, match="processes: 0 must be at least 1"):
         prepare(settings_for(folder), processes=0)
@@ -767,3 +767,15 @@ def test_importing_data_is_light():
     heavy = ("torch", "transformers", "datasets", "tokenizers")
     code = f"import sys, nfcore.data; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_record_of_tokens_without_its_own_hash_is_refused(tiny, cache):
+    made = prepare(tiny().data).directory
+    meta = json.loads((made / "meta.json").read_text())
+    del meta["meta_hash"]
+    (made / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(SettingsError, match=r"meta\.json: differs from its own SHA-256"):
+        prepare(tiny().data)
+    del meta["dtype"]  # as the first ones were
+    (made / "meta.json").write_text(json.dumps(meta))
+    assert prepare(tiny().data).directory == made

@@ -221,3 +221,11 @@ def test_records_name_no_path_of_this_machine(two: Path, params_root: Path, trai
     text = (export("smoke", [trained.name]) / "records.json").read_text()
     facts = json.loads(text)[0]["provenance"]
     assert not any(str(value).startswith("/") for value in facts.values())
+
+
+def test_settings_added_after_a_record_have_their_defaults(two: Path, trained: Path) -> None:
+    made = read_record(trained)
+    assert made is not None
+    del made["settings"]["data"]["streaming"], made["settings"]["training"]["chunked_loss"]
+    row = runs.row(made)
+    assert (row["data.streaming"], row["training.chunked_loss"]) == (False, False)

@@ -453,3 +453,8 @@ def test_settings_added_later_leave_the_ids_of_earlier_runs():
     assert all("chunked_loss" not in settings["training"] for settings in earlier)
     for record in recorded:
         assert Experiment.from_dict(record["settings"]).id == record["id"]
+
+
+def test_a_number_too_long_to_write_is_refused_in_words() -> None:
+    with pytest.raises(SettingsError, match=r"model: a number of 20000 bits must be a mapping"):
+        Experiment.from_dict(override({}, ["model=0x" + "f" * 5000]))
