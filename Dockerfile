@@ -10,8 +10,9 @@ RUN useradd --create-home --uid 1000 reader && install --directory --owner=reade
 WORKDIR /book
 
 # Before the sources, so that a change of those does not install everything again.
-COPY requirements.lock ./
-RUN pip install --no-cache-dir --requirement requirements.lock
+COPY requirements.lock requirements.hashes ./
+RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements.hashes \
+    && pip install --no-cache-dir --requirement requirements.lock
 
 COPY --chown=reader . .
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
