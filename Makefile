@@ -33,8 +33,8 @@ help:
 book: $(ENVIRONMENT)
 	@.venv/bin/python -m nfcore book $(PRESET) $(if $(STRICT),--strict)
 
-# In as many processes as there are cores, up to four; a file's tests stay together.
-PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# In as many processes as there are cores, up to four; the tests of a file stay together, the longest files come first.
+PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(ENVIRONMENT)
 	$(PYTEST)
