@@ -326,7 +326,7 @@ text, noise = (against("SM+G", of.get("SM+G", np.nan), "SM+R", of.get("SM+R", np
 show_figure(
     figure,
     shown.select(frame.loc[there, "run"] if there else []),
-    finding=f"Mean over the last quarter of the positions, on held-out text: {text}; on random tokens: {noise}.",
+    finding=f"Entropy over ln i in the last quarter of the positions, on held-out text: {text}; on random tokens: {noise}.",
 )
 
 # %% tags=["hide-input"]

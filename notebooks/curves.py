@@ -70,7 +70,7 @@ for panel in axes[0]:
 finding = "; ".join(
     f"{where}: {against('SM+R', of['SM+R'], 'SM+G', of['SM+G'], '{:.3f}')}" for where, of in ends.items()
 )
-show_figure(figure, next(iter(shown.values())), finding=f"Last loss in nats per token: {finding}.")
+show_figure(figure, next(iter(shown.values())), finding=f"Last loss in nats per token, {finding}.")
 
 # %% [markdown]
 # Mean, median and 95th percentile of the token losses at the last evaluation, in {term}`nats`. A mean can hide a tail. The published

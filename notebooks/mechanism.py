@@ -312,7 +312,10 @@ if all(name in frame.index for name, *_ in ends):
             frames.append(dict(name=f"{s:g}", x=panels[0]["x"], y=panels[0]["y"], panels=panels))
 there = [c for cells, *_ in sweeps.values() for c in cells.values() if c in frame.index]
 largest, parts = sweeps["GELU"][0][256], []
-for statistic, words, scale in (("loss", "Perplexity", np.exp), ("early_entropy", "Early entropy", np.asarray)):
+for statistic, words, scale in (
+    ("loss", "Perplexity", np.exp),
+    ("early_entropy", "Early entropy over its ceiling", np.asarray),
+):
     at = {name: float(scale(of_cell(name, statistic)["estimate"])) for name in (largest, "SM+G", "SM+R")}
     parts.append(f"{words} is {against(largest, at[largest], 'SM+G', at['SM+G'])}; in SM+R it is {at['SM+R']:.2f}.")
 show_figure(
