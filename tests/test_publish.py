@@ -187,7 +187,11 @@ def test_citation_is_of_this_version() -> None:
 
 def test_container_and_binder_install_the_lock() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
-    assert "COPY requirements.lock ./\nRUN pip install --no-cache-dir --requirement requirements.lock\n" in dockerfile
+    assert "COPY requirements.lock requirements.hashes ./\n" in dockerfile
+    install = re.search(r"^RUN pip install .*?--require-hashes.*?[^\\]\n", dockerfile, re.MULTILINE | re.DOTALL)
+    assert install is not None
+    assert "--requirement requirements.hashes" in install[0]
+    assert "pip install --no-cache-dir --requirement requirements.lock" in install[0]
     assert dockerfile.index("\nUSER 1000\n") < dockerfile.index("\nCMD ")
     binder = ROOT / ".binder"
     lines = [line for line in (binder / "requirements.txt").read_text().splitlines() if line[0] != "#"]

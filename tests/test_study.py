@@ -244,9 +244,10 @@ def test_own_runs_replace_recorded_ones_on_a_page(small: Path) -> None:
     run = train(study.experiments("core")[0], quiet=True)
     study.record()
     record = json.loads((run / "record.json").read_text())
-    (run / "record.json").write_text(json.dumps({**record, "name": "changed here"}))
-    assert study.runs().runs["run"].tolist() == [run.name]
-    assert Study.load("recorded").runs().runs["run"].tolist() == [run.name]
+    changed = {name: value for name, value in record.items() if name not in ("format", "files", "sha256")}
+    runs.write_record(run, {**changed, "name": "changed here"}, [run / name for name in record["files"]])
+    for source in ("local", "recorded"):
+        assert Study.load(source).runs().runs["run"].tolist() == [run.name]
 
 
 def test_unknown_stage_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
