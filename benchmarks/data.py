@@ -2,7 +2,8 @@
 
 Both sides read the same JSON lines, one of them a document, with the same tokenizer and two threads of the tokenizer's
 own, cut the documents into sequences of T tokens and write them to a disk. ``cold`` starts from nothing; ``cached``
-finds the files of an earlier call. Each call is a process of its own, from after its imports to files closed.
+finds the files of an earlier call. Each call is a process of its own, from after its imports to files closed. The
+tokenizer alone, on texts that are in memory, is what neither side can do without.
 """
 
 from __future__ import annotations
@@ -90,6 +91,18 @@ def datasets_map(source: Path, tokens: Path, cache: Path) -> dict[str, float]:
     return {"seconds": passed, "documents": len(texts)}
 
 
+def tokenizer_alone(source: Path, tokens: Path, cache: Path) -> dict[str, float]:
+    from nfcore.data import batches
+
+    fast = prepare_tokenizer(tokens).backend_tokenizer
+    with open(source, encoding="utf-8") as file:
+        ready = list(batches(json.loads(line)["content"] for line in file))
+    start = time.perf_counter()
+    for batch in ready:
+        fast.encode_batch_fast(batch, add_special_tokens=False)
+    return {"seconds": time.perf_counter() - start, "documents": sum(map(len, ready))}
+
+
 def prepare_tokenizer(file: Path) -> Any:
     """Load it once, so that what a library imports at its first use is not in anybody's time."""
     from transformers import PreTrainedTokenizerFast
@@ -115,20 +128,22 @@ def compare(section: Section, options: Options, folder: Path, tokens: Path) -> N
     source = folder / "corpus.jsonl"
     corpus(source, 1 if options.small else SIZE)
     last: dict[str, Any] = {}
-    caches = dict.fromkeys(SIDES, folder / "nowhere")
+    alone = {"tokenizer alone": tokenizer_alone}
+    caches = dict.fromkeys({**SIDES, **alone}, folder / "nowhere")
 
     def cold(name: str) -> float:
         caches[name] = Path(tempfile.mkdtemp(dir=folder))
-        last[name], _ = in_a_process(SIDES[name], source, tokens, caches[name])
+        last[name], _ = in_a_process({**SIDES, **alone}[name], source, tokens, caches[name])
         return float(last[name]["seconds"])
 
     def cached(name: str) -> float:
         return float(in_a_process(SIDES[name], source, tokens, caches[name])[0]["seconds"])
 
     for kind, measure in (("cold", cold), ("cached", cached)):
-        sides = {name: (lambda name=name, measure=measure: measure(name)) for name in SIDES}
+        names = [*SIDES, *(alone if kind == "cold" else ())]
+        sides = {name: (lambda name=name, measure=measure: measure(name)) for name in names}
         samples = alternate(sides, options.repeats)
-        for name in SIDES:
+        for name in names:
             counts = {key: last["ours"][key] for key in ("documents", "tokens", "bytes")}
             section.rows.append(
                 {

@@ -99,7 +99,7 @@ class Study:
         directory = runs.recorded_dir(NAME)
         found = [runs.load_runs(directory)] if directory.is_dir() else []
         if self.source == "local" and runs.runs_dir().is_dir():
-            found.append(runs.load_runs())
+            found.insert(0, runs.load_runs())  # of a run in both, this machine's
         ids = [e.id for e in self.experiments()]
         both = runs.together(found)
         if both.runs.empty:

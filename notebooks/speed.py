@@ -270,6 +270,9 @@ table = [
 ]
 markdown_table(pd.DataFrame(table))
 
+# %% [markdown]
+# The tokenizer alone, on texts that are in memory already, is what neither side can do without: its line bounds the other two.
+
 # %% tags=["hide-input"]
 sizes = "; ".join(f"{row['megabytes']} MB of text: {row['peak_mib']:.0f} MiB" for row in rows("data", "memory"))
 Markdown(f"Peak memory above the start of the process: {sizes}.")

@@ -245,9 +245,12 @@ def test_own_runs_replace_recorded_ones_on_a_page(small: Path) -> None:
     study.record()
     record = json.loads((run / "record.json").read_text())
     changed = {name: value for name, value in record.items() if name not in ("format", "files", "sha256")}
-    runs.write_record(run, {**changed, "name": "changed here"}, [run / name for name in record["files"]])
-    for source in ("local", "recorded"):
-        assert Study.load(source).runs().runs["run"].tolist() == [run.name]
+    changed["provenance"] = {**record["provenance"], "device": "another"}
+    runs.write_record(run, changed, [run / name for name in record["files"]])
+    for source, device in (("local", "another"), ("recorded", record["provenance"]["device"])):
+        shown = Study.load(source).runs().runs
+        assert shown["run"].tolist() == [run.name]
+        assert shown["provenance.device"].tolist() == [device]
 
 
 def test_unknown_stage_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
