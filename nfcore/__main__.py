@@ -161,6 +161,10 @@ def _snakemake(args: argparse.Namespace, config: list[str], announcement: str) -
         command += [f"hardware={known_device(args.hardware)}"]
     if args.profile and not args.profile.is_dir():
         raise SettingsError(f"--profile: {str(args.profile)!r} is not a folder with a Snakemake profile")
+    if args.profile and not args.dry_run and " " in sys.executable:
+        raise SettingsError(
+            f"--profile: {sys.executable!r} has a space, and Snakemake does not quote it in jobs' scripts"
+        )
     environment = {"TOKENIZERS_PARALLELISM": "true", **os.environ}
     (root / ".snakemake").mkdir(exist_ok=True)
     try:

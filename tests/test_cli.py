@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +405,16 @@ def test_a_book_says_which_notebook_failed(small_book: Path, capfd: Capture) -> 
     assert not (build / "notebooks" / "faults.failed.ipynb").exists()
 
 
+@contextmanager
+def killing(process: subprocess.Popen[str]) -> Iterator[None]:
+    """In the end kill a process and its group, so that a test that fails does not wait for it."""
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_book_that_is_stopped_leaves_no_process_behind(number: signal.Signals, small_book: Path) -> None:
     started = small_book / "started"
@@ -410,8 +422,10 @@ def test_a_book_that_is_stopped_leaves_no_process_behind(number: signal.Signals,
     endless = f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(600)"
     script.write_text(script.read_text().replace("1 / 0", endless))
     command = [sys.executable, "-m", "nfcore", "book", "smoke"]
-    piped = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen(command, cwd=small_book, start_new_session=True, **piped) as book:
+    # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    piped = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen)
+    with subprocess.Popen(command, cwd=small_book, **piped) as book, killing(book):
         while not started.exists():
             assert book.poll() is None, book.communicate()[1]
             time.sleep(0.1)

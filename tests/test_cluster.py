@@ -53,6 +53,11 @@ def project(checkout: Path, design: dict[str, Any], tmp_path_factory: pytest.Tem
     return make
 
 
+unquoted = pytest.mark.skipif(
+    " " in sys.executable, reason="Snakemake does not quote the path of Python in a job's script"
+)
+
+
 def study(root: Path, *options: str) -> dict[str, dict[str, Any]]:
     """Train the study of this checkout; the records of its runs, whose files are what the records say."""
     kept = {k: v for k, v in os.environ.items() if k not in ("NFCORE_DATA", "NFCORE_ROOT")}
@@ -121,6 +126,7 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return jobs
 
 
+@unquoted
 def test_grid_through_a_scheduler_gives_the_records_of_a_local_run(
     project: Callable[[str], Path], kubectl: Path, local: dict[str, dict[str, Any]]
 ) -> None:
@@ -266,6 +272,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
             process.wait(timeout=30)
 
 
+@unquoted
 @pytest.mark.usefixtures("slurm")
 def test_grid_through_slurm_gives_the_records_of_a_local_run(
     project: Callable[[str], Path], local: dict[str, dict[str, Any]]
@@ -323,3 +330,12 @@ def test_wrong_options(option: tuple[str, str], message: str, checkout: Path, mo
     monkeypatch.setenv("NFCORE_ROOT", str(checkout))
     assert main(["book", "smoke", *option]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_python_that_snakemake_would_not_quote_is_refused(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("NFCORE_ROOT", str(checkout))
+    monkeypatch.setattr(sys, "executable", "/a path/python")
+    assert main(["book", "smoke", "--profile", str(checkout / "profiles" / "slurm")]) == 2
+    assert "--profile: '/a path/python' has a space" in capsys.readouterr().err
