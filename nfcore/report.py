@@ -44,7 +44,8 @@ def banner(preset: Preset, shown: runs.Runs) -> Any:
         if preset.source == "local"
         else f"committed records (made on {devices}); **nothing was run here for this page**"
     )
-    text = f"*Preset `{preset.preset}`, {where}: {len(frame)} runs, seeds {seeds}, {size} M tokens each.*"
+    minutes = f"{frame['provenance.seconds'].sum() / 60:.1f} minutes of training in all"
+    text = f"*Preset `{preset.preset}`, {where}: {len(frame)} runs, seeds {seeds}, {size} M tokens each, {minutes}.*"
     committed = recorded()
     if preset.source == "local" and committed is not None and other_data(shown, committed):
         text += (
