@@ -21,7 +21,7 @@ help:
 	@echo "                if a notebook failed"
 	@echo "make test       run all tests and re-execute the committed notebooks"
 	@echo "make torture    the long form of the tests that kill and damage; counts accumulate in data/recorded/torture.json"
-	@echo "make lint       check formatting, lint, spelling and types"
+	@echo "make lint       check formatting, lint, spelling, style of the prose and types"
 	@echo "make audit      ask the public database of vulnerabilities about the locked versions"
 	@echo "make notebooks  execute the committed notebooks on data/recorded/quick again, and write README's results"
 	@echo "make bench      measure speed and memory, write benchmarks/results, print the targets"
@@ -47,6 +47,7 @@ lint: $(ENVIRONMENT)
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m ruff check .
 	.venv/bin/codespell
+	.venv/bin/proselint check --config proselint.json README.md CHANGELOG.md book/*.md
 	.venv/bin/python -m mypy
 
 audit:
