@@ -429,7 +429,7 @@ def load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
         else:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
     except Exception as error:  # tokenizers raises plain Exception, the Hub's clients what they like
         raise unavailable(f"the tokenizer {name}", error) from error
     tokenizer.no_truncation()
