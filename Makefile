@@ -53,7 +53,7 @@ lint: $(ENVIRONMENT)
 audit:
 	"$(PYTHON)" -m venv _build/audit
 	_build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
-	_build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.hashes
+	_build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
 notebooks: $(ENVIRONMENT)
 	for script in notebooks/*.py; do \
