@@ -164,19 +164,25 @@ def same_run(one: Path, other: Path) -> bool:
 # --- kills: each answers with the kills of one story, and with 1 for a loss --------------------------------------
 
 
-def kill_training(arena: Arena, most: int) -> tuple[int, int]:
-    """Kill a run again and again, then let it end."""
-    wanted, place, kills = arena.run, arena.fresh(), 0
-    settings = experiment(arena.corpus).to_dict()
-    run = place / "runs" / wanted.name
-    while kills < most:
-        process = arena.child(place, train_quietly, settings)
-        process.join(arena.draw.uniform(0, 2))
+def kills_of(arena: Arena, place: Path, longest: float, most: int, *work: Any) -> Iterator[None]:
+    """Start ``work`` in a child and kill it within ``longest`` seconds, ``most`` times or until it ends by itself;
+    gives way after each kill."""
+    for _ in range(most):
+        process = arena.child(place, *work)
+        process.join(arena.draw.uniform(0, longest))
         if not process.is_alive():
-            break
+            return
         process.kill()
         process.join()
-        kills += 1
+        yield
+
+
+def kill_training(arena: Arena, most: int) -> tuple[int, int]:
+    """Kill a run again and again, then let it end."""
+    wanted, place = arena.run, arena.fresh()
+    settings = experiment(arena.corpus).to_dict()
+    run = place / "runs" / wanted.name
+    kills = sum(1 for _ in kills_of(arena, place, 2, most, train_quietly, settings))
     process = arena.child(place, train_quietly, settings)
     process.join()
     lost = process.exitcode != 0 or not same_run(run, wanted) or (run / "checkpoints").exists()
@@ -189,14 +195,7 @@ def kill_tokenising(arena: Arena, most: int) -> tuple[int, int]:
     settings, place, kills, lost = experiment(arena.corpus).data, arena.fresh(), 0, False
     with environment(NFCORE_DATA=str(arena.run.parents[1] / "tokens")):
         wanted = prepare(settings).hash
-    while kills < most:
-        process = arena.child(place, prepare, settings)
-        process.join(arena.draw.uniform(0, 0.6))
-        if not process.is_alive():
-            break
-        process.kill()
-        process.join()
-        kills += 1
+    for kills, _ in enumerate(kills_of(arena, place, 0.6, most, prepare, settings), 1):  # noqa: B007, returned below
         for meta in (place / "tokens").glob("[!.]*/meta.json"):
             lost |= open_tokens(meta.parent).hash != wanted
     with environment(NFCORE_DATA=str(place / "tokens")):
