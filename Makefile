@@ -34,7 +34,7 @@ book: $(ENVIRONMENT)
 	@.venv/bin/python -m nfcore book $(PRESET) $(if $(STRICT),--strict)
 
 # In as many processes as there are cores, up to four; the tests of a file stay together, the longest files come first.
-PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(ENVIRONMENT)
 	$(PYTEST)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Options:
     threads: int = 2
     small: bool = False
     nanogpt: Path | None = None
+
+    @property
+    def warmup(self) -> int:
+        """Rounds before the counted ones."""
+        return 0 if self.small else 1
+
+    @property
+    def corpus(self) -> str:
+        """``data.corpus``: the installed packages, or this one alone."""
+        return str(ROOT / "nfcore") if self.small else "python-source"
 
 
 @dataclass(frozen=True)

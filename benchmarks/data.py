@@ -12,7 +12,6 @@ import json
 import random
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ GROWTH = (64, 256, 1024)  # MB of text for memory and time
 MIB = 2**20
 
 
-def corpus(path: Path, megabytes: float) -> None:
-    """JSON lines of Python files of the installed packages. They are repeated where they do not suffice, each round
+def corpus(path: Path, megabytes: float, options: Options) -> None:
+    """JSON lines of the Python files of ``options.corpus``. They are repeated where they do not suffice, each round
     with another first line, so that no two documents are equal."""
     from nfcore.data import documents
     from nfcore.settings import DataSettings
 
-    texts = [document.text for document in documents(DataSettings(), Counter())]
+    texts = [document.text for document in documents(DataSettings(corpus=options.corpus))]
     random.Random(0).shuffle(texts)  # any part of it has documents of all sizes
     written = number = 0
     with open(path, "w", encoding="utf-8") as file:
@@ -42,11 +41,11 @@ def corpus(path: Path, megabytes: float) -> None:
             number += 1
 
 
-def tokenizer(path: Path) -> None:
+def tokenizer(path: Path, options: Options) -> None:
     from nfcore.data import documents, train_tokenizer
     from nfcore.settings import DataSettings
 
-    texts = (document.text for document in documents(DataSettings(), Counter()))
+    texts = (document.text for document in documents(DataSettings(corpus=options.corpus)))
     train_tokenizer(texts, VOCABULARY).save(str(path))
 
 
@@ -118,7 +117,7 @@ def run(options: Options) -> Section:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tokens = folder / "tokenizer.json"
-        tokenizer(tokens)
+        tokenizer(tokens, options)
         compare(section, options, folder, tokens)
         memory(section, options, folder, tokens)
     return section
@@ -126,7 +125,7 @@ def run(options: Options) -> Section:
 
 def compare(section: Section, options: Options, folder: Path, tokens: Path) -> None:
     source = folder / "corpus.jsonl"
-    corpus(source, 1 if options.small else SIZE)
+    corpus(source, 0.5 if options.small else SIZE, options)
     last: dict[str, Any] = {}
     alone = {"tokenizer alone": tokenizer_alone}
     caches = dict.fromkeys({**SIDES, **alone}, folder / "nowhere")
@@ -142,7 +141,7 @@ def compare(section: Section, options: Options, folder: Path, tokens: Path) -> N
     for kind, measure in (("cold", cold), ("cached", cached)):
         names = [*SIDES, *(alone if kind == "cold" else ())]
         sides = {name: (lambda name=name, measure=measure: measure(name)) for name in names}
-        samples = alternate(sides, options.repeats)
+        samples = alternate(sides, options.repeats, options.warmup)
         for name in names:
             counts = {key: last["ours"][key] for key in ("documents", "tokens", "bytes")}
             section.rows.append(
@@ -167,7 +166,7 @@ def memory(section: Section, options: Options, folder: Path, tokens: Path) -> No
     peaks = []
     for megabytes in sizes:
         source = folder / f"{megabytes}.jsonl"
-        corpus(source, megabytes)
+        corpus(source, megabytes, options)
         counts, peak = in_a_process(ours, source, tokens, Path(tempfile.mkdtemp(dir=folder)))
         peaks.append(peak / MIB)
         section.rows.append({"kind": "memory", "megabytes": megabytes, "peak_mib": peak / MIB, **counts})

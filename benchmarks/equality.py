@@ -87,7 +87,7 @@ def paths(options: Options) -> list[dict[str, Any]]:
         model = dict(shape=shape, norm=norm, init="paper" if shape == "gpt2-124m" else "width")
         training = dict(steps=updates, batch_size=32, learning_rate=1e-3, log_every=1, eval_sequences=1)
         never = dict.fromkeys(("eval_every", "save_every", "probe_every"), 10**9)
-        data = dict(corpus="python-source", vocab_size=vocabulary, context=128)
+        data = dict(corpus=options.corpus, vocab_size=vocabulary, context=128)
         whole = {"model": model, "data": data, "training": {**training, **never}}
 
         def losses(changes: dict[str, Any], whole: dict[str, Any] = whole) -> list[float]:

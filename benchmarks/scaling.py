@@ -36,7 +36,7 @@ def run(options: Options) -> Section:
     section = Section()
     section.rows = peaks(options)
     measured = {row["what"]: row["median"] for row in section.rows}
-    sizes = {"width": (32, 64)} if options.small else OVER
+    sizes = {"width": (32,)} if options.small else OVER
     base = dict(width=32, depth=2, context=32, batch=4, vocabulary=300) if options.small else BASE
     for name, values in sizes.items():
         for value in values:

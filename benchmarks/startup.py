@@ -21,14 +21,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Options, Section, Target, alternate, spread, timed
+import yaml
+
+from benchmarks.common import ROOT, Options, Section, Target, alternate, spread, timed
 
 
-ROOT = Path(__file__).resolve().parent.parent
 NO_TORCH = "import sys, nfcore; sys.exit('torch' in sys.modules)"
 RUN = """
 model: {shape: gpt2-6x64, init: width, norm: none, tie_word_embeddings: false}
-data: {corpus: python-source, vocab_size: 1024, context: 128}
+data: {vocab_size: 1024, context: 128}
 training: {learning_rate: 0.004, eval_sequences: 64}
 """
 
@@ -37,7 +38,9 @@ def run(options: Options) -> Section:
     section = Section()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (folder / "run.yaml").write_text(RUN)
+        settings = yaml.safe_load(RUN)
+        settings["data"]["corpus"] = options.corpus
+        (folder / "run.yaml").write_text(yaml.safe_dump(settings))
         environment = {
             **os.environ,
             "NFCORE_RUNS": str(folder / "runs"),
@@ -61,8 +64,7 @@ def run(options: Options) -> Section:
             return train(*interrupted)
 
         interrupted = ("training.steps=3", "training.save_every=2", "training.eval_every=3")
-        train(*interrupted)  # makes the token files too
-        _interrupt(folder, environment, interrupted)
+        _interrupt(folder, environment, interrupted)  # makes the token files too
         sides: dict[str, Callable[[], float]] = {
             "python": lambda: process("-c", "pass"),
             "import": lambda: process("-c", NO_TORCH),
@@ -73,7 +75,7 @@ def run(options: Options) -> Section:
         if not options.small:
             process("-m", "nfcore", "book", "smoke")
             sides["rebuild"] = lambda: process("-m", "nfcore", "book", "smoke")
-        samples = alternate(sides, options.repeats, warmup=0 if options.small else 1)
+        samples = alternate(sides, options.repeats, options.warmup)
     section.rows = [{"kind": "startup", "what": name, "seconds": spread(values)} for name, values in samples.items()]
     for shape, vocabulary in (("gpt2-2x32", 300),) if options.small else (("gpt2-6x64", 1024), ("gpt2-124m", 50257)):
         section.rows.append(checkpoint(shape, vocabulary, options))
@@ -100,13 +102,7 @@ def checkpoint(shape: str, vocabulary: int, options: Options) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(experiment(shape, vocabulary, 32, 1), data, Path(folder), 1)
         trainer.train()  # the optimiser has its moments now
-
-        def save() -> float:
-            passed = timed(lambda: trainer._save_checkpoint(trainer.model, None))
-            trainer.telemetry.on_save(trainer.args, trainer.state, trainer.control)
-            return passed
-
-        times = [save() for _ in range(1 + options.repeats)][1:]
+        times = [timed(lambda: trainer._save_checkpoint(trainer.model, None)) for _ in range(1 + options.repeats)][1:]
         written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     return {"kind": "checkpoint", "shape": shape, "bytes": written, "seconds": spread(times)}
 

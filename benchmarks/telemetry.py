@@ -106,7 +106,7 @@ def probe_row(name: str, options: Options) -> dict[str, Any]:
             return clock.seconds / steps
 
         probe = seconds(lambda: trainer.telemetry.measure(0), probes)
-        samples = alternate({"step": step, "probe": probe}, options.repeats)
+        samples = alternate({"step": step, "probe": probe}, options.repeats, options.warmup)
     over_step = ratio(samples, "probe", "step")["samples"]
     return {
         "kind": "probe",
@@ -158,7 +158,7 @@ def entropy(context: int, options: Options) -> list[dict[str, Any]]:
     def side(method: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], float]:
         return seconds(lambda: method(q, k), calls)
 
-    samples = alternate({name: side(METHODS[name]) for name in measured}, options.repeats)
+    samples = alternate({name: side(METHODS[name]) for name in measured}, options.repeats, options.warmup)
     rows: list[dict[str, Any]] = []
     for name in METHODS:
         row: dict[str, Any] = dict(kind="entropy", method=name, device="cpu", context=context, heads=heads, width=WIDTH)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -50,9 +51,12 @@ def train(args: argparse.Namespace) -> int:
     fresh = "fresh=true" in args.settings
     settings = [a for a in args.settings if a not in ("fresh=true", "fresh=false")]
     experiment = read_experiment(args.experiment, settings)
+    gc.disable()  # torch and its like bring a million objects and no garbage: to look for it takes over a second
     from nfcore.runs import read_record
     from nfcore.training import train as run
 
+    gc.enable()
+    gc.freeze()
     directory = run(experiment, fresh=fresh, report_to=args.report_to, quiet=args.quiet, fsdp=args.fsdp)
     record = read_record(directory) or {}
     if not args.quiet and os.environ.get("RANK", "0") == "0":
@@ -258,8 +262,9 @@ def claims(args: argparse.Namespace) -> int:
     from nfcore import claims as ledger
     from nfcore.study import Study
 
-    shown = Study.load(args.source).runs()
-    table, (over_cells, _) = ledger.verdicts(shown), ledger.correlations(shown)
+    study = Study.load(args.source)
+    frame = ledger.statistics(study.runs(), study)
+    table, (over_cells, _) = ledger.verdicts(frame), ledger.correlations(frame)
     found = ledger.summary(table, over_cells)
     statements = [*table["statement"], *over_cells["statement"]]
     print(found.assign(statement=statements).to_markdown(index=False, tablefmt="simple", floatfmt=".3f"))

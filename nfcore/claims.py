@@ -15,9 +15,9 @@ import pandas as pd
 from scipy import stats
 
 from nfcore import runs
-from nfcore.entropy import entropy_ceiling
 from nfcore.presets import MAIN
 from nfcore.settings import SettingsError, check_keys, check_type, choice, project_root, read_yaml
+from nfcore.shares import entropy_ceiling
 from nfcore.study import NAME, Study
 
 
@@ -218,11 +218,10 @@ def size(published: float, low: float, high: float) -> str:
     return "yes" if least <= low and high <= most else "no" if high < least or low > most else "undecided"
 
 
-def verdicts(shown: runs.Runs) -> pd.DataFrame:
-    """One row a test: statement, published value, estimate with interval in its unit, n, verdicts, the runs' ids."""
-    ledger, study = read_ledger(), Study.load()
-    frame = statistics(shown, study)
-    rows = []
+def verdicts(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a test, from the :func:`statistics` of the runs: statement, published value, estimate with interval in
+    its unit, n, verdicts, the runs' ids."""
+    ledger, rows = read_ledger(), []
     for test in ledger["tests"]:
         row = {name: test.get(name) for name in ("id", "group", "statement", "unit", "published", "needs")}
         row["family"] = test.get("family", test["group"])
@@ -267,10 +266,10 @@ def verdicts(shown: runs.Runs) -> pd.DataFrame:
     return table
 
 
-def correlations(shown: runs.Runs) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Spearman's correlations over cells (see data/claims.yaml), and the cells' means they are taken over."""
+def correlations(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Spearman's correlations over cells (see data/claims.yaml), from the :func:`statistics` of the runs, and the
+    cells' means they are taken over."""
     ledger, study = read_ledger(), Study.load()
-    frame = statistics(shown, study)
     base = study.cells["SM+G"].experiments[0]
     rate, sizes = base.training.learning_rate, (base.model.num_hidden_layers, base.model.hidden_size)
     chosen = []

@@ -63,11 +63,12 @@ def flops_per_token(model: ModelSettings, context: int) -> float:
     return 6 * parameters(model)[1] + 12 * model.num_hidden_layers * model.hidden_size * context
 
 
-def memory_bytes(experiment: Experiment) -> float:
-    """Of training, roughly: weights, gradients and AdamW's two moments in float32 (16 bytes a parameter) and autocast's
-    16-bit copy of the weights; what the backward pass of a micro-batch needs of each layer; its logits."""
+def memory_bytes(experiment: Experiment, micro: int | None = None) -> float:
+    """Of training in one process, roughly: weights, gradients and AdamW's two moments in float32 (16 bytes a parameter)
+    and autocast's 16-bit copy of the weights; what the backward pass of a micro-batch (of ``micro`` sequences, or as
+    the settings say) needs of each layer; its logits."""
     model, settings = experiment.model, experiment.training
-    tokens = (settings.micro_batch_size or settings.batch_size) * experiment.data.context
+    tokens = (micro or settings.micro_batch_size or settings.batch_size) * experiment.data.context
     wide, low = (4 if kind == "float32" else 2 for kind in (model.residual_dtype, settings.precision))
     # The stream and its normalised copy, twice; q, k, v and attention's output; the FFN; attention's log-sum-exp.
     layer = (2 * wide + 6 * low) * model.hidden_size + 2 * low * (model.intermediate_size or 0)

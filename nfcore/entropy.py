@@ -2,20 +2,19 @@ r"""Entropy of attention, in nats, without the T x T map.
 
 For query position i with attention p_ij over the keys j <= i, the row entropy is :math:`H_i = -\sum_j p_{ij} \ln
 p_{ij}`; a head's entropy is its mean over batch and query positions (Zhai et al. 2023, arXiv 2303.06296; the paper,
-section 3). Its largest possible value under a causal mask is the mean of ln i, not ln T: :func:`entropy_ceiling`.
+section 3). Its largest possible value under a causal mask is the mean of ln i, not ln T:
+:func:`nfcore.shares.entropy_ceiling`.
 
 Axes: B batch, H heads, T query positions, S key positions, K head width, L layers.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,46 +22,8 @@ from nfcore.settings import SettingsError, choice
 
 
 METHODS = ("auto", "exact", "chunked", "lse")
-QUARTERS = ("[0, Max/4)", "[Max/4, Max/2)", "[Max/2, 3Max/4)", "[3Max/4, Max]")
 NEVER_SEEN = 1e38  # in the place of a masked score, above or below all others
 CHUNK_ELEMENTS = 2**24  # of the score block that `chunked` holds at a time: 64 MiB in float32
-
-
-def entropy_ceiling(context: int) -> float:
-    """Mean over query positions 1..T of the largest row entropy ln i: ln(T!)/T nats.
-
-    >>> round(entropy_ceiling(128), 4)
-    3.8782
-    """
-    if context < 1:
-        raise SettingsError(f"context: {context!r} must be at least 1")
-    return math.lgamma(context + 1) / context
-
-
-def quartile_shares(entropy: Any, maximum: float) -> np.ndarray:
-    """Share of heads in each quarter (``QUARTERS``) of [0, maximum]; heads that are not finite are left out.
-
-    ``maximum`` is a convention: the ceiling, or the largest head entropy over all compared models (the paper's).
-    Values above it count into the last quarter. Returns four numbers that sum to 1 (NaN without a finite head).
-    """
-    if not maximum > 0:
-        raise SettingsError(f"maximum: {maximum!r} must be above 0")
-    values = np.asarray(entropy, dtype=float).ravel()
-    values = values[np.isfinite(values)]
-    quarter = np.clip(np.floor(4 * values / maximum), 0, 3).astype(int)
-    counts = np.bincount(quarter, minlength=4)
-    return counts / counts.sum() if counts.sum() else np.full(4, np.nan)
-
-
-def shares_by_convention(maps: Mapping[str, Any], context: int) -> dict[str, dict[str, np.ndarray]]:
-    """:func:`quartile_shares` of several models' head entropies under both conventions of Max.
-
-    Returns ``{"ceiling": {name: shares}, "largest observed": {name: shares}}``; the second takes one Max, the largest
-    entropy over all ``maps``.
-    """
-    largest = max(float(np.nanmax(np.asarray(m, dtype=float))) for m in maps.values())
-    conventions = {"ceiling": entropy_ceiling(context), "largest observed": largest}
-    return {c: {name: quartile_shares(m, top) for name, m in maps.items()} for c, top in conventions.items()}
 
 
 def attention_entropy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import signal
@@ -10,12 +11,11 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nfcore.settings import Experiment
+from nfcore.settings import Experiment, TrainingSettings
 
 
 DIVERGED, OUT_OF_MEMORY = 3, 4  # exit codes of `nfcore train`
@@ -90,18 +90,27 @@ def _place(error: BaseException, model: Any) -> str:
     return place
 
 
+def processes() -> int:
+    """How many work on one run together, as torchrun and ``accelerate launch`` say it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def micro_batch(settings: TrainingSettings) -> int:
+    """Sequences that each process takes at a time of its part of the batch."""
+    return math.gcd(settings.batch_size // processes(), settings.micro_batch_size or settings.batch_size)
+
+
 def advice(experiment: Experiment, available: float) -> str:
     """The largest micro-batch below the present one that is estimated to fit into ``available`` bytes."""
     from nfcore.cost import memory_bytes
 
     settings = experiment.training
-    now = settings.micro_batch_size or settings.batch_size
-    smaller = [n for n in range(now - 1, 0, -1) if settings.batch_size % n == 0]
+    part = settings.batch_size // processes()
+    smaller = [n for n in range(micro_batch(settings) - 1, 0, -1) if part % n == 0]
     for micro in smaller:
-        fitting = replace(experiment, training=replace(settings, micro_batch_size=micro))
-        if (needed := memory_bytes(fitting)) <= 0.9 * available:
+        if (needed := memory_bytes(experiment, micro)) <= 0.9 * available:
             return (
-                f"training.micro_batch_size={micro} ({settings.batch_size // micro} micro-batches an update, the same "
+                f"training.micro_batch_size={micro} ({part // micro} micro-batches an update, the same "
                 f"result) is estimated to take {needed / 2**30:.2g} GiB"
             )
     more = [name for name in ("gradient_checkpointing", "chunked_loss") if not getattr(settings, name)]
@@ -119,12 +128,14 @@ def memory_limit() -> float:
 
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[1]
-    limits = [psutil.virtual_memory().total]
+    limits = [float(psutil.virtual_memory().total)]
     with suppress(OSError, ValueError):  # no such container, or "max"
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    limits = [min(limits) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))]  # of the processes here each its part
     if hasattr(psutil.Process, "rlimit"):
         limits.append(psutil.Process().rlimit(psutil.RLIMIT_AS)[1])
-    return min(limit for limit in limits if limit > 0)
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine
+    return min(limit for limit in limits if limit > 0) / sharing
 
 
 @contextmanager

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from nfcore import runs
-from nfcore.entropy import QUARTERS, entropy_ceiling, quartile_shares
 from nfcore.presets import Preset
 from nfcore.settings import SettingsError, project_root
+from nfcore.shares import QUARTERS, entropy_ceiling, quartile_shares
 
 
 NAMES = {"ln_g": "SM+LN+G", "ln_r": "SM+LN+R", "g": "SM+G", "r": "SM+R"}  # in the names of glued results

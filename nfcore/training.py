@@ -470,7 +470,7 @@ def train_on_all(experiment: Experiment) -> Path:
 
 def _several() -> bool:
     """Whether this is one of several processes of one job; if so they are connected now."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if faults.processes() == 1:
         return False
     PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return True
@@ -534,7 +534,8 @@ def _run(
         raise SettingsError(
             f"training.batch_size: {settings.batch_size} is more than the {len(tokens.train)} training sequences"
         )
-    if not quiet and (estimate := memory_bytes(experiment)) > (limit := faults.memory_limit()):
+    estimate, limit = memory_bytes(experiment, faults.micro_batch(settings)), faults.memory_limit()
+    if not quiet and estimate > limit:
         advice = faults.advice(experiment, limit)
         print(f"  {label}: {estimate / 2**30:.1f} of {limit / 2**30:.1f} GiB are estimated; {advice}", file=sys.stderr)
     known = get_available_reporting_integrations()
@@ -591,14 +592,14 @@ def make_trainer(
     torch.manual_seed(experiment.seed)
     model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
     precision = resolve_precision(settings.precision)
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = faults.processes()
     if settings.batch_size % processes:
         raise SettingsError(
             f"training.batch_size: {settings.batch_size} is not a multiple of the {processes} processes"
         )
     if fsdp and processes == 1:
         raise SettingsError("fsdp: needs several processes, started by torchrun or `accelerate launch`")
-    micro = math.gcd(settings.batch_size // processes, settings.micro_batch_size or settings.batch_size)
+    micro = faults.micro_batch(settings)
     args = TrainingArguments(
         output_dir=str(output),
         max_steps=steps,

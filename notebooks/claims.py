@@ -48,7 +48,6 @@ from IPython.display import Markdown
 from scipy.stats import spearmanr, wasserstein_distance
 
 from nfcore.claims import UNITS, contrast, interval, read_ledger, statistics, verdicts
-from nfcore.entropy import entropy_ceiling, shares_by_convention
 from nfcore.figures import STYLES, show_figure, use_style
 from nfcore.presets import MAIN, PAPER_TOKENS
 from nfcore.report import (
@@ -62,13 +61,14 @@ from nfcore.report import (
     verdict_table,
     with_interval,
 )
+from nfcore.shares import entropy_ceiling, shares_by_convention
 
 
 use_style()
 shown = study.runs()
 frame = statistics(shown, study)
 ledger = read_ledger()
-table = verdicts(shown)
+table = verdicts(frame)
 table = table[table["group"] == "claims"].reset_index(drop=True)
 study_banner(shown, len(study.experiments()))
 

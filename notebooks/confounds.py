@@ -35,7 +35,6 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nfcore.claims import contrast, decay_sum, early_layers, interval, statistics, verdicts
-from nfcore.entropy import entropy_ceiling
 from nfcore.figures import STYLES, direct_labels, show_figure, use_style
 from nfcore.presets import MAIN
 from nfcore.report import (
@@ -48,13 +47,14 @@ from nfcore.report import (
     verdict_table,
     with_interval,
 )
+from nfcore.shares import entropy_ceiling
 from nfcore.study import RATE_SEED
 
 
 use_style()
 shown = study.runs()
 frame = statistics(shown, study)
-table = verdicts(shown)
+table = verdicts(frame)
 table = table[table["group"] == "confounds"]
 study_banner(shown, len(study.experiments()))
 

@@ -32,9 +32,9 @@ preset = parameters(globals())
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.entropy import entropy_ceiling
 from nfcore.presets import MAIN
 from nfcore.report import banner, final_heads, markdown_table, perplexities, published, relative_change, sources
+from nfcore.shares import entropy_ceiling
 
 
 shown = sources(preset, "context")

@@ -33,10 +33,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from nfcore.entropy import QUARTERS, entropy_ceiling, quartile_shares
 from nfcore.figures import STYLES
 from nfcore.presets import FAMILIES
 from nfcore.report import markdown_table, study_banner
+from nfcore.shares import QUARTERS, entropy_ceiling, quartile_shares
 
 
 shown = study.runs()

@@ -34,7 +34,6 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.entropy import entropy_ceiling
 from nfcore.figures import show_figure, use_style
 from nfcore.presets import MAIN
 from nfcore.report import (
@@ -48,6 +47,7 @@ from nfcore.report import (
     published,
     sources,
 )
+from nfcore.shares import entropy_ceiling
 
 
 use_style()

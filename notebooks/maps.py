@@ -35,7 +35,6 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.entropy import entropy_ceiling
 from nfcore.figures import entropy_map, maps_over_steps, show_figure, use_style
 from nfcore.presets import MAIN
 from nfcore.report import (
@@ -49,6 +48,7 @@ from nfcore.report import (
     published,
     sources,
 )
+from nfcore.shares import entropy_ceiling
 
 
 use_style()

@@ -40,17 +40,17 @@ from IPython.display import Markdown
 from scipy.special import expit
 
 from nfcore.claims import UNITS, contrast, correlations, interval, statistics, verdicts
-from nfcore.entropy import entropy_ceiling
 from nfcore.figures import STYLES, show_figure, use_style
 from nfcore.linearity import gaussian_gelu_shares, gaussian_leaky_relu_shares, gaussian_shares
 from nfcore.presets import MAIN
 from nfcore.report import against, glue, glue_verdicts, markdown_table, study_banner, verdict_table, with_interval
+from nfcore.shares import entropy_ceiling
 
 
 use_style()
 shown = study.runs()
 frame = statistics(shown, study)
-table = verdicts(shown)
+table = verdicts(frame)
 table = table[table["group"] == "mechanism"].set_index("id", drop=False)
 layers = shown.layers.merge(shown.runs[["run", "seed"]], on="run")
 study_banner(shown, len(study.experiments()))
@@ -408,7 +408,7 @@ questions("LN s=1/4", "LN s=4", "LN s=64")
 # monotone relation holds over these cells, not more. It is Fisher's, with the variance of {cite:t}`bonett2000sample`.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-share-scatter", "caption": "Each point is a norm-free cell, means over seeds: non-linear share of the FFN activations at initialisation against early entropy over its ceiling (left) and final perplexity (right)."}, "image": {"alt": "Two scatter plots with a point per cell; the main configurations are marked."}}
-over_cells, means = correlations(shown)
+over_cells, means = correlations(frame)
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
 for panel, statistic, label in zip(
     axes, ("early_entropy", "loss"), ("early entropy / ceiling", "final perplexity"), strict=True

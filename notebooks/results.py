@@ -33,8 +33,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.claims import verdicts
-from nfcore.entropy import entropy_ceiling, shares_by_convention
+from nfcore.claims import statistics, verdicts
 from nfcore.figures import STYLES, direct_labels, show_figure, use_style
 from nfcore.presets import EXPERIMENTS, MAIN
 from nfcore.report import (
@@ -50,6 +49,7 @@ from nfcore.report import (
     sources,
     with_interval,
 )
+from nfcore.shares import entropy_ceiling, shares_by_convention
 from nfcore.study import Study
 
 
@@ -224,7 +224,8 @@ compared = {where: compare({name: of[where] for name, of in shown.items()}) for 
 # The same claims over seeds, in the order of the rows
 ids = ["C1", "C1 Pythia", "C1 Pythia T=256", "C2", "C2 Pythia", "C3", "C4", "C5", "C5 free", "C6"]
 ids += ["C7 SM", "C7 slope 0.1", "C8", "C8 Pythia"]
-over_seeds = verdicts(Study.load().runs()).set_index("id")[["unit", "estimate", "low", "high"]]
+study = Study.load()
+over_seeds = verdicts(statistics(study.runs(), study)).set_index("id")[["unit", "estimate", "low", "high"]]
 rows = []
 for number, (key, (claim, statement, theirs, _, direction, steps)) in enumerate(
     zip(ids, compared[wheres[0]], strict=True)

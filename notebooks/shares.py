@@ -38,10 +38,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.entropy import QUARTERS, quartile_shares, shares_by_convention
 from nfcore.figures import STYLES, show_figure, use_style
 from nfcore.presets import MAIN
 from nfcore.report import NAMES, against, banner, final_heads, glue, markdown_table, published, sources
+from nfcore.shares import QUARTERS, quartile_shares, shares_by_convention
 
 
 use_style()

@@ -1,6 +1,8 @@
 """What all tests share: no network, no progress bars, the same random numbers whatever the order of the tests, and
 runs and token files outside the checkout."""
 
+import functools
+import gc
 import json
 import os
 import random
@@ -22,6 +24,19 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "data" / "published"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of ``pytest -n auto``: one more than there are cores, for many tests wait for a process they start."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen() -> None:
+    """What torch and its like load is no garbage: accelerate collects after each run, over all objects there are."""
+    import nfcore.training  # noqa: F401
+
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -117,12 +132,14 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 @pytest.fixture(scope="session")
 def smoke_grid(workspace: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The runs of this session, all those of preset smoke among them."""
+    from nfcore import data
     from nfcore.presets import Preset
     from nfcore.training import train
 
     def make(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("NFCORE_RUNS", str(folder))
+            patch.setattr(data, "local_corpus", functools.cache(data.local_corpus))  # of 11 MB, read once
             for experiment in Preset.load("smoke").experiments():
                 train(experiment, quiet=True)
 

@@ -14,8 +14,8 @@ from scipy import stats
 
 from nfcore import claims, runs
 from nfcore.claims import contrast, direction, holm, interval, share_interval, size, spearman_interval
-from nfcore.entropy import entropy_ceiling
 from nfcore.settings import SettingsError
+from nfcore.shares import entropy_ceiling
 from nfcore.study import Study
 
 
@@ -35,8 +35,8 @@ def frame(shown: runs.Runs, study: Study) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def table(shown: runs.Runs) -> pd.DataFrame:
-    return claims.verdicts(shown).set_index(["group", "id"])
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    return claims.verdicts(frame).set_index(["group", "id"])
 
 
 def cells(**values: dict[int, float]) -> pd.DataFrame:
@@ -264,8 +264,8 @@ def test_wrong_ledger(change: dict[str, Any], message: str, params_root: Any) ->
 # --- the recorded runs ------------------------------------------------------------------------------------------
 
 
-def test_recorded_verdicts_follow_from_the_recorded_runs(shown: runs.Runs) -> None:
-    assert claims.outdated(claims.summary(claims.verdicts(shown), claims.correlations(shown)[0])) == []
+def test_recorded_verdicts_follow_from_the_recorded_runs(frame: pd.DataFrame) -> None:
+    assert claims.outdated(claims.summary(claims.verdicts(frame), claims.correlations(frame)[0])) == []
 
 
 def test_changed_runs_are_noticed(shown: runs.Runs, study: Study) -> None:
@@ -273,7 +273,7 @@ def test_changed_runs_are_noticed(shown: runs.Runs, study: Study) -> None:
     worse = shown.runs.copy()
     ids = [e.id for e in study.cells["SM+R"].experiments]
     worse.loc[worse["run"].isin(ids), "eval_loss"] = 3.92
-    changed = runs.Runs(worse, *(getattr(shown, name) for name in runs.TABLES))
+    changed = claims.statistics(runs.Runs(worse, *(getattr(shown, name) for name in runs.TABLES)), study)
     found = claims.summary(claims.verdicts(changed), claims.correlations(changed)[0])
     lines = "\n".join(claims.outdated(found))
     assert "claims C1: direction is recorded as 'reproduced', the runs give" in lines
@@ -359,8 +359,8 @@ def test_what_this_scale_cannot_decide(table: pd.DataFrame) -> None:
             assert row["direction"] in ("yes", "no", "undecided")
 
 
-def test_cells_of_the_correlations(shown: runs.Runs, study: Study) -> None:
-    found, means = claims.correlations(shown)
+def test_cells_of_the_correlations(frame: pd.DataFrame, study: Study) -> None:
+    found, means = claims.correlations(frame)
     assert {"SM+G", "SM+R", "SM", "SM+G s=64"} <= set(means.index)
     for name in means.index:
         e = study.cells[name].experiments[0]

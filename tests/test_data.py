@@ -599,7 +599,7 @@ def large(path: Path, documents: int) -> Path:
 def test_sigkill_at_any_moment_and_the_next_command_goes_on(folder, tmp_path, monkeypatch):
     """Three times, at random; the last time two processes were at work, and end with the one that is killed."""
     tokenizer = prepare(settings_for(folder)).directory / "tokenizer.json"
-    source = large(tmp_path / "large.jsonl", 700)
+    source = large(tmp_path / "large.jsonl", 350)
     changes = dict(tokenizer=str(tokenizer), context=32, split_by="document")
     whole = prepare(settings_for(source, **changes))
     again = tmp_path / "again"

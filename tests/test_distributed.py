@@ -106,7 +106,7 @@ def workers(parent: int) -> dict[int, int]:
 def test_a_job_that_ends_early_names_the_cause_and_resumes(
     fault: str, options: tuple[str, ...], tiny: Tiny, elsewhere: Path
 ) -> None:
-    experiment = tiny(training={"steps": 200, "save_every": 5, "eval_every": 100, "probe_every": 100, "log_every": 5})
+    experiment = tiny(training={"steps": 80, "save_every": 20, "eval_every": 40, "probe_every": 40, "log_every": 5})
     command = launch(experiment, 2, *options)
     job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project_root())
     saved = elsewhere / experiment.id / "checkpoints"

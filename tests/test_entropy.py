@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -35,7 +34,6 @@ from nfcore import (
     entropy,
     entropy_ceiling,
     head_entropy,
-    quartile_shares,
 )
 from nfcore.settings import SettingsError
 
@@ -304,80 +302,6 @@ def test_inputs_that_do_not_fit(q, k, more, said):
 def test_whole_numbers_are_refused():
     with pytest.raises(SettingsError, match=r"torch\.int64"):
         attention_entropy(torch.zeros(1, 1, 2, 2, dtype=torch.long), torch.zeros(1, 1, 2, 2))
-
-
-# --- ceiling and shares -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("context", [1, 2, 17, 128, 256, 512, 4096])
-def test_the_ceiling_is_the_mean_of_the_logarithms(context):
-    assert entropy_ceiling(context) == pytest.approx(sum(map(math.log, range(1, context + 1))) / context, abs=1e-12)
-
-
-@pytest.mark.parametrize(("context", "value"), [(1, 0.0), (128, 3.8782), (256, 4.5596), (512, 5.2462)])
-def test_published_ceilings(context, value):
-    assert round(entropy_ceiling(context), 4) == value
-
-
-def test_ceiling_of_nothing():
-    with pytest.raises(SettingsError, match="context: 0 must be at least 1"):
-        entropy_ceiling(0)
-
-
-def test_shares_by_quarter():
-    # a value on a boundary counts upwards, one above the maximum into the last quarter, one that is no number nowhere
-    heads = torch.tensor([[0.0, 0.9, 1.0, 2.0], [3.0, 4.0, 4.5, math.nan]])
-    np.testing.assert_allclose(quartile_shares(heads, 4.0), np.array([2, 1, 1, 3]) / 7)
-    np.testing.assert_allclose(quartile_shares(heads.numpy(), 4.0), np.array([2, 1, 1, 3]) / 7)
-    np.testing.assert_allclose(quartile_shares([math.inf, 1.5], 4.0), [0, 1, 0, 0])
-    assert np.isnan(quartile_shares([math.nan], 4.0)).all()
-    for maximum in (0.0, -1.0, math.nan):
-        with pytest.raises(SettingsError, match="maximum: "):
-            quartile_shares(heads, maximum)
-
-
-@given(st.lists(st.floats(0, 10) | st.just(math.nan), min_size=1), st.floats(0.01, 10))
-def test_shares_sum_to_one(heads, maximum):
-    shares = quartile_shares(heads, maximum)
-    assert np.isnan(shares).all() if np.isnan(heads).all() else shares.sum() == pytest.approx(1)
-
-
-def test_plain_counting_reproduces_thirteen_of_the_sixteen_published_shares(published):
-    maps, printed = published["head_entropy"]["maps"], published["head_share_percent"]["main.png"]
-    shares = entropy.shares_by_convention({name: maps[name] for name in printed}, context=128)
-    assert set(shares) == {"ceiling", "largest observed"}
-    for convention in shares.values():
-        same = [np.abs(100 * convention[name] - printed[name]) <= 0.5 for name in printed]
-        assert np.sum(same) >= 13
-
-
-def reachable(heads: np.ndarray, slack: np.ndarray, maximum: float, printed: list[int]) -> bool:
-    """Whether heads known to within ``slack`` can have the printed shares, in percent, for this maximum."""
-    boundaries = [maximum * quarter / 4 for quarter in (1, 2, 3)]
-    below = [range((heads + slack <= b).sum(), (heads - slack < b).sum() + 1) for b in boundaries]
-    counts = (np.diff([0, *cut, heads.size]) for cut in itertools.product(*below))
-    return any((np.abs(100 * c / heads.size - printed) <= 0.5).all() for c in counts)
-
-
-def test_all_published_shares_are_reachable_within_rounding(published):
-    """With one Max, common to the models, in [3.865, 3.873), what 3.87 stands for, if boundary entries may be rounded.
-
-    Those are the entries printed 2.90 and, in SM+LN+R, the one printed 0.97; without the former none of it works.
-    """
-    maps, printed = published["head_entropy"]["maps"], published["head_share_percent"]["main.png"]
-
-    def maxima(rounded: Callable[[np.ndarray], np.ndarray]) -> list[float]:
-        heads = {name: np.array(maps[name]) for name in printed}
-        return [
-            m
-            for m in np.arange(3.865, 3.873, 0.0005)
-            if all(reachable(h, 0.005 * rounded(h), m, printed[name]) for name, h in heads.items())
-        ]
-
-    assert maxima(np.ones_like)
-    assert maxima(lambda h: np.isin(h, (2.90, 0.97)))
-    assert not maxima(lambda h: np.isin(h, (0.97,)))
-    assert not maxima(np.zeros_like)
 
 
 # --- whole models -----------------------------------------------------------------------------------------------

@@ -389,6 +389,18 @@ def test_a_run_that_will_hardly_fit_is_announced(
     assert "0.0 GiB are estimated; Try training.micro_batch_size=1 " in capsys.readouterr().err
 
 
+def test_a_process_of_several_takes_its_part(tiny: Tiny, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    alone = faults.memory_limit()
+    assert faults.micro_batch(tiny().training) == 8
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert faults.micro_batch(tiny().training) == 2
+    assert faults.micro_batch(tiny(training={"micro_batch_size": 4}).training) == 2
+    assert faults.advice(tiny(), 2**40).startswith("training.micro_batch_size=1 (2 micro-batches an update")
+    assert faults.memory_limit() == alone / 2
+
+
 # --- surroundings -----------------------------------------------------------------------------------------------
 
 

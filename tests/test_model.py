@@ -23,7 +23,6 @@ from transformers.utils import logging
 
 from nfcore import NormFreeConfig, NormFreeForCausalLM, from_gpt2, from_gpt_neox, model, settings
 from nfcore.settings import SHAPES, SettingsError
-from nfcore.training import why_not_compiled
 
 
 logging.disable_progress_bar()
@@ -639,18 +638,6 @@ def test_compilation_has_no_graph_break(family):
     torch.testing.assert_close(compiled(ids).logits, network(ids).logits, rtol=1e-5, atol=1e-5)
     for p, q in zip(network.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # in torch's own compiler
-@torch.no_grad()
-def test_compilation_with_the_default_compiler():
-    if reason := why_not_compiled():
-        pytest.skip(reason)
-    torch._dynamo.reset()
-    network, ids = spread(ours(num_hidden_layers=1)), tokens()
-    torch.testing.assert_close(
-        torch.compile(network, fullgraph=True)(ids).logits, network(ids).logits, rtol=1e-5, atol=1e-5
-    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,7 +18,7 @@ from nfcore.settings import Experiment, SettingsError
 
 
 Tiny = Callable[..., Experiment]
-STEPS = 200
+STEPS = 100
 COMPILER = [
     pytest.mark.skipif(bool(training.why_not_compiled()), reason=str(training.why_not_compiled())),
     pytest.mark.filterwarnings("ignore"),  # in torch's own compiler
@@ -35,7 +35,7 @@ def plain(tiny: Tiny) -> pd.Series:
     return losses(tiny(training={"steps": STEPS}))
 
 
-# Bounds on the largest difference of a logged loss, in nats, over all steps: rounding, amplified by 200 updates.
+# Bounds on the largest difference of a logged loss, in nats, over all steps: rounding, amplified by the updates.
 @pytest.mark.parametrize(
     ("changes", "bound"),
     [
@@ -48,7 +48,9 @@ def plain(tiny: Tiny) -> pd.Series:
     ],
 )
 def test_fast_paths_give_the_plain_losses(tiny: Tiny, plain: pd.Series, changes: dict[str, Any], bound: float) -> None:
-    fast = losses(tiny(training={"steps": STEPS, **changes}))
+    model = {"num_hidden_layers": 1} if "compile" in changes else {}  # compiling takes half as long
+    plain = losses(tiny(model=model, training={"steps": STEPS})) if model else plain
+    fast = losses(tiny(model=model, training={"steps": STEPS, **changes}))
     assert fast.index.equals(plain.index)
     assert plain.iloc[-1] < plain.iloc[0] - 10 * bound, "nothing was learnt, so nothing is compared"
     assert (fast - plain).abs().max() < bound, (fast - plain).abs()

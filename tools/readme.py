@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nfcore.claims import verdicts
+from nfcore.claims import statistics, verdicts
 from nfcore.presets import MAIN, Preset
 from nfcore.report import early_share, final_heads, perplexities, published, relative_change, with_interval
 from nfcore.study import Study
@@ -69,7 +69,8 @@ def block() -> str:
         "| claim | paper | ours | seeds | direction |",
         "|---|---|---|---|---|",
     ]
-    verdict = verdicts(Study.load().runs()).set_index("id")
+    study = Study.load()
+    verdict = verdicts(statistics(study.runs(), study)).set_index("id")
     for claim in ("C1", "C1 Pythia", "C2"):
         row = verdict.loc[claim]
         ours_text = with_interval(row["unit"], row["estimate"], row["low"], row["high"])

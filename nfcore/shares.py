@@ -1,0 +1,54 @@
+"""What a head entropy is measured against: its ceiling, and quarters of the range below it. No torch.
+
+Entropies are arrays of any shape, in nats; a head's entropy is what :func:`nfcore.head_entropy` gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nfcore.settings import SettingsError
+
+
+QUARTERS = ("[0, Max/4)", "[Max/4, Max/2)", "[Max/2, 3Max/4)", "[3Max/4, Max]")
+
+
+def entropy_ceiling(context: int) -> float:
+    """Mean over query positions 1..T of the largest row entropy ln i: ln(T!)/T nats.
+
+    >>> round(entropy_ceiling(128), 4)
+    3.8782
+    """
+    if context < 1:
+        raise SettingsError(f"context: {context!r} must be at least 1")
+    return math.lgamma(context + 1) / context
+
+
+def quartile_shares(entropy: Any, maximum: float) -> np.ndarray:
+    """Share of heads in each quarter (``QUARTERS``) of [0, maximum]; heads that are not finite are left out.
+
+    ``maximum`` is a convention: the ceiling, or the largest head entropy over all compared models (the paper's).
+    Values above it count into the last quarter. Returns four numbers that sum to 1 (NaN without a finite head).
+    """
+    if not maximum > 0:
+        raise SettingsError(f"maximum: {maximum!r} must be above 0")
+    values = np.asarray(entropy, dtype=float).ravel()
+    values = values[np.isfinite(values)]
+    quarter = np.clip(np.floor(4 * values / maximum), 0, 3).astype(int)
+    counts = np.bincount(quarter, minlength=4)
+    return counts / counts.sum() if counts.sum() else np.full(4, np.nan)
+
+
+def shares_by_convention(maps: Mapping[str, Any], context: int) -> dict[str, dict[str, np.ndarray]]:
+    """:func:`quartile_shares` of several models' head entropies under both conventions of Max.
+
+    Returns ``{"ceiling": {name: shares}, "largest observed": {name: shares}}``; the second takes one Max, the largest
+    entropy over all ``maps``.
+    """
+    largest = max(float(np.nanmax(np.asarray(m, dtype=float))) for m in maps.values())
+    conventions = {"ceiling": entropy_ceiling(context), "largest observed": largest}
+    return {c: {name: quartile_shares(m, top) for name, m in maps.items()} for c, top in conventions.items()}
