@@ -134,8 +134,7 @@ def memory_limit() -> float:
     limits = [min(limits) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))]  # of the processes here each its part
     if hasattr(psutil.Process, "rlimit"):
         limits.append(psutil.Process().rlimit(psutil.RLIMIT_AS)[1])
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine
-    return min(limit for limit in limits if limit > 0) / sharing
+    return min(limit for limit in limits if limit > 0)
 
 
 @contextmanager
