@@ -36,7 +36,7 @@ PAGES = [p for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipy
 PYTHON = shlex.quote(sys.executable)
 RUNS_DIR = os.path.relpath(runs_dir()) if runs_dir().is_relative_to(Path.cwd()) else str(runs_dir())
 RECORD = RUNS_DIR + "/{id}/record.json"
-SHOWS = [f"nfcore/{n}.py" for n in ("claims", "cost", "entropy", "report", "notebook", "presets", "runs", "settings", "study")]
+SHOWS = [f"nfcore/{n}.py" for n in ("claims", "cost", "figures", "linearity", "report", "notebook", "presets", "runs", "settings", "shares", "study")]
 SHOWS += sorted(map(str, [Path("data/claims.yaml"), *Path("data/published").glob("*.json"), *Path("data/recorded").rglob("*.*"), *Path("benchmarks/results").glob("*.json")]))
 
 
