@@ -132,16 +132,32 @@ def test_a_job_that_ends_early_names_the_cause_and_resumes(
     np.testing.assert_allclose(resumed, alone, atol=1e-3)
 
 
+LAUNCH = """
+import sys, accelerate, torch, yaml
+from torch.nn.parallel import DistributedDataParallel
+from nfcore import training
+from nfcore.settings import Experiment
+
+no_sync, alone = DistributedDataParallel.no_sync, []
+DistributedDataParallel.no_sync = lambda model: alone.append(model) or no_sync(model)
+torch.cuda.device_count = lambda: 3
+
+def launcher(train, arguments, num_processes):
+    def counting(*arguments):
+        train(*arguments)
+        print("passes without reduction:", len(alone))
+    accelerate.debug_launcher(counting, arguments, num_processes)
+
+training.notebook_launcher = launcher
+training.train_on_all(Experiment.from_dict(yaml.safe_load(sys.stdin)))
+"""
+
+
 def test_a_notebook_trains_on_all_gpus(tiny: Tiny, elsewhere: Path) -> None:
-    """Two processes of the CPU stand in for GPUs; three would not divide the batch."""
-    program = (
-        "import sys, torch, yaml, accelerate\n"
-        "from nfcore import training\n"
-        "from nfcore.settings import Experiment\n"
-        "torch.cuda.device_count = lambda: 3\n"
-        "training.notebook_launcher = lambda f, a, num_processes: accelerate.debug_launcher(f, a, num_processes)\n"
-        "training.train_on_all(Experiment.from_dict(yaml.safe_load(sys.stdin)))\n"
-    )
-    done = run([sys.executable, "-c", program], input=yaml.safe_dump(tiny().to_dict()))
+    """Two processes of the CPU stand in for GPUs; three would not divide the batch. Gradients are reduced once an
+    update, in the last of its four micro-batches."""
+    experiment = tiny(training={"micro_batch_size": 1})
+    done = run([sys.executable, "-c", LAUNCH], input=yaml.safe_dump(experiment.to_dict()))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert record(elsewhere / tiny().id)["provenance"]["processes"] == 2
+    assert record(elsewhere / experiment.id)["provenance"]["processes"] == 2
+    assert done.stdout.count("passes without reduction: 30\n") == 2
