@@ -33,7 +33,7 @@ help:
 book: $(ENVIRONMENT)
 	@.venv/bin/python -m nfcore book $(PRESET) $(if $(STRICT),--strict)
 
-# In as many processes as there are cores, up to four; the tests of a file stay together, the longest files come first.
+# In some processes (tests/conftest.py); the tests of a file stay together.
 PYTEST := .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(ENVIRONMENT)

@@ -24,6 +24,19 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "data" / "published"
+LONGEST = (
+    "browser",
+    "distributed",
+    "notebook",
+    "cli",
+    "cluster",
+    "benchmarks",
+    "speed",
+    "faults",
+    "publish",
+    "gpu",
+    "data",
+)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -31,11 +44,19 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, (os.cpu_count() or 1) + 1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that none of them is left for the end, when other processes have nothing to do."""
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def frozen() -> None:
     """What torch and its like load is no garbage: accelerate collects after each run, over all objects there are."""
+    gc.disable()
     import nfcore.training  # noqa: F401
 
+    gc.enable()
     gc.freeze()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.__main__ import SECTIONS, main
 from benchmarks.common import Target, _call, alternate, ratio, spread
+from nfcore import training
 
 
 def test_alternate_reverses_every_other_round_and_leaves_warm_up_out() -> None:
@@ -52,8 +53,10 @@ def test_section_at_its_least_size(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")
-    if section in ("data", "telemetry"):  # many processes, whose starts would take longer than all the rest
-        monkeypatch.setenv("NFCORE_DATA", str(tmp_path))  # given back what a call sets
+    if section in ("training", "telemetry", "data"):  # many processes, whose starts would take longer than all the rest
+        # To be as before a call set them
+        monkeypatch.setenv("NFCORE_DATA", str(tmp_path))
+        monkeypatch.setattr(training, "keep_freed_memory", training.keep_freed_memory)
         monkeypatch.setattr(f"benchmarks.{section}.in_a_process", lambda function, *args: _call(function, args))
     assert main([section, "--small", "--repeats", "1", "--threads", "1", "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
