@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import statistics
@@ -21,15 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.common import ROOT, Options, Section, Target, alternate, spread, timed
 
 
 NO_TORCH = "import sys, nfcore; sys.exit('torch' in sys.modules)"
 RUN = """
 model: {shape: gpt2-6x64, init: width, norm: none, tie_word_embeddings: false}
-data: {vocab_size: 1024, context: 128}
+data: {corpus: CORPUS, vocab_size: 1024, context: 128}
 training: {learning_rate: 0.004, eval_sequences: 64}
 """
 
@@ -38,9 +37,7 @@ def run(options: Options) -> Section:
     section = Section()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        settings = yaml.safe_load(RUN)
-        settings["data"]["corpus"] = options.corpus
-        (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+        (folder / "run.yaml").write_text(RUN.replace("CORPUS", json.dumps(options.corpus)))
         environment = {
             **os.environ,
             "NFCORE_RUNS": str(folder / "runs"),

@@ -534,10 +534,11 @@ def _run(
         raise SettingsError(
             f"training.batch_size: {settings.batch_size} is more than the {len(tokens.train)} training sequences"
         )
-    estimate, limit = memory_bytes(experiment, faults.micro_batch(settings)), faults.memory_limit()
-    if not quiet and estimate > limit:
-        advice = faults.advice(experiment, limit)
-        print(f"  {label}: {estimate / 2**30:.1f} of {limit / 2**30:.1f} GiB are estimated; {advice}", file=sys.stderr)
+    if not quiet:
+        estimate, limit = memory_bytes(experiment, faults.micro_batch(settings)), faults.memory_limit()
+        if estimate > limit:
+            sizes = f"{estimate / 2**30:.1f} of {limit / 2**30:.1f} GiB"
+            print(f"  {label}: {sizes} are estimated; {faults.advice(experiment, limit)}", file=sys.stderr)
     known = get_available_reporting_integrations()
     for logger in report_to:
         choice("report_to", logger, known)

@@ -43,6 +43,7 @@ def plain(tiny: Tiny) -> pd.Series:
         (dict(chunked_loss=True), 2e-3),
         (dict(precision="bfloat16"), 5e-2),
         (dict(precision="bfloat16", chunked_loss=True, micro_batch_size=2), 5e-2),
+        pytest.param(dict(compile=True), 2e-3, marks=COMPILER),
         pytest.param(dict(compile=True, precision="bfloat16"), 5e-2, marks=COMPILER),
     ],
 )
