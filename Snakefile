@@ -13,23 +13,25 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from snakemake.exceptions import WorkflowError
 
-from nfcore import cost, study
+from nfcore import cost
 from nfcore.presets import Preset, params_file
 from nfcore.runs import runs_dir
 from nfcore.settings import SettingsError, digest
+from nfcore.study import NOTEBOOKS as STUDY_NOTEBOOKS
+from nfcore.study import Study
 
-# With study=STAGE the goal is what is missing of that stage of the study, without a book.
-STAGE = config.get("study")
+# With study=STAGE the goal is what is missing of that stage of a study, without a book.
+STUDY, STAGE = Study.with_stage(config["study"]) if "study" in config else (None, None)
 PRESET = Preset.load(config.get("preset", "quick"))
-NAME = study.NAME if STAGE else PRESET.preset
+NAME = STUDY.name if STUDY else PRESET.preset
 BUILD = f"_build/{NAME}"
-RUNS = {e.id: e for e in (study.Study.load().missing(STAGE) if STAGE else PRESET.experiments())}
+RUNS = {e.id: e for e in (STUDY.missing(STAGE) if STUDY else PRESET.experiments())}
 GPU = int(NAME in ("gpu", "paper"))
 HARDWARE = config.get("hardware") or cost.usual_device(GPU)
 UNPLANNED = {"mem_mb": 16000, "runtime": 720}  # of a run whose memory or time is not known: MB, minutes
 MAIN = {e.id for e in PRESET.grid()["curves"]}
 NEEDS = {name: [e.id for e in grid] for name, grid in PRESET.grid().items()}
-NEEDS |= dict.fromkeys((*study.NOTEBOOKS, "speed", "faults"), [])  # these show recorded runs, and no runs
+NEEDS |= dict.fromkeys((*STUDY_NOTEBOOKS, "speed", "faults"), [])  # these show recorded runs, and no runs
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.py"))
 MISSING = sorted(filter(None, str(config.get("missing", "")).split("+")))  # notebooks that failed, for a book without them
 PAGES = [p for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb" and "_build" not in p.parts]
@@ -55,7 +57,7 @@ def planned(run):
 
 
 def shown_by(notebook):
-    return study.NAME if notebook in study.NOTEBOOKS else NAME
+    return STUDY_NOTEBOOKS.get(notebook, NAME)
 
 
 MARKERS = {}
@@ -88,7 +90,7 @@ localrules:
 
 rule all:
     input:
-        expand(RECORD, id=RUNS) if STAGE else f"{BUILD}/html/index.html",
+        expand(RECORD, id=RUNS) if STUDY else f"{BUILD}/html/index.html",
 
 
 rule tokens:

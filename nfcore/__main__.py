@@ -29,7 +29,7 @@ def read_experiment(source: str, assignments: list[str]) -> Experiment:
     from nfcore.presets import PRESETS
 
     preset, slash, run = source.partition("/")
-    if slash and preset in (*PRESETS, study.NAME) and not Path(source).exists():
+    if slash and preset in (*PRESETS, *study.STUDIES) and not Path(source).exists():
         found = [e for e in _grid(preset) if e.id == run]
         if not found:
             raise SettingsError(f"{source}: preset {preset} has no run {run}; `runs list {preset}` shows them")
@@ -39,11 +39,11 @@ def read_experiment(source: str, assignments: list[str]) -> Experiment:
 
 
 def _grid(preset: str) -> list[Experiment]:
-    """All runs of a preset or of the study."""
+    """All runs of a preset or of a study."""
     from nfcore import study
     from nfcore.presets import Preset
 
-    return study.Study.load().experiments() if preset == study.NAME else Preset.load(preset).experiments()
+    return (study.Study if preset in study.STUDIES else Preset).load(preset).experiments()
 
 
 def train(args: argparse.Namespace) -> int:
@@ -116,10 +116,10 @@ def verify_runs(args: argparse.Namespace) -> None:
 
 def record_runs(args: argparse.Namespace) -> None:
     from nfcore.runs import export
-    from nfcore.study import NAME, Study
+    from nfcore.study import STUDIES, Study
 
-    if args.preset == NAME:
-        print(Study.load().record())
+    if args.preset in STUDIES:
+        print(Study.load(args.preset).record())
     else:
         print(export(args.preset, [e.id for e in _grid(args.preset)]))
 
@@ -148,7 +148,7 @@ def plan(args: argparse.Namespace) -> None:
     print(cost.report(experiments, cost.known_device(args.hardware) if args.hardware else cost.this_device()))
 
 
-def _snakemake(args: argparse.Namespace, config: list[str], announcement: str) -> int:
+def _snakemake(args: argparse.Namespace, config: list[str]) -> int:
     """Run the Snakefile, one Snakemake a folder; its exit code."""
     from filelock import FileLock, Timeout
 
@@ -180,7 +180,6 @@ def _snakemake(args: argparse.Namespace, config: list[str], announcement: str) -
         raise SettingsError(f"{root}: another Snakemake is at work here; wait for it or stop it") from None
     if stale and subprocess.run([*command, "--unlock", "--quiet"], env=environment).returncode:
         raise SettingsError(f"{root}: the lock of an earlier Snakemake could not be removed")
-    print(announcement, flush=True)
     here = ["--cores", str(args.cores), "--resources", "gpu=1"]
     command += ["--profile", str(args.profile.resolve())] if args.profile else here
     command += ["--rerun-incomplete", "--keep-going", "--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
@@ -205,7 +204,7 @@ def _terminate_children() -> None:
 def book(args: argparse.Namespace) -> int:
     """Run the whole grid of a preset and build its book, through the Snakefile."""
     from nfcore.presets import Preset
-    from nfcore.runs import read_record, runs_dir, source_hash
+    from nfcore.runs import MEASUREMENT_VERSION, read_record, runs_dir
 
     preset = Preset.load(args.preset)
     if preset.preset in ("gpu", "paper") and not args.dry_run and not args.profile:
@@ -214,46 +213,46 @@ def book(args: argparse.Namespace) -> int:
         if not torch.cuda.is_available():
             raise SettingsError(f"preset: {preset.preset!r} needs a CUDA device; smoke and quick run on a CPU")
     records = [read_record(runs_dir() / e.id) for e in preset.experiments()]
-    announcement = f"Preset {preset.preset}: {len(records)} runs, {records.count(None)} to train"
-    changed = sum(r is not None and r["provenance"]["source_hash"] != source_hash() for r in records)
+    print(f"Preset {preset.preset}: {len(records)} runs, {records.count(None)} to train", flush=True)
+    changed = sum(r is not None and r["provenance"]["measurement"] != MEASUREMENT_VERSION for r in records)
     if changed:
         print(
-            f"{changed} finished runs were made by other model, data or training code than the present; "
+            f"{changed} finished runs were made with another measurement version than the present; "
             "`python -m nfcore train PRESET/ID fresh=true` retrains one",
             file=sys.stderr,
         )
     config = [f"preset={preset.preset}"]
-    code = _snakemake(args, config, announcement)
+    code = _snakemake(args, config)
     build = project_root() / "_build" / preset.preset
     names = sorted(path.stem for path in (project_root() / "notebooks").glob("*.py"))
     missing = [name for name in names if not (build / "notebooks" / f"{name}.ipynb").exists()]
     made = code == 0
     if code and not (args.strict or args.dry_run) and 0 < len(missing) < len(names):
-        print(f"nfcore: {', '.join(missing)}: failed, and the book says so; --strict makes none then", file=sys.stderr)
-        made = _snakemake(args, [*config, f"missing={'+'.join(missing)}"], "The book without them") == 0
+        print(
+            f"nfcore: {', '.join(missing)}: failed, and a book is made without them; --strict makes none then",
+            file=sys.stderr,
+        )
+        made = _snakemake(args, [*config, f"missing={'+'.join(missing)}"]) == 0
     if made and not args.dry_run:
         print(f"The book of preset {preset.preset}: open {build / 'html' / 'index.html'}")
     return code
 
 
 def study(args: argparse.Namespace) -> int:
-    """Train what is missing of the study, through the Snakefile, and record it."""
+    """Train what is missing of a stage, through the Snakefile, and record it; without a stage say how all stand."""
     from nfcore.study import Study
 
-    design = Study.load()
-    for stage in [args.stage] if args.stage else design.stages:
-        while missing := design.missing(stage):
-            announcement = f"Stage {stage}: {len(design.experiments(stage))} runs, {len(missing)} to train"
-            if args.dry_run:
-                print(announcement)
-                break
-            if code := _snakemake(args, [f"study={stage}"], announcement):
-                return code
-            design = Study.load()  # a finished grid of learning rates decides on further runs
-        else:
-            print(f"Stage {stage}: all {len(design.experiments(stage))} runs are there")
-    if not args.dry_run:
-        print(design.record())
+    if args.stage is None:
+        print(Study.load().state().to_string(index=False))
+        return 0
+    study, stage = Study.with_stage(args.stage)
+    missing = study.missing(stage)
+    print(f"Stage {args.stage}: {len(study.experiments(stage))} runs, {len(missing)} to train", flush=True)
+    if args.dry_run:
+        return 0
+    if missing and (code := _snakemake(args, [f"study={args.stage}"])):
+        return code
+    print(study.record())
     return 0
 
 
@@ -336,9 +335,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--source", choices=("recorded", "local"), default="recorded")
     sub.add_argument("--record", action="store_true", help="write the verdicts to data/recorded/study")
 
-    sub = command("study", study, "train what is missing of the study, and add it to data/recorded/study")
+    sub = command("study", study, "train what is missing of a stage and record it; without a stage say how all stand")
     sub.add_argument(
-        "stage", nargs="?", help="core, learning-rate, confounds, sizes, mechanism, follow-up (default: all)"
+        "stage", nargs="?", help="rates, table, pythia, linear, sizes, or one of the other study's, transient/STAGE"
     )
     scheduled(sub)
 
@@ -348,7 +347,7 @@ def parser() -> argparse.ArgumentParser:
     scheduled(sub)
 
     sub = command("plan", plan, "what runs take: parameters, tokens, memory, storage, hours")
-    sub.add_argument("runs", metavar="PRESET", help="a preset, study, PRESET/ID, or a settings file")
+    sub.add_argument("runs", metavar="PRESET", help="a preset, study, transient, PRESET/ID, or a settings file")
     sub.add_argument(
         "--hardware", help="H100, A100, ..., or a device that runs are recorded of (default: this machine)"
     )

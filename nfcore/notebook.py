@@ -19,8 +19,7 @@ from typing import Any
 
 from nfcore.presets import Preset
 from nfcore.settings import SettingsError, check_keys, check_type
-from nfcore.study import NAME as STUDY
-from nfcore.study import Study
+from nfcore.study import STUDIES, Study
 
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -30,7 +29,7 @@ START = "import atexit, gc; gc.set_threshold(100_000, 50, 50); atexit.register(g
 
 def parameters(namespace: Mapping[str, Any]) -> Any:
     """The :class:`~nfcore.presets.Preset` that a notebook's parameters name, with the parameters that are not None laid
-    over it; for ``preset = "study"`` the :class:`~nfcore.study.Study`.
+    over it; for ``study`` and ``transient`` the :class:`~nfcore.study.Study`.
 
     Call it with ``globals()`` before anything else is assigned: every plain value there is taken for a parameter.
 
@@ -52,9 +51,9 @@ def parameters(namespace: Mapping[str, Any]) -> Any:
 
 
 def _preset(values: dict[str, Any]) -> Preset | Study:
-    if values.get("preset") == STUDY:
-        check_keys(values, ("preset", "source"), f"parameters of preset {STUDY}")
-        return Study.load(**{name: value for name, value in values.items() if name == "source"})
+    if (study := values.get("preset")) in STUDIES:
+        check_keys(values, ("preset", "source"), f"parameters of preset {study}")
+        return Study.load(study, **{name: value for name, value in values.items() if name == "source"})
     check_keys(values, [f.name for f in fields(Preset)], "parameters")
     given = {name: value for name, value in values.items() if value is not None}
     name = given.pop("preset", "quick")

@@ -133,17 +133,17 @@ class Preset:
     def runs(self, name: str | None = None) -> runs.Runs:
         """The finished runs of experiment ``name`` (None: of the whole grid), each once.
 
-        Where ``source`` is local, missing ones are trained first, and it is said how many were made by other sources
-        than the present ones.
+        Where ``source`` is local, missing ones are trained first, and it is said how many were made with another
+        measurement version than the present one.
         """
         wanted = self.experiments() if name is None else self.grid()[name]
         if self.source == "local":
             for experiment in wanted:
                 _finish(experiment)
             found = runs.load_runs().select(e.id for e in wanted)
-            changed = int((found.runs["provenance.source_hash"] != runs.source_hash()).sum())
+            changed = int((found.runs["provenance.measurement"] != runs.MEASUREMENT_VERSION).sum())
             if changed:
-                note = "were made by other model, data or training code than the present (fresh=true retrains)"
+                note = "were made with another measurement version than the present (fresh=true retrains)"
                 print(f"{changed} of {len(wanted)} runs {note}", file=sys.stderr)
             settings = found.runs.filter(regex=r"^data\.").astype(str)
             tokens = settings.assign(tokens=found.runs["provenance.data_hash"])

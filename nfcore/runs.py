@@ -43,10 +43,12 @@ from nfcore.settings import (
 )
 
 
-FORMAT = 2  # 1 had no checksum of the record itself; it is read all the same
+FORMAT = 3
+# Raised when the same settings would give other numbers, and only then; tests/test_measurement.py trains a run and
+# compares. 1: a run ended where the float32 norm of its gradient overflowed. 2: only where a value is not finite.
+MEASUREMENT_VERSION = 2
 TABLES = ("metrics", "layers", "heads", "positions")
 AGAIN = "delete the run's directory to train it again"
-_SOURCES = ("settings.py", "model.py", "entropy.py", "linearity.py", "data.py", "training.py")
 
 
 def runs_dir() -> Path:
@@ -56,11 +58,6 @@ def runs_dir() -> Path:
 
 def recorded_dir(preset: str) -> Path:
     return project_root() / "data" / "recorded" / preset
-
-
-def source_hash() -> str:
-    """Hash of the sources that decide what a run measures: model, data, training."""
-    return digest({name: (Path(__file__).parent / name).read_text() for name in _SOURCES})
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -96,9 +93,9 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     with _legible(path, AGAIN):
         record = json.loads(path.read_text())
     found = record.get("format") if isinstance(record, dict) else None
-    if found not in (1, FORMAT):
-        raise SettingsError(f"{path}: record format {found!r}, this version reads 1 and {FORMAT}")
-    if found == FORMAT and record.get("sha256") != digest({k: v for k, v in record.items() if k != "sha256"}, 64):
+    if found != FORMAT:
+        raise SettingsError(f"{path}: record format {found!r}, this version reads {FORMAT}; {AGAIN}")
+    if record.get("sha256") != digest({k: v for k, v in record.items() if k != "sha256"}, 64):
         raise SettingsError(f"{path}: differs from its own SHA-256; {AGAIN}")
     return record
 
@@ -132,6 +129,7 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
         flat |= {f"{section}.{k}": v for k, v in {**later, **record["settings"][section]}.items()}
     flat["status"] = record["status"]
     flat |= {f"diverged.{k}": (record["diverged"] or {}).get(k) for k in ("step", "layer", "where")}
+    flat |= {f"exploded.{k}": (record["exploded"] or {}).get(k) for k in ("step", "layer")}
     return flat | record["final"] | {f"provenance.{k}": v for k, v in record["provenance"].items()}
 
 

@@ -1,16 +1,19 @@
-"""The study: cells of runs over seeds in stages, from ``notebooks/params/study.yaml``, with their records.
+"""A study: cells of runs over seeds in stages, from ``notebooks/params/<name>.yaml``, with their records.
 
 A cell is a configuration with changes to it; its runs differ in the seed alone. A run whose record is committed under
-``data/recorded/study`` counts as done.
+``data/recorded/<name>`` counts as done. There are two: ``study``, of 4,800 updates, on which the verdicts stand, and
+``transient``, of 600 updates, in which LayerNorm does not help yet.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+import pandas as pd
 
 from nfcore import runs
 from nfcore.presets import CONFIGURATIONS, FAMILIES, SOURCES, merge, params_file
@@ -25,15 +28,13 @@ from nfcore.settings import (
 )
 
 
-NAME = "study"
-NOTEBOOKS = ("claims", "confounds", "mechanism", "explorer")
-RATE_SEED = 100  # of the learning-rate grid, and of nothing else
+STUDIES = ("study", "transient")
+NOTEBOOKS = {"claims": "study", "confounds": "transient", "mechanism": "transient", "explorer": "transient"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One line of the design. One with ``own_best`` has the learning rate of :func:`own_best_rates`, and no runs until
-    that is known."""
+    """One line of the design."""
 
     stage: str
     name: str
@@ -41,7 +42,6 @@ class Cell:
     family: str
     seeds: tuple[int, ...]
     experiments: tuple[Experiment, ...]
-    own_best: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,29 +49,33 @@ class Study:
     """``cells`` by name, in the order of the file. ``source``: ``recorded`` are the committed runs, ``local`` those and
     this machine's."""
 
+    name: str
     cells: dict[str, Cell]
     source: str = "recorded"
 
     @classmethod
-    def load(cls, source: str = "recorded") -> Study:
+    def load(cls, name: str = "study", source: str = "recorded") -> Study:
         """The shipped design. Raises SettingsError for a file that does not hold one."""
+        choice("study", name, STUDIES)
         choice("source", source, SOURCES)
-        design = check_keys(read_yaml(params_file(NAME)), ("base", "stages"), NAME)
+        design = check_keys(read_yaml(params_file(name)), ("base", "stages"), name)
         base = check_keys(design["base"], ("models", "data", "training", "seeds"), "base")
         check_keys(base["models"], FAMILIES, "base.models")
         cells: dict[str, Cell] = {}
         for stage, lines in check_mapping(design["stages"], "stages").items():
-            for name, line in check_mapping(lines, f"stages.{stage}").items():
-                if name in cells:
-                    raise SettingsError(f"stages.{stage}: cell {name!r} is there twice")
-                cells[name] = _cell(stage, name, check_mapping(line or {}, name), base)
-        rates = own_best_rates(cells.values())
-        for name, cell in cells.items():
-            if cell.own_best:
-                rate = rates.get(cell.configuration)
-                line = {**design["stages"][cell.stage][name], "training": {"learning_rate": rate}}
-                cells[name] = _cell(cell.stage, name, line, base) if rate else replace(cell, experiments=())
-        return cls(cells, source)
+            for cell, line in check_mapping(lines, f"stages.{stage}").items():
+                if cell in cells:
+                    raise SettingsError(f"stages.{stage}: cell {cell!r} is there twice")
+                cells[cell] = _cell(stage, cell, check_mapping(line or {}, cell), base)
+        return cls(name, cells, source)
+
+    @classmethod
+    def with_stage(cls, where: str) -> tuple[Study, str]:
+        """The study and the stage that ``STAGE`` (of ``study``) or ``NAME/STAGE`` stands for."""
+        name, slash, stage = where.rpartition("/")
+        study = cls.load(name if slash else "study")
+        choice("stage", stage, study.stages)
+        return study, stage
 
     @property
     def stages(self) -> list[str]:
@@ -90,26 +94,51 @@ class Study:
         known = set(self.recorded_ids())
         return [e for e in self.experiments(stage) if e.id not in known and not _finished(e)]
 
-    @staticmethod
-    def recorded_ids() -> list[str]:
-        return [record["id"] for record in runs.read_records(runs.recorded_dir(NAME))]
+    def recorded_ids(self) -> list[str]:
+        return [record["id"] for record in runs.read_records(runs.recorded_dir(self.name))]
 
     def runs(self) -> runs.Runs:
-        """All runs of the study that ``source`` has, in the order of the design."""
-        directory = runs.recorded_dir(NAME)
+        """All runs of the design that ``source`` has, in the order of the design."""
+        directory = runs.recorded_dir(self.name)
         found = [runs.load_runs(directory)] if directory.is_dir() else []
         if self.source == "local" and runs.runs_dir().is_dir():
             found.insert(0, runs.load_runs())  # of a run in both, this machine's
         ids = [e.id for e in self.experiments()]
         both = runs.together(found)
         if both.runs.empty:
-            raise SettingsError(f"source: no runs of the study are {self.source}; `python -m nfcore study` makes them")
+            raise SettingsError(
+                f"source: no runs of {self.name} are {self.source}; `python -m nfcore study` makes them"
+            )
         there = set(both.runs["run"])
         return both.select(run for run in ids if run in there)
 
+    def state(self) -> pd.DataFrame:
+        """How each stage stands: runs planned, recorded, finished and begun on this machine, and the core-hours that the
+        rest takes at the median speed of recorded runs of the same width (missing where there are none)."""
+        records = runs.read_records(runs.recorded_dir(self.name))
+        known = {record["id"] for record in records}
+        speeds: dict[int, list[float]] = {}
+        for record in records:
+            speed = record["provenance"]["tokens_per_second"]
+            speeds.setdefault(record["settings"]["model"]["hidden_size"], []).append(speed)
+        rows = []
+        for stage in self.stages:
+            planned, missing = self.experiments(stage), self.missing(stage)
+            hours = [_tokens(e) / median(speeds.get(e.model.hidden_size, [math.nan])) / 3600 for e in missing]
+            row = {"stage": stage, "runs": len(planned), "recorded": sum(e.id in known for e in planned)}
+            row["finished here"] = sum(e.id not in known and _finished(e) for e in planned)
+            row["begun"] = sum((runs.runs_dir() / e.id / "checkpoints").exists() for e in missing)
+            rows.append({**row, "hours left": round(sum(hours), 1)})
+        return pd.DataFrame(rows)
+
     def record(self) -> Path:
-        """Copy this machine's finished runs of the study to ``data/recorded/study``, beside what is there."""
-        return runs.export(NAME, [e.id for e in self.experiments() if _finished(e)], keep=True)
+        """Copy this machine's finished runs of the study to ``data/recorded/<name>``, beside what is there."""
+        return runs.export(self.name, [e.id for e in self.experiments() if _finished(e)], keep=True)
+
+
+def _tokens(experiment: Experiment) -> int:
+    """Of a run of the design, which is given in updates."""
+    return (experiment.training.steps or 0) * experiment.training.batch_size * experiment.data.context
 
 
 def _finished(experiment: Experiment) -> bool:
@@ -117,13 +146,12 @@ def _finished(experiment: Experiment) -> bool:
 
 
 def _cell(stage: str, name: str, line: dict[str, Any], base: dict[str, Any]) -> Cell:
-    check_keys(line, ("configuration", "family", "seeds", "model", "data", "training", "own_best"), name)
+    check_keys(line, ("configuration", "family", "seeds", "model", "data", "training"), name)
     configuration, family = line.get("configuration", name), line.get("family", "gpt2")
     choice(f"{name}.configuration", configuration, CONFIGURATIONS)
     choice(f"{name}.family", family, base["models"])
     seeds = line.get("seeds", base["seeds"])
     check_type(f"{name}.seeds", seeds, list)
-    check_type(f"{name}.own_best", line.get("own_best", False), bool)
     changes = {key: check_mapping(line.get(key, {}), f"{name}.{key}") for key in ("model", "data", "training")}
     whole = {
         "model": {**base["models"][family], **CONFIGURATIONS[configuration], **changes["model"]},
@@ -131,23 +159,4 @@ def _cell(stage: str, name: str, line: dict[str, Any], base: dict[str, Any]) -> 
         "training": merge(base["training"], changes["training"]),
     }
     experiments = [Experiment.from_dict({**whole, "seed": s, "name": f"{name}, seed {s}"}, name) for s in seeds]
-    return Cell(stage, name, configuration, family, tuple(seeds), tuple(experiments), line.get("own_best", False))
-
-
-def own_best_rates(cells: Iterable[Cell]) -> dict[str, float]:
-    """The rule of the design: per configuration the rate of its grid, the cells on ``RATE_SEED`` alone, with the lowest
-    final loss; a run that stopped being finite has lost. Without a configuration of which a run is missing."""
-    recorded = {record["id"]: record for record in runs.read_records(runs.recorded_dir(NAME))}
-    losses: dict[str, dict[float, float]] = {}
-    missing = set()
-    for cell in cells:
-        if cell.seeds == (RATE_SEED,):
-            (experiment,) = cell.experiments
-            record = recorded.get(experiment.id) or runs.read_record(runs.runs_dir() / experiment.id)
-            if record is None:
-                missing.add(cell.configuration)
-                continue
-            final = record["final"]["eval_loss"]
-            grid = losses.setdefault(cell.configuration, {})
-            grid[experiment.training.learning_rate] = math.inf if final is None else final
-    return {c: min(grid, key=grid.__getitem__) for c, grid in losses.items() if c not in missing}
+    return Cell(stage, name, configuration, family, tuple(seeds), tuple(experiments))

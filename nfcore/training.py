@@ -47,6 +47,7 @@ from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 NEVER = 2**62
 PLAIN_ATTENTION = 512  # T up to which plain attention trains faster than torch's fused one in bfloat16 on a CPU
 VOCABULARY_MULTIPLE = 128  # of what a GPU multiplies
+EXPLODED = 1e6  # a gradient entry beyond this; in recorded runs that trained the norm of all entries stayed below 1e2
 PATIENCE = timedelta(hours=12)  # of processes for the one that prepares data; a dead one is torchrun's to notice
 
 
@@ -97,18 +98,25 @@ def token_losses(model: NormFreeForCausalLM, sequences: Any, batch_size: int) ->
 
 
 class FirstBad:
-    """Flags on the device for the first step and layer where something stopped being finite.
+    """Flags on the device for the first step and layer with a value that is not finite, and for the first with a finite
+    gradient entry beyond :data:`EXPLODED`: two events, of which only the first ends a run.
 
-    Nothing is copied to the host while training; :meth:`event` does that, at the logging cadence. By then the update
-    has made every weight NaN, so the flags are what still tells where it began. Layers 0..L-1 are the blocks, L the
-    head. In a backward pass, which runs from the head down, the highest layer with a bad gradient is the first.
+    Nothing is copied to the host while training; :meth:`events` does that, at the logging cadence. By then a value that
+    is not finite has made every weight NaN, so the flags are what still tells where it began. Layers 0..L-1 are the
+    blocks, L the head. In a backward pass, which runs from the head down, the highest layer with a bad gradient is the
+    first.
     """
+
+    # Gradients are divided until no entry is larger than this, so that the square of their norm fits float32.
+    LARGEST = 1e15
 
     def __init__(self, model: NormFreeForCausalLM, watch_gradients: bool) -> None:
         layers = len(model.blocks)
         self.forward = torch.full((layers + 1,), NEVER, device=model.device)
-        self.backward = torch.full((layers + 1,), NEVER, device=model.device)
+        self.backward = self.forward.clone()
+        self.exploded = self.forward.clone()
         self.step = torch.zeros((), dtype=torch.int64, device=model.device)
+        self.parameters = list(model.parameters())
         self.gradients = [list(block.parameters()) for block in model.blocks] if watch_gradients else []
         if watch_gradients:
             # A tied head gets the embedding's gradient too, which the last step of the backward pass completes.
@@ -124,33 +132,49 @@ class FirstBad:
 
         return hook
 
-    def _flag(self, flags: Tensor, layer: int, *values: Tensor) -> None:
+    def _flag(self, flags: Tensor, layer: int, value: Tensor) -> None:
         # Both extremes are NaN if any value is; one pass, many times as fast as asking each value.
-        bad = ~torch.stack([extreme for v in values for extreme in v.aminmax()]).isfinite().all()
-        flags[layer] = torch.where(bad, flags[layer].minimum(self.step), flags[layer])
+        self._mark(flags, layer, ~torch.stack(value.aminmax()).isfinite().all())
+
+    def _mark(self, flags: Tensor, layer: int, found: Tensor) -> None:
+        flags[layer] = torch.where(found, flags[layer].minimum(self.step), flags[layer])
 
     @torch.no_grad()
     def check_gradients(self) -> None:
-        """Call when the gradients of a step are complete and not yet clipped."""
+        """Call when the gradients of a step are complete and not yet clipped: it makes their norm safe to take."""
+        tops = []
         for layer, parameters in enumerate(self.gradients):
             gradients = [local(p.grad) for p in parameters if p.grad is not None]
             if gradients := [g for g in gradients if g.numel()]:
-                self._flag(self.backward, layer, *torch._foreach_norm(gradients))
+                top = torch.stack(torch._foreach_norm(gradients, math.inf)).amax().float()
+                self._mark(self.backward, layer, ~top.isfinite())
+                self._mark(self.exploded, layer, top.isfinite() & (top > EXPLODED))
+                tops.append(top)
+        if not tops:
+            return
+        largest = torch.stack(tops).amax()
+        if dist.is_initialized():
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        factor = (self.LARGEST / largest).clamp(max=1.0)
+        torch._foreach_mul_([local(p.grad) for p in self.parameters if p.grad is not None], factor)
 
-    def event(self) -> dict[str, Any] | None:
-        """``{"step", "layer", "where"}`` of the first bad value in any process, or None. ``step`` counts from 1."""
-        flags = torch.stack([self.forward, self.backward])
+    def events(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """The first value that is not finite in any process, ``{"step", "layer", "where"}``, and the first exploded
+        gradient, ``{"step", "layer"}``; None for what has not happened. ``step`` counts from 1."""
+        flags = torch.stack([self.forward, self.backward, self.exploded])
         if dist.is_initialized():
             dist.all_reduce(flags, dist.ReduceOp.MIN)
-        forward, backward = flags.cpu()
-        first = min(int(forward.min()), int(backward.min()))
-        if first == NEVER:
-            return None
-        if int(forward.min()) == first:
-            layer, where = int((forward == first).nonzero()[0]), "forward"
-        else:
-            layer, where = int((backward == first).nonzero()[-1]), "backward"
-        return {"step": first, "layer": layer, "where": where}
+        forward, backward, exploded = flags.cpu()
+        bad = None
+        if (first := min(int(forward.min()), int(backward.min()))) < NEVER:
+            if int(forward.min()) == first:
+                bad = {"step": first, "layer": int((forward == first).nonzero()[0]), "where": "forward"}
+            else:
+                bad = {"step": first, "layer": int((backward == first).nonzero()[-1]), "where": "backward"}
+        large = None
+        if (first := int(exploded.min())) < NEVER:
+            large = {"step": first, "layer": int((exploded == first).nonzero()[-1])}
+        return bad, large
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -180,11 +204,10 @@ class Telemetry(TrainerCallback):
         self.random = torch.randint(trainer.raw_model.config.vocab_size, probe.shape, generator=generator)
         self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in runs.TABLES}
         self.diverged: dict[str, Any] | None = None
+        self.exploded: dict[str, Any] | None = None
         self.seconds = 0.0  # of training, without evaluation, probes and checkpoints
         self._since: float | None = None
-        self.sources = [
-            f"{git_commit() or 'unknown'} {runs.source_hash()}"
-        ]  # read now: they may change while the run goes on
+        self.commits = [git_commit() or "unknown"]  # read now: it may change while the run goes on
         self.wall_before, self._started = 0.0, time.perf_counter()  # before an interruption; since this start
 
     @property
@@ -211,7 +234,8 @@ class Telemetry(TrainerCallback):
     def load(self, checkpoint: Path) -> None:
         saved = json.loads((checkpoint / self.FILE).read_text())
         self.tables, self.seconds, self.wall_before = saved["tables"], saved["seconds"], saved["wall_seconds"]
-        self.sources = list(dict.fromkeys([*saved["sources"], *self.sources]))
+        self.commits = list(dict.fromkeys([*saved["commits"], *self.commits]))
+        self.exploded = saved["exploded"]
 
     def add(self, step: int, **values: float) -> None:
         self.tables["metrics"] += [{"step": step, "name": name, "value": float(v)} for name, v in values.items()]
@@ -237,7 +261,8 @@ class Telemetry(TrainerCallback):
         # Trainer logs the mean loss since it last logged; a resumed one would not know those before its checkpoint.
         control.should_log |= control.should_save or last
         if control.should_log or control.should_save or control.should_evaluate or probing:
-            self.diverged = self.trainer.first_bad.event()
+            self.diverged, exploded = self.trainer.first_bad.events()
+            self.exploded = self.exploded or exploded
         if self.diverged:
             control.should_training_stop = True
             control.should_save = control.should_evaluate = False
@@ -249,7 +274,7 @@ class Telemetry(TrainerCallback):
             self._stop_clock()
 
     def save(self, checkpoint: Path) -> None:
-        saved = {name: getattr(self, name) for name in ("tables", "seconds", "wall_seconds", "sources")}
+        saved = {name: getattr(self, name) for name in ("tables", "seconds", "wall_seconds", "commits", "exploded")}
         (checkpoint / self.FILE).write_text(json.dumps(saved))
 
     def measure(self, step: int, last: bool = False) -> None:
@@ -501,8 +526,9 @@ def _only_writer(directory: Path, label: str, first: bool) -> Iterator[None]:
 
 def _differences(experiment: Experiment, record: dict[str, Any]) -> Iterator[str]:
     """How the sources and the data of a finished run differ from the present ones."""
-    if record["provenance"]["source_hash"] != runs.source_hash():
-        yield "by other model, data or training code than now"
+    if record["provenance"]["measurement"] != runs.MEASUREMENT_VERSION:
+        made, now = record["provenance"]["measurement"], runs.MEASUREMENT_VERSION
+        yield f"with measurement version {made}, now {now}"
     try:
         tokens = prepare(experiment.data).hash
     except SettingsError:
@@ -716,6 +742,7 @@ def _finish(experiment: Experiment, directory: Path, trainer: NormFreeTrainer, t
         "name": experiment.name,
         "status": "diverged" if diverged else "complete",
         "diverged": diverged,
+        "exploded": telemetry.exploded,
         "settings": experiment.to_dict(),
         "final": final_metrics(telemetry.tables["metrics"], bool(diverged)),
         "provenance": provenance(experiment, trainer, tokens),
@@ -745,11 +772,10 @@ def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenDa
     step = trainer.state.global_step
     seen = step * experiment.training.batch_size * experiment.data.context
     device = trainer.args.device
-    sources = [tuple(made_by.split()) for made_by in telemetry.sources]
     packages = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
     return {
-        "commit": " ".join(commit for commit, _ in sources),
-        "source_hash": " ".join(source for _, source in sources),  # several, if it was resumed with other sources
+        "commit": " ".join(telemetry.commits),  # several, if it was resumed from another one
+        "measurement": runs.MEASUREMENT_VERSION,
         "nfcore": _version("nfcore"),
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
@@ -763,12 +789,21 @@ def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenDa
         "data_hash": tokens.hash,
         "unique_tokens": int(tokens.train.size),
         "validation_overlap": round(tokens.meta["validation_overlap"], 4),
+        "unigram_loss": round(unigram_loss(tokens, experiment.training.eval_sequences), 6),
         "tokens": seen,
         "seconds": round(telemetry.seconds, 2),
         "wall_seconds": round(telemetry.wall_seconds, 2),
         "tokens_per_second": round(seen / max(telemetry.seconds, 1e-9), 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def unigram_loss(tokens: TokenData, sequences: int | None) -> float:
+    """Loss (nats per token) on the evaluated sequences of a model that knows how often each token stands in the training
+    part and nothing else; counts start at one."""
+    counts = np.bincount(tokens.train.reshape(-1), minlength=tokens.tokenizer.get_vocab_size()) + 1.0
+    surprise = -np.log(counts / counts.sum())
+    return float(surprise[tokens.validation[:sequences, 1:]].mean())
 
 
 def git_commit() -> str | None:

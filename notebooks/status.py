@@ -52,7 +52,7 @@ Markdown(
 # %% tags=["hide-input"]
 facts = {
     "commit": "commit",
-    "sources (model, data, training)": "source_hash",
+    "measurement version": "measurement",
     "token files": "data_hash",
     "validation lines in training": "validation_overlap",
     "nfcore": "nfcore",
