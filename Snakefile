@@ -29,7 +29,7 @@ RUNS = {e.id: e for e in (STUDY.missing(STAGE) if STUDY else PRESET.experiments(
 GPU = int(NAME in ("gpu", "paper"))
 HARDWARE = config.get("hardware") or cost.usual_device(GPU)
 UNPLANNED = {"mem_mb": 16000, "runtime": 720}  # of a run whose memory or time is not known: MB, minutes
-MAIN = {e.id for e in PRESET.grid()["curves"]}
+FIRST = {run: len(RUNS) - place for place, run in enumerate(RUNS)}  # in the order of the grid
 NEEDS = {name: [e.id for e in grid] for name, grid in PRESET.grid().items()}
 NEEDS |= dict.fromkeys((*STUDY_NOTEBOOKS, "speed", "faults"), [])  # these show recorded runs, and no runs
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.py"))
@@ -108,14 +108,14 @@ rule run:
         lambda wildcards: marker(RUNS[wildcards.id]),
     output:
         update(RECORD),
-    priority: lambda wildcards: 2 if wildcards.id in MAIN else 1
+    priority: lambda wildcards: FIRST[wildcards.id]
     threads: lambda wildcards: RUNS[wildcards.id].training.threads or 4
     resources:
         gpu=GPU,
         mem_mb=lambda wildcards, attempt: attempt * planned(wildcards.id)["mem_mb"],
         runtime=lambda wildcards, attempt: attempt * planned(wildcards.id)["runtime"],
     shell:
-        "{PYTHON} -m nfcore train {NAME}/{wildcards.id} || [ $? -eq 3 ]; touch {output:q}"
+        "{PYTHON} -m nfcore train {NAME}/{wildcards.id} --quiet || [ $? -eq 3 ]; touch {output:q}"
 
 
 rule notebook:

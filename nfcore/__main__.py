@@ -148,8 +148,8 @@ def plan(args: argparse.Namespace) -> None:
     print(cost.report(experiments, cost.known_device(args.hardware) if args.hardware else cost.this_device()))
 
 
-def _snakemake(args: argparse.Namespace, config: list[str]) -> int:
-    """Run the Snakefile, one Snakemake a folder; its exit code."""
+def _snakemake(args: argparse.Namespace, config: list[str], experiments: list[Experiment]) -> int:
+    """Run the Snakefile, one Snakemake a folder, with a bar for the ``experiments`` that it trains; its exit code."""
     from filelock import FileLock, Timeout
 
     root = project_root()
@@ -185,12 +185,46 @@ def _snakemake(args: argparse.Namespace, config: list[str]) -> int:
     command += ["--rerun-incomplete", "--keep-going", "--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
     with subprocess.Popen(command, env=environment) as child:
         try:
-            return child.wait()
+            return child.wait() if args.dry_run else _watch(child, experiments)
         except KeyboardInterrupt as stop:
             if isinstance(stop, faults.Stopped):  # came to this process alone, as Ctrl-C does not
                 _terminate_children()
             child.wait()  # until the runs have their checkpoints
             raise
+
+
+def _watch(child: subprocess.Popen[bytes], experiments: list[Experiment]) -> int:
+    """Show one bar for all ``experiments`` until ``child`` ends; its exit code.
+
+    A run counts by its tokens; all count the same if one is a whole epoch, whose tokens are not counted yet.
+    """
+    from tqdm import tqdm
+
+    from nfcore.runs import runs_dir
+
+    tokens = [(e.training.steps or 0) * e.training.batch_size * e.data.context for e in experiments]
+    sizes = tokens if all(tokens) else [1] * len(tokens)
+    done = [0.0] * len(experiments)
+
+    def made() -> float:
+        for i, e in enumerate(experiments):
+            with suppress(OSError, ValueError):
+                done[i] = float((runs_dir() / e.id / "progress").read_text())
+            if (runs_dir() / e.id / "record.json").exists():
+                done[i] = 1.0
+        return sum(size * share for size, share in zip(sizes, done, strict=True))
+
+    every = 0.5 if sys.stderr.isatty() else 30  # without a terminal a line every half minute
+    form = "{desc}: {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
+    with tqdm(
+        total=sum(sizes), initial=made(), bar_format=form, smoothing=0, mininterval=every, disable=not sizes
+    ) as bar:
+        while child.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(1)
+            bar.set_description(f"{done.count(1.0)} of {len(done)} runs", refresh=False)
+            bar.update(made() - bar.n)
+    return child.returncode
 
 
 def _terminate_children() -> None:
@@ -212,8 +246,10 @@ def book(args: argparse.Namespace) -> int:
 
         if not torch.cuda.is_available():
             raise SettingsError(f"preset: {preset.preset!r} needs a CUDA device; smoke and quick run on a CPU")
-    records = [read_record(runs_dir() / e.id) for e in preset.experiments()]
-    print(f"Preset {preset.preset}: {len(records)} runs, {records.count(None)} to train", flush=True)
+    experiments = preset.experiments()
+    records = [read_record(runs_dir() / e.id) for e in experiments]
+    missing_runs = [e for e, record in zip(experiments, records, strict=True) if record is None]
+    print(f"Preset {preset.preset}: {len(records)} runs, {len(missing_runs)} to train", flush=True)
     changed = sum(r is not None and r["provenance"]["measurement"] != MEASUREMENT_VERSION for r in records)
     if changed:
         print(
@@ -222,7 +258,7 @@ def book(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     config = [f"preset={preset.preset}"]
-    code = _snakemake(args, config)
+    code = _snakemake(args, config, missing_runs)
     build = project_root() / "_build" / preset.preset
     names = sorted(path.stem for path in (project_root() / "notebooks").glob("*.py"))
     missing = [name for name in names if not (build / "notebooks" / f"{name}.ipynb").exists()]
@@ -232,7 +268,7 @@ def book(args: argparse.Namespace) -> int:
             f"nfcore: {', '.join(missing)}: failed, and a book is made without them; --strict makes none then",
             file=sys.stderr,
         )
-        made = _snakemake(args, [*config, f"missing={'+'.join(missing)}"]) == 0
+        made = _snakemake(args, [*config, f"missing={'+'.join(missing)}"], []) == 0
     if made and not args.dry_run:
         print(f"The book of preset {preset.preset}: open {build / 'html' / 'index.html'}")
     return code
@@ -250,7 +286,7 @@ def study(args: argparse.Namespace) -> int:
     print(f"Stage {args.stage}: {len(study.experiments(stage))} runs, {len(missing)} to train", flush=True)
     if args.dry_run:
         return 0
-    if missing and (code := _snakemake(args, [f"study={args.stage}"])):
+    if missing and (code := _snakemake(args, [f"study={args.stage}"], missing)):
         return code
     print(study.record())
     return 0
@@ -259,21 +295,20 @@ def study(args: argparse.Namespace) -> int:
 def claims(args: argparse.Namespace) -> int:
     """Print the verdicts; exit with 1 if a recorded one does not follow from the recorded runs."""
     from nfcore import claims as ledger
-    from nfcore.study import Study
+    from nfcore.study import STUDIES, Study
 
-    study = Study.load(args.source)
-    frame = ledger.statistics(study.runs(), study)
-    table, (over_cells, _) = ledger.verdicts(frame), ledger.correlations(frame)
-    found = ledger.summary(table, over_cells)
-    statements = [*table["statement"], *over_cells["statement"]]
-    print(found.assign(statement=statements).to_markdown(index=False, tablefmt="simple", floatfmt=".3f"))
-    if args.record:
-        print(ledger.record(found))
-        return 0
-    outdated = ledger.outdated(found) if args.source == "recorded" else []
-    for line in outdated:
-        print(f"nfcore: {line}", file=sys.stderr)
-    return 1 if outdated else 0
+    code = 0
+    for name in STUDIES:
+        study = Study.load(name, args.source)
+        found = ledger.summary(ledger.statistics(study.runs(), study), name)
+        print(f"{name}\n{found.to_markdown(index=False, tablefmt='simple', floatfmt='.3f')}\n")
+        if args.record:
+            print(ledger.record(found, name))
+        elif args.source == "recorded":
+            for line in ledger.outdated(found, name):
+                print(f"nfcore: {name}: {line}", file=sys.stderr)
+                code = 1
+    return code
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,12 +1,14 @@
-"""Verdicts on the paper's claims, its confounds and the mechanism, from runs over seeds.  No torch here.
+"""Statistics of runs over seeds and the verdicts on them.  No torch here.
 
-What is tested and how it is judged stands in ``data/claims.yaml``, written before the runs; this module carries it out.
+What is tested and how it is judged is written in ``data/claims.yaml``, before the runs; this module carries it out, for
+the study and for the transient (``data/transient.yaml``), by one rule.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,117 +17,123 @@ import pandas as pd
 from scipy import stats
 
 from nfcore import runs
-from nfcore.presets import MAIN
-from nfcore.settings import SettingsError, check_keys, check_type, choice, project_root, read_yaml
-from nfcore.shares import entropy_ceiling
-from nfcore.study import NAME, Study
+from nfcore.settings import SettingsError, check_keys, choice, project_root, read_yaml
+from nfcore.shares import early_layers, entropy_ceiling, late_layers
+from nfcore.study import SPARE, Study
 
 
 ALPHA = 0.05
+LEDGERS = {"study": "claims.yaml", "transient": "transient.yaml"}
 LOSSES = {"loss": "eval_loss", "loss_median": "eval_loss_median", "loss_p95": "eval_loss_p95"}
 STATISTICS = (
-    *(*LOSSES, "best_loss", "overload", "overload_observed", "early_entropy", "early_entropy_training"),
-    *("early_over_ln_i", "early_late_positions", "early_random", "early_minus_late", "slope_ratio"),
-    *("slope_beyond_decay", "scale", "diverged", "nonlinear_init"),
+    *(*LOSSES, "best_loss", "overload", "early_entropy", "early_entropy_training", "early_over_ln_i"),
+    *("early_late_positions", "early_random", "early_minus_late", "slope", "slope_ratio", "slope_beyond_decay"),
+    *("scale", "nonlinear_init"),
 )
 UNITS: dict[str, Callable[[float], float]] = {
     "percent": lambda x: 100 * math.expm1(x),  # a difference of losses as a change of perplexity
     "points": lambda x: 100 * x,
     "share": float,
+    "slope": float,
     "log": float,
-    "count": float,
 }
+OUTCOMES = ("trained", "untrained", "diverged", "gradient norm")
+EXPECTED = ("below", "above", "different", "zero")
 _TEST = (
     "id",
     "group",
     "family",
+    "source",
     "statement",
     "statistic",
     "unit",
     "contrast",
     "expect",
+    "least",
     "published",
-    "margin",
-    "needs",
 )
 
 
-def read_ledger() -> dict[str, Any]:
-    """``data/claims.yaml``, checked against the study's cells. Raises SettingsError."""
-    ledger = check_keys(
-        read_yaml(project_root() / "data" / "claims.yaml"), ("groups", "tests", "correlations"), "claims"
-    )
-    cells = Study.load().cells
+def read_ledger(study: str = "study") -> dict[str, Any]:
+    """The tests of a study, checked against its cells. Raises SettingsError."""
+    ledger = read_yaml(project_root() / "data" / LEDGERS[study])
+    check_keys(ledger, ("disclosures", "trained", "groups", "families", "tests", "correlations"), study)
+    cells = Study.load(study).cells
     for test in ledger["tests"]:
-        where = f"claims {test.get('id')}"
-        check_keys(test, (*_TEST, "needs_for"), where)
-        check_type(f"{where}: id", test.get("id"), str)
-        choice(f"{where}: group", test["group"], ledger["groups"])
-        choice(f"{where}: statistic", test["statistic"], STATISTICS)
+        where = f"{study} {test.get('id')}"
+        check_keys(test, (*_TEST, "scale"), where)
+        choice(f"{where}: statistic", test["statistic"], (*STATISTICS, "divergence"))
         choice(f"{where}: unit", test["unit"], UNITS)
-        choice(f"{where}: expect", test["expect"], ("below", "above", "different"))
+        choice(f"{where}: expect", test["expect"], EXPECTED)
         for name in test["contrast"]:
             choice(f"{where}: contrast", name, cells)
     return ledger
 
 
-def early_layers(layers: int) -> range:
-    """The first half without layer 0, whose entropy is near the ceiling in every model."""
-    return range(1, max(2, layers // 2))
+# --- statistics of runs -----------------------------------------------------------------------------------------
 
 
 def statistics(shown: runs.Runs, study: Study) -> pd.DataFrame:
-    """All statistics of all runs of the study there are: rows (cell, seed), columns ``STATISTICS`` and ``run``."""
+    """One row a cell and seed: columns ``run``, ``outcome`` (one of :data:`OUTCOMES`), ``steps`` (reached) and
+    ``STATISTICS``, which are missing unless the run is trained.
+
+    The runs of a cell are all of ``shown`` with its settings, whatever their seed, but for spare seeds; of cells with
+    equal settings the first has them all, the others those of their own seeds.
+    """
     rows = shown.runs.set_index("run")
     tables = {name: dict(iter(getattr(shown, name).groupby("run"))) for name in runs.TABLES}
-    found = [
-        {"cell": cell.name, "seed": e.seed, "run": e.id, **_statistics(rows.loc[e.id], tables, e.id)}
-        for cell in study.cells.values()
-        for e in cell.experiments
-        if e.id in rows.index
-    ]
-    frame = pd.DataFrame(found, columns=["cell", "seed", "run", "top", *STATISTICS]).set_index(["cell", "seed"])
-    # Max of the paper's second convention: the largest head entropy over the main models of a seed.
-    for seed in frame.index.get_level_values("seed").unique():
-        main = [(name, seed) for name in MAIN if (name, seed) in frame.index]
-        if len(main) == len(MAIN):
-            top = frame.loc[main, "top"].max()
-            for key in main:
-                heads = _last(tables["heads"][frame.loc[key, "run"]])
-                frame.loc[key, "overload_observed"] = (heads["entropy"] >= 0.75 * top).mean()
-    return frame.drop(columns="top")
+    by_settings: dict[str, list[str]] = {}
+    for e in (e for e in study.experiments() if e.seed < SPARE):
+        by_settings.setdefault(replace(e, seed=0).id, []).append(e.id)
+    bounds = read_yaml(project_root() / "data" / LEDGERS["study"])["trained"]
+    measured = {run: _statistics(rows.loc[run], tables, run, bounds) for run in rows.index}
+    found = []
+    for cell in study.cells.values():
+        ids = [e.id for e in cell.experiments]
+        pooled = by_settings.pop(replace(cell.experiments[0], seed=0).id, ids)
+        chosen = [run for run in pooled if run in measured]
+        found += [{"cell": cell.name, "seed": rows.loc[run, "seed"], "run": run, **measured[run]} for run in chosen]
+    return pd.DataFrame(found, columns=["cell", "seed", "run", "outcome", "steps", *STATISTICS]).set_index(
+        ["cell", "seed"]
+    )
 
 
-def _statistics(row: pd.Series, tables: Mapping[str, Mapping[str, pd.DataFrame]], run: str) -> dict[str, Any]:
+def _statistics(
+    row: pd.Series, tables: Mapping[str, Mapping[str, pd.DataFrame]], run: str, bounds: Mapping[str, float]
+) -> dict[str, Any]:
     """Statistics of one run; what does not apply to it is missing."""
     if row["status"] != "complete":
-        return {"diverged": 1.0}
-    layers, heads = tables["layers"][run], tables["heads"][run]
-    metrics, positions = tables["metrics"][run], tables["positions"].get(run)
-    ceiling = entropy_ceiling(int(row["data.context"]))
-    values: dict[str, Any] = {name: row[column] for name, column in LOSSES.items()}
-    values |= {"best_loss": row["best_eval_loss"], "diverged": 0.0}
-    early = early_layers(int(row["model.num_hidden_layers"]))
-    last = _last(heads)
-    at_early = last[last["layer"].isin(early)]
-    during = heads[heads["layer"].isin(early) & (heads["step"] > 0)]
-    first_part = last["layer"] < 2 * int(row["model.num_hidden_layers"]) / 3
+        by_norm = row["diverged.where"] == "gradient norm"
+        return {"outcome": "gradient norm" if by_norm else "diverged", "steps": row["diverged.step"]}
+    metrics, layers, heads = (tables[name][run] for name in ("metrics", "layers", "heads"))
+    ends, norms = _last(layers), _last(metrics[metrics["name"] == "grad_norm"])["value"]
+    trained = (
+        row["eval_loss"] < row["provenance.unigram_loss"]
+        and ends["residual_rms"].max() < bounds["residual_rms"]
+        and norms.max() < bounds["grad_norm"]
+    )
+    values: dict[str, Any] = {"outcome": "trained" if trained else "untrained", "steps": row["step"]}
+    if not trained:
+        return values
+    values |= {name: row[column] for name, column in LOSSES.items()} | {"best_loss": row["best_eval_loss"]}
+    ceiling, count = entropy_ceiling(int(row["data.context"])), int(row["model.num_hidden_layers"])
+    last, during = _last(heads), heads[heads["step"] > 0]
+    early, late = (last["layer"].isin(part(count)) for part in (early_layers, late_layers))
+    by_step = during[during["layer"].isin(early_layers(count))].groupby("step")["entropy"].mean()
     values |= {
-        "top": last["entropy"].max(),
         "overload": (last["entropy"] >= 0.75 * ceiling).mean(),
-        "early_entropy": at_early["entropy"].mean() / ceiling,
-        "early_entropy_training": during.groupby("step")["entropy"].mean().mean() / ceiling,
-        "early_over_ln_i": at_early["entropy_over_ln_i"].mean(),
-        "early_random": at_early["entropy_random"].mean() / ceiling,
-        "early_minus_late": (last.loc[first_part, "entropy"].mean() - last.loc[~first_part, "entropy"].mean())
-        / ceiling,
+        "early_entropy": last.loc[early, "entropy"].mean() / ceiling,
+        "early_entropy_training": by_step.mean() / ceiling,
+        "early_over_ln_i": last.loc[early, "entropy_over_ln_i"].mean(),
+        "early_random": last.loc[early, "entropy_random"].mean() / ceiling,
+        "early_minus_late": (last.loc[early, "entropy"].mean() - last.loc[late, "entropy"].mean()) / ceiling,
         "nonlinear_init": layers.loc[layers["step"] == 0, "nonlinear_share"].mean(),
     }
-    if positions is not None:
-        late = positions[positions["layer"].isin(early) & (positions["position"] > 0.75 * row["data.context"])]
-        values["early_late_positions"] = (late["entropy"] / np.log(late["position"])).mean()
-    ends = _last(layers)
+    if (positions := tables["positions"].get(run)) is not None:
+        there = positions["layer"].isin(early_layers(count)) & (positions["position"] > 0.75 * row["data.context"])
+        values["early_late_positions"] = (positions["entropy"] / np.log(positions["position"]))[there].mean()
     if ends["slope"].notna().any():
+        values["slope"] = ends["slope"].mean()
         values["slope_ratio"] = math.log(ends["slope"].abs().mean() / abs(row["model.negative_slope"]))
         values["slope_beyond_decay"] = values["slope_ratio"] + decay_sum(row, metrics)
     if ends["scale"].notna().any():
@@ -144,48 +152,56 @@ def decay_sum(row: pd.Series, metrics: pd.DataFrame) -> float:
     return float((rates["value"] * steps).sum() * row["training.slope_weight_decay"])
 
 
+def of_cell(frame: pd.DataFrame, cell: str) -> pd.DataFrame:
+    """The rows of a cell, by seed; none where it has no runs."""
+    return frame.loc[cell] if cell in frame.index else frame.iloc[:0].droplevel("cell")
+
+
+# --- tests ------------------------------------------------------------------------------------------------------
+
+
 def contrast(frame: pd.DataFrame, weights: Mapping[str, float], statistic: str) -> tuple[pd.Series, int]:
-    """The contrast of every seed that all cells have, and how many such seeds a run without the statistic cost."""
-    seeds = [
-        set(frame.loc[[cell]].index.get_level_values("seed")) if cell in frame.index else set() for cell in weights
-    ]
-    common = sorted(set.intersection(*seeds))
-    values = pd.Series(
-        {s: sum(w * float(frame.loc[(c, s), statistic]) for c, w in weights.items()) for s in common}, dtype=float
-    )
-    return values.dropna(), int(values.isna().sum())
+    """The contrast of every seed that all cells have, and how many such seeds drop out since a run has no value."""
+    columns = [weight * of_cell(frame, cell)[statistic].astype(float) for cell, weight in weights.items()]
+    values = pd.concat(columns, axis=1, join="inner").sum(axis=1, skipna=False)
+    return values.dropna().sort_index(), int(values.isna().sum())
 
 
 def interval(values: Sequence[float] | pd.Series) -> dict[str, float]:
-    """Mean, 95 % t interval, p of the t test against 0, effect size d, and from ten values on p of the signed ranks."""
+    """Mean, 95 % t interval (``low``, ``high``), 90 % t interval (``inner_low``, ``inner_high``), p of the t test."""
     x = np.asarray(values, dtype=float)
-    nan = float("nan")
-    result = dict(estimate=x.mean() if len(x) else nan, low=nan, high=nan, p=nan, d=nan, p_rank=nan)
+    nan = math.nan
+    result = dict(estimate=x.mean() if len(x) else nan, low=nan, high=nan, inner_low=nan, inner_high=nan, p=nan)
     if len(x) > 1 and x.std() > 0:
         test = stats.ttest_1samp(x, 0.0)
-        ci = test.confidence_interval(1 - ALPHA)
-        result |= dict(low=ci.low, high=ci.high, p=test.pvalue, d=x.mean() / x.std(ddof=1))
-        if len(x) >= 10:
-            result["p_rank"] = stats.wilcoxon(x).pvalue
+        outer, inner = test.confidence_interval(1 - ALPHA), test.confidence_interval(1 - 2 * ALPHA)
+        result |= dict(low=outer.low, high=outer.high, inner_low=inner.low, inner_high=inner.high, p=test.pvalue)
     return {name: float(value) for name, value in result.items()}
 
 
-def share_interval(frame: pd.DataFrame, weights: Mapping[str, float]) -> tuple[dict[str, float], int]:
-    """Contrast of the shares of runs that stopped being finite, its interval, and the smallest number of runs.
-
-    Clopper and Pearson's limits of each share; those of two shares combined as by Newcombe (1998, method 10).
-    """
-    estimate, below, above, sizes = 0.0, 0.0, 0.0, []
-    for cell, weight in weights.items():
-        values = frame.loc[[cell], "diverged"].dropna() if cell in frame.index else pd.Series(dtype=float)
-        sizes.append(len(values))
-        if not len(values):
-            return {"estimate": float("nan"), "low": float("nan"), "high": float("nan")}, 0
-        count = stats.binomtest(int(values.sum()), len(values))
-        share, ci = count.statistic, count.proportion_ci(1 - ALPHA)
-        down, up = (share - ci.low, ci.high - share) if weight > 0 else (ci.high - share, share - ci.low)
-        estimate, below, above = estimate + weight * share, below + down**2, above + up**2
-    return {"estimate": estimate, "low": estimate - math.sqrt(below), "high": estimate + math.sqrt(above)}, min(sizes)
+def divergence(frame: pd.DataFrame, cell: str, control: str) -> tuple[dict[str, float], int]:
+    """Share of runs of ``cell`` that stopped before their end minus that of ``control``, with Newcombe's intervals
+    (1998, method 10, from Clopper and Pearson's limits), p of the log-rank test of the times, the smaller count of
+    runs, and as ``sign`` which way the times differ (above 0: ``cell`` stops sooner)."""
+    runs_of = [of_cell(frame, name) for name in (cell, control)]
+    n = min(map(len, runs_of))
+    names = ("estimate", "low", "high", "inner_low", "inner_high", "p", "sign")
+    if not n:
+        return dict.fromkeys(names, math.nan), 0
+    stopped = [~rows["outcome"].isin(("trained", "untrained")) for rows in runs_of]
+    counts = [stats.binomtest(int(s.sum()), len(s)) for s in stopped]
+    first, second = (count.statistic for count in counts)
+    limits = []
+    for level in (1 - ALPHA, 1 - 2 * ALPHA):
+        a, b = (count.proportion_ci(level) for count in counts)
+        limits.append(first - second - math.hypot(first - a.low, b.high - second))
+        limits.append(first - second + math.hypot(a.high - first, second - b.low))
+    p = sign = math.nan
+    if any(s.any() for s in stopped):
+        times = [rows["steps"].to_numpy(dtype=float) for rows in runs_of]
+        test = stats.logrank(*(stats.CensoredData(t[s], right=t[~s]) for t, s in zip(times, stopped, strict=True)))
+        p, sign = float(test.pvalue), float(test.statistic)
+    return dict(zip(names, (first - second, *limits, p, sign), strict=True)), n
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -200,97 +216,76 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return result
 
 
-def direction(test: Mapping[str, Any], estimate: float, low: float, high: float, p: float) -> str:
-    """``yes``, ``no`` or ``undecided``, by the rules of data/claims.yaml; estimate and interval in the test's unit."""
-    margin = test.get("margin")
-    negligible = margin is not None and -margin <= low and high <= margin
-    if test["expect"] == "different":
-        return "no" if negligible else "yes" if p < ALPHA else "undecided"
-    expected = estimate > 0 if test["expect"] == "above" else estimate < 0
-    if p < ALPHA:
-        return "yes" if expected else "no"
-    return "no" if negligible else "undecided"
+def verdict(expect: str, least: float | None, found: Mapping[str, Any]) -> str:
+    """``reproduced``, ``contradicted``, ``negligible`` or ``undecided`` by the rule of data/claims.yaml; ``no runs``
+    without a value. ``found`` has the estimate and both intervals in the test's unit, and the corrected p."""
+    if math.isnan(found["estimate"]):
+        return "no runs"
+    if least is not None and -least <= found["inner_low"] and found["inner_high"] <= least:
+        return "reproduced" if expect == "zero" else "negligible"
+    if expect == "zero":
+        outside = least is not None and (found["low"] > least or found["high"] < -least)
+        return "contradicted" if outside else "undecided"
+    if not found["p_holm"] < ALPHA:
+        return "undecided"
+    sign = found["estimate"] if math.isnan(found["sign"]) else found["sign"]
+    return "reproduced" if expect == "different" or (sign > 0) == (expect == "above") else "contradicted"
 
 
-def size(published: float, low: float, high: float) -> str:
-    """Whether the interval lies within half and twice the published value: ``yes``, ``no`` (outside), ``undecided``."""
-    least, most = sorted((published / 2, 2 * published))
-    return "yes" if least <= low and high <= most else "no" if high < least or low > most else "undecided"
-
-
-def verdicts(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a test, from the :func:`statistics` of the runs: statement, published value, estimate with interval in
-    its unit, n, verdicts, the runs' ids."""
-    ledger, rows = read_ledger(), []
-    for test in ledger["tests"]:
-        row = {name: test.get(name) for name in ("id", "group", "statement", "unit", "published", "needs")}
-        row["family"] = test.get("family", test["group"])
+def verdicts(frame: pd.DataFrame, study: str = "study") -> pd.DataFrame:
+    """One row a test of a study, from the :func:`statistics` of its runs: what the ledger says of it, the estimate with
+    its intervals in the test's unit, n, seeds left out, corrected p, ``verdict`` and the runs' ids."""
+    tests, rows = read_ledger(study)["tests"], []
+    for test in tests:
+        row = {"group": "claims", **dict.fromkeys((*_TEST[3:], "scale")), **test}
         cells = test["contrast"]
-        if test["statistic"] == "diverged":
-            found, n = share_interval(frame, cells)
+        if test["statistic"] == "divergence":
+            (cell, control) = sorted(cells, key=cells.__getitem__, reverse=True)
+            found, n = divergence(frame, cell, control)
             row |= {"n": n, "lost": 0, **found}
         else:
             values, lost = contrast(frame, cells, test["statistic"])
             found, unit = interval(values), UNITS[test["unit"]]
-            row |= {"n": len(values), "lost": lost, **found}
-            row |= {name: unit(found[name]) for name in ("estimate", "low", "high")}
-        row["runs"] = [run for cell in cells if cell in frame.index for run in frame.loc[[cell], "run"]]
+            row |= {name: unit(value) if name != "p" else value for name, value in found.items()}
+            row |= {"n": len(values), "lost": lost, "sign": math.nan}
+        row["runs"] = [run for cell in cells for run in of_cell(frame, cell)["run"]]
         rows.append(row)
     table = pd.DataFrame(rows)
     table["p_holm"] = np.nan
     for _, members in table.groupby("family"):
         table.loc[members.index, "p_holm"] = holm(members["p"].tolist())
-    words = {"yes": "reproduced", "no": "not reproduced"}
-    for i, test in enumerate(ledger["tests"]):
-        estimate, low, high, p = (table.loc[i, name] for name in ("estimate", "low", "high", "p_holm"))
-        if test["statistic"] == "diverged":
-            way = (
-                "undecided"
-                if np.isnan(estimate)
-                else "yes"
-                if estimate >= 0.5
-                else "no"
-                if estimate <= 0
-                else "undecided"
-            )
-        else:
-            way = direction(test, estimate, low, high, p)
-        amount = "" if test.get("published") is None else size(test["published"], low, high)
-        if test["group"] == "claims":
-            way, amount = words.get(way, way), words.get(amount, amount)
-            limited = {"not reproduced": "undecided at this scale", "undecided": "undecided at this scale"}
-            if test.get("needs"):
-                amount = limited.get(amount, amount)
-                way = limited.get(way, way) if test.get("needs_for") == "direction" else way
-        table.loc[i, ["direction", "size"]] = way, amount
+    table["verdict"] = [
+        verdict(test["expect"], test.get("least"), row)
+        for test, row in zip(tests, table.to_dict("records"), strict=True)
+    ]
     return table
 
 
 def correlations(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Spearman's correlations over cells (see data/claims.yaml), from the :func:`statistics` of the runs, and the
-    cells' means they are taken over."""
-    ledger, study = read_ledger(), Study.load()
+    """Spearman's correlations over cells of the transient (see data/transient.yaml), and the cells' means that they are
+    taken over."""
+    ledger, study = read_ledger("transient"), Study.load("transient")
     base = study.cells["SM+G"].experiments[0]
-    rate, sizes = base.training.learning_rate, (base.model.num_hidden_layers, base.model.hidden_size)
-    chosen = []
+    chosen: dict[str, str] = {}
     for cell in study.cells.values():
-        if not cell.experiments or cell.family != "gpt2" or cell.seeds[0] != base.seed:
-            continue
         e = cell.experiments[0]
-        same = (e.model.num_hidden_layers, e.model.hidden_size) == sizes and e.training.learning_rate == rate
-        if e.model.norm == "none" and same:
-            chosen.append(cell.name)
-    means = frame[frame.index.get_level_values("cell").isin(chosen)].drop(columns="run").astype(float)
+        same = all(
+            getattr(e.model, name) == getattr(base.model, name)
+            for name in ("family", "norm", "num_hidden_layers", "hidden_size")
+        )
+        if same and e.training.learning_rate == base.training.learning_rate:
+            chosen.setdefault(replace(e, seed=0).id, cell.name)  # cells with equal settings count once
+    means = frame[frame.index.get_level_values("cell").isin(chosen.values())][list(STATISTICS)].astype(float)
     means = means.groupby(level="cell", sort=False).mean().dropna(subset=["loss"])
     rows = []
     for test in ledger["correlations"]:
         x, y = means[test["x"]], means[test["y"]]
-        found = spearman_interval(x, y) if len(means) > 3 else dict.fromkeys(("estimate", "low", "high"), float("nan"))
+        found = spearman_interval(x, y) if len(means) > 3 else dict.fromkeys(("estimate", "low", "high"), math.nan)
         decided = found["low"] > 0 or found["high"] < 0
         expected = (found["estimate"] > 0) == (test["expect"] == "above")
-        answer = ("yes" if expected else "no") if decided else "undecided"
-        rows.append({**test, **found, "n": len(means), "direction": answer})
-    columns = ["id", "statement", "x", "y", "expect", "estimate", "low", "high", "n", "direction"]
+        answer = ("reproduced" if expected else "contradicted") if decided else "undecided"
+        rows.append({**test, **found, "n": len(means), "verdict": answer})
+    columns = ["id", "statement", "x", "y", "expect", "estimate", "low", "high", "n", "verdict"]
     return pd.DataFrame(rows, columns=columns), means
 
 
@@ -307,35 +302,41 @@ def spearman_interval(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Se
     }
 
 
-def _recorded_verdicts() -> Path:
-    return runs.recorded_dir(NAME) / "verdicts.csv"
+# --- recorded verdicts ------------------------------------------------------------------------------------------
 
 
-def summary(table: pd.DataFrame, over_cells: pd.DataFrame) -> pd.DataFrame:
+def summary(frame: pd.DataFrame, study: str = "study") -> pd.DataFrame:
     """What is recorded of the verdicts: one row a test or correlation, numbers to four decimals."""
-    parts = [table.assign(kind=table["group"]), over_cells.assign(kind="correlations", unit="rank", size="")]
-    columns = ["kind", "id", "unit", "estimate", "low", "high", "n", "direction", "size"]
-    whole = pd.concat([part[columns] for part in parts], ignore_index=True)
+    parts = [verdicts(frame, study).rename(columns={"group": "kind"})]
+    if study == "transient":
+        parts.append(correlations(frame)[0].assign(kind="correlations", unit="rank"))
+    columns = ["kind", "id", "statement", "unit", "estimate", "low", "high", "n", "lost", "verdict"]
+    whole = pd.concat(parts, ignore_index=True).reindex(columns=columns).fillna({"lost": 0}).astype({"lost": int})
     return whole.round({"estimate": 4, "low": 4, "high": 4}).replace({-0.0: 0.0})
 
 
-def record(found: pd.DataFrame) -> Path:
+def _recorded_verdicts(study: str) -> Path:
+    return runs.recorded_dir(study) / "verdicts.csv"
+
+
+def record(found: pd.DataFrame, study: str = "study") -> Path:
     """Write the verdicts of :func:`summary` beside the recorded runs."""
-    runs.write_atomically(_recorded_verdicts(), found.to_csv(index=False))
-    return _recorded_verdicts()
+    path = _recorded_verdicts(study)
+    runs.write_atomically(path, found.drop(columns="statement").to_csv(index=False))
+    return path
 
 
-def outdated(found: pd.DataFrame) -> list[str]:
+def outdated(found: pd.DataFrame, study: str = "study") -> list[str]:
     """Which recorded verdicts do not follow from the runs. Raises SettingsError where none are recorded."""
-    path = _recorded_verdicts()
+    path = _recorded_verdicts(study)
     if not path.exists():
         raise SettingsError(f"{path}: no recorded verdicts; `python -m nfcore claims --record` writes them")
     before = pd.read_csv(path, keep_default_na=False, dtype=str).set_index(["kind", "id"])
     now = found.astype({"n": int}).astype(str).set_index(["kind", "id"])
     lines = [f"{k} {i}: not recorded" for k, i in now.index.difference(before.index)]
-    lines += [f"{k} {i}: recorded, but not in data/claims.yaml" for k, i in before.index.difference(now.index)]
+    lines += [f"{k} {i}: recorded, but no test of {study}" for k, i in before.index.difference(now.index)]
     for key in before.index.intersection(now.index):
-        for name in ("direction", "size", "n"):
+        for name in ("verdict", "n"):
             old, new = str(before.loc[key, name]), str(now.loc[key, name])
             if old != new:
                 lines.append(f"{key[0]} {key[1]}: {name} is recorded as {old!r}, the runs give {new!r}")

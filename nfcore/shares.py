@@ -28,6 +28,20 @@ def entropy_ceiling(context: int) -> float:
     return math.lgamma(context + 1) / context
 
 
+def early_layers(layers: int) -> range:
+    """The first half of a model's layers without layer 0, whose entropy is near the ceiling in every model.
+
+    >>> list(early_layers(6)), list(early_layers(12))
+    ([1, 2], [1, 2, 3, 4, 5])
+    """
+    return range(1, max(2, layers // 2))
+
+
+def late_layers(layers: int) -> range:
+    """The second half of a model's layers."""
+    return range(layers // 2, layers)
+
+
 def quartile_shares(entropy: Any, maximum: float) -> np.ndarray:
     """Share of heads in each quarter (``QUARTERS``) of [0, maximum]; heads that are not finite are left out.
 

@@ -29,6 +29,7 @@ from nfcore.settings import (
 
 
 STUDIES = ("study", "transient")
+SPARE = 100  # seeds from here on choose learning rates and serve for nothing else
 NOTEBOOKS = {"claims": "study", "confounds": "transient", "mechanism": "transient", "explorer": "transient"}
 
 
@@ -113,8 +114,8 @@ class Study:
         return both.select(run for run in ids if run in there)
 
     def state(self) -> pd.DataFrame:
-        """How each stage stands: runs planned, recorded, finished and begun on this machine, and the core-hours that the
-        rest takes at the median speed of recorded runs of the same width (missing where there are none)."""
+        """How each stage stands: runs planned, recorded, finished and begun on this machine, and the core-hours that
+        the rest takes at the median speed of recorded runs of the same width (missing where there are none)."""
         records = runs.read_records(runs.recorded_dir(self.name))
         known = {record["id"] for record in records}
         speeds: dict[int, list[float]] = {}

@@ -328,11 +328,15 @@ def _rms(x: Tensor) -> float:
 
 
 class Progress(TrainerCallback):
-    """A line with the time left, at most every ten seconds and at the end."""
+    """How far a run is: a number in its directory for whoever watches a whole grid, and, unless ``quiet``, a line with
+    the time left, at most every ten seconds and at the end."""
 
-    def __init__(self, label: str, steps: int, tokens_per_step: int) -> None:
-        self.label, self.steps, self.tokens = label, steps, tokens_per_step
-        self.start = self.shown = time.monotonic()
+    FILE = "progress"  # holds the share of the updates that are made
+
+    def __init__(self, directory: Path, label: str, steps: int, tokens_per_step: int, quiet: bool) -> None:
+        self.file, self.label, self.steps, self.tokens = directory / self.FILE, label, steps, tokens_per_step
+        self.quiet = quiet
+        self.start = self.shown = self.written = time.monotonic()
         self.first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -340,7 +344,15 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         now, step = time.monotonic(), state.global_step
-        if "loss" not in (logs or {}) or (now - self.shown < 10 and step < self.steps) or step == self.first:
+        if now - self.written >= 1:
+            self.written = now
+            runs.write_atomically(self.file, str(step / self.steps))
+        if (
+            self.quiet
+            or "loss" not in (logs or {})
+            or (now - self.shown < 10 and step < self.steps)
+            or step == self.first
+        ):
             return
         self.shown = now
         pace = (now - self.start) / (step - self.first)
@@ -575,8 +587,8 @@ def _run(
             if file.name != ".lock":
                 file.unlink()
     trainer = make_trainer(experiment, tokens, directory / "checkpoints", steps, report_to, fsdp)
-    if not quiet:
-        trainer.add_callback(Progress(label, steps, settings.batch_size * experiment.data.context))
+    if trainer.is_world_process_zero():
+        trainer.add_callback(Progress(directory, label, steps, settings.batch_size * experiment.data.context, quiet))
     found, manifest = agreed(checkpoints.newest(directory / "checkpoints") if trainer.is_world_process_zero() else None)
     if found:
         if manifest["fsdp"] != trainer.is_fsdp_enabled:
@@ -603,7 +615,7 @@ def _run(
         reached = "finished" if step >= steps or diverged else f"stopped at step {step} of {steps}"
         raise faults.Stopped(trainer.received[0], f"{label}: {reached}; {faults.RESUME}")
     if diverged and not quiet:
-        print(f"  {label}: not finite at step {diverged['step']}, layer {diverged['layer']} ({diverged['where']} pass)")
+        print(f"  {label}: diverged at step {diverged['step']}, layer {diverged['layer']} ({diverged['where']})")
 
 
 def make_trainer(
@@ -748,6 +760,7 @@ def _finish(experiment: Experiment, directory: Path, trainer: NormFreeTrainer, t
         "provenance": provenance(experiment, trainer, tokens),
     }
     runs.write_record(directory, record, files)
+    (directory / Progress.FILE).unlink(missing_ok=True)
     if not diverged:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
@@ -799,8 +812,8 @@ def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenDa
 
 
 def unigram_loss(tokens: TokenData, sequences: int | None) -> float:
-    """Loss (nats per token) on the evaluated sequences of a model that knows how often each token stands in the training
-    part and nothing else; counts start at one."""
+    """Loss (nats per token) on the evaluated sequences of a model that only knows the frequencies of tokens in the
+    training part; counts start at one."""
     counts = np.bincount(tokens.train.reshape(-1), minlength=tokens.tokenizer.get_vocab_size()) + 1.0
     surprise = -np.log(counts / counts.sum())
     return float(surprise[tokens.validation[:sequences, 1:]].mean())
