@@ -39,6 +39,10 @@ LONGEST = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--store-measurement", action="store_true", help="store what tests/test_measurement.py measures")
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """Processes of ``pytest -n auto``: one more than there are cores, for many tests wait for a process they start."""
     return min(4, (os.cpu_count() or 1) + 1)

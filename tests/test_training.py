@@ -245,10 +245,10 @@ def test_finished_run_is_reused_and_says_so(
     assert "reused" in capsys.readouterr().out
     train(tiny(), quiet=True)
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(runs, "source_hash", lambda: "other")
+    monkeypatch.setattr(runs, "MEASUREMENT_VERSION", 99)
     train(tiny(), quiet=True)
     message = capsys.readouterr().err
-    assert "other model, data or training code" in message
+    assert "with measurement version 2, now 99" in message
     assert "fresh=true" in message
     assert (trained / "record.json").stat().st_mtime_ns == before
 
@@ -269,7 +269,11 @@ def test_record_says_what_was_run(tiny: Tiny, trained: Path) -> None:
     facts = found["provenance"]
     assert facts["tokens"] == 10 * 8 * 32
     assert facts["parameters"] == sum(p.numel() for p in load_model(trained).parameters())
-    assert facts["source_hash"] == runs.source_hash()
+    assert facts["measurement"] == runs.MEASUREMENT_VERSION
+    counts = torch.bincount(torch.tensor(prepare(tiny().data).train.reshape(-1).astype(int)), minlength=300) + 1
+    targets = torch.tensor(prepare(tiny().data).validation[:20, 1:].astype(int)).reshape(-1)
+    unigram = torch.nn.functional.cross_entropy(counts.double().log().expand(len(targets), -1), targets)
+    assert facts["unigram_loss"] == pytest.approx(float(unigram), abs=1e-6)
     assert facts["data_hash"] == prepare(tiny().data).hash
     assert facts["torch"] == torch.__version__
     assert facts["seconds"] > 0
@@ -475,7 +479,42 @@ def test_healthy_model_raises_no_flag() -> None:
         bad.step.fill_(step)
         backward(model)
         bad.check_gradients()
-    assert bad.event() is None
+    assert bad.events() == (None, None)
+
+
+@pytest.mark.parametrize("size", [1e7, 1e18, 3e38])
+def test_a_large_finite_gradient_is_an_explosion_and_is_clipped(size: float) -> None:
+    """1e18 in every entry is finite; its norm overflows float32, and clipping by that would multiply it by zero."""
+    model = network(tie_word_embeddings=False)
+    bad = FirstBad(model, watch_gradients=True)
+    parameters = list(model.parameters())
+    bad.step.fill_(3)
+    for p in parameters:
+        p.grad = torch.full_like(p, size)
+    bad.check_gradients()
+    assert bad.events() == (None, {"step": 3, "layer": 2})
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    assert norm.isfinite()
+    clipped = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    assert float(clipped.double().norm()) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_gradients_of_usual_size_keep_every_bit() -> None:
+    model = network()
+    bad = FirstBad(model, watch_gradients=True)
+    backward(model)
+    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    bad.check_gradients()
+    after = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_run_goes_on_after_an_explosion(tiny: Tiny) -> None:
+    """Weights so large that gradients explode at once, in a model that stays finite."""
+    found = record(train(tiny(model={"ffn_gain": 1e6, "ffn_output_gain": 1e6}), quiet=True))
+    assert found["exploded"]["step"] == 1
+    assert found["status"] == "complete"
+    assert found["diverged"] is None
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -489,7 +528,7 @@ def test_bad_weights_are_found_in_the_forward_pass(layer: int) -> None:
         bad.step.fill_(step)
         backward(model)
         bad.check_gradients()
-    assert bad.event() == {"step": 2, "layer": layer, "where": "forward"}
+    assert bad.events()[0] == {"step": 2, "layer": layer, "where": "forward"}
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -502,7 +541,7 @@ def test_bad_gradients_are_found_in_the_backward_pass(layer: int, value: float, 
     bad.step.fill_(5)
     backward(model)
     bad.check_gradients()
-    assert bad.event() == {"step": 5, "layer": layer, "where": "backward"}
+    assert bad.events() == ({"step": 5, "layer": layer, "where": "backward"}, None)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -513,7 +552,7 @@ def test_bad_gradient_of_the_logits_is_the_heads(tied: bool) -> None:
     bad.step.fill_(1)
     backward(model)
     bad.check_gradients()
-    assert bad.event() == {"step": 1, "layer": 2, "where": "backward"}
+    assert bad.events()[0] == {"step": 1, "layer": 2, "where": "backward"}
 
 
 def test_gradients_are_left_alone_where_loss_scaling_overflows_them() -> None:
@@ -522,7 +561,7 @@ def test_gradients_are_left_alone_where_loss_scaling_overflows_them() -> None:
     model.blocks[0].ffn.down.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], float("inf")),))
     backward(model)
     bad.check_gradients()
-    assert bad.event() is None
+    assert bad.events() == (None, None)
 
 
 def test_evaluation_raises_no_flag() -> None:
@@ -530,7 +569,7 @@ def test_evaluation_raises_no_flag() -> None:
     bad = FirstBad(model, watch_gradients=True)
     model.blocks[0].ffn.down.weight.data.fill_(float("nan"))
     model.eval()(input_ids=torch.randint(VOCAB, (2, 8)))
-    assert bad.event() is None
+    assert bad.events() == (None, None)
 
 
 # --- options ----------------------------------------------------------------------------------------------------
