@@ -46,8 +46,8 @@ def test_equals_its_formula(eps: float) -> None:
     optimizer = HFAdamW(groups, lr=0.1, betas=BETAS, eps=eps)
     rates = [0.1 * t / STEPS for t in range(STEPS)]
     for rate, gradient in zip(rates, gradients, strict=True):
-        for p, p.grad, group in zip(parameters, gradient, optimizer.param_groups, strict=True):
-            group["lr"] = rate
+        for p, g, group in zip(parameters, gradient, optimizer.param_groups, strict=True):
+            p.grad, group["lr"] = g, rate
         optimizer.step()
     for i, decay in enumerate(decays):
         expected = by_hand(float(start[i]), gradients[:, i].tolist(), rates, eps, decay)
@@ -118,7 +118,7 @@ def test_a_closure_is_evaluated_with_gradients() -> None:
     def closure() -> float:
         loss = (p * p).sum()
         loss.backward()
-        return float(loss)
+        return loss.item()
 
     assert optimizer.step(closure) == 1.0
-    assert float(p) == pytest.approx(0.9)
+    assert p.item() == pytest.approx(0.9)
