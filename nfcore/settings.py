@@ -50,6 +50,8 @@ ACTIVATIONS = (
 )
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = (*DTYPES, "auto")
+OPTIMIZERS = ("adamw", "hf_adamw")
+SCHEDULES = ("linear", "hf_linear")
 
 YAML_BYTES = 2**20  # the longest file of settings that is read
 YAML_DEPTH = 16  # and its deepest nesting
@@ -248,10 +250,17 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The optimiser, its schedule and what is measured when. Defaults are the paper's recipe except for the size.
+    """The optimiser, its schedule and what is measured when. Defaults are the paper's recipe except for the size,
+    ``optimizer`` and ``schedule``.
 
     ``steps``: optimiser updates; None is one epoch. ``batch_size``: sequences per update, in micro-batches of
-    ``micro_batch_size``. ``slope_weight_decay``: of learnable slopes, None for the same as ``weight_decay``.
+    ``micro_batch_size``.
+    ``optimizer``: ``adamw`` is torch's AdamW; ``hf_adamw``, that of the paper's code, is
+    :class:`nfcore.optimizer.HFAdamW`.
+    ``schedule``: a linear warm-up over ``warmup_fraction`` of the updates, then linear decay to
+    ``final_learning_rate``. ``linear`` rounds the W updates of the warm-up to the nearest number and starts at 1/W of
+    ``learning_rate``; ``hf_linear``, that of the paper's code, rounds W up and starts at zero.
+    ``slope_weight_decay``: of learnable slopes, None for the same as ``weight_decay``.
     ``precision``: of matrix products; ``auto`` is bfloat16 where the device multiplies in it, else float32.
     ``chunked_loss``: never hold the logits of all tokens of a micro-batch, for memory.
     ``eval_sequences`` (None: all) and ``probe_sequences`` are taken from the start of the validation part.
@@ -263,6 +272,8 @@ class TrainingSettings:
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-7
     warmup_fraction: float = 0.05
+    schedule: str = field(default="linear", metadata=LATER)
+    optimizer: str = field(default="adamw", metadata=LATER)
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -306,6 +317,8 @@ class TrainingSettings:
         at_least("training.weight_decay", self.weight_decay, 0)
         at_least("training.slope_weight_decay", typing.cast(float, self.slope_weight_decay), 0)
         choice("training.precision", self.precision, PRECISIONS)
+        choice("training.optimizer", self.optimizer, OPTIMIZERS)
+        choice("training.schedule", self.schedule, SCHEDULES)
 
 
 @dataclass(frozen=True)

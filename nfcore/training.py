@@ -41,6 +41,7 @@ from nfcore.data import Sequences, TokenData, collate, prepare, set_malloc
 from nfcore.entropy import attention_statistics
 from nfcore.linearity import nonlinear_shares
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
+from nfcore.optimizer import HFAdamW
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 
 
@@ -53,7 +54,7 @@ PATIENCE = timedelta(hours=12)  # of processes for the one that prepares data; a
 
 def optimizer_and_schedule(
     model: NormFreeForCausalLM, settings: TrainingSettings, steps: int
-) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW with decay on matrices and embeddings, none on biases and norms, its own on learnable slopes; linear
     warm-up, then linear decay to ``final_learning_rate`` at the last step."""
     slopes = model.slopes
@@ -64,19 +65,26 @@ def optimizer_and_schedule(
         {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
         {"params": slopes, "weight_decay": settings.slope_weight_decay},
     ]
-    optimizer = torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
-    )
-    warmup = round(settings.warmup_fraction * steps)
+    groups = [g for g in groups if g["params"]]
+    common: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.epsilon,
+    }
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "hf_adamw":
+        optimizer = HFAdamW(groups, **common)
+    else:
+        fused = next(model.parameters()).device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(groups, **common, fused=fused)
+    # In transformers' schedule the first update has rate zero, and a part of a warm-up step counts as one.
+    first, whole = (0, math.ceil) if settings.schedule == "hf_linear" else (1, round)
+    warmup = whole(settings.warmup_fraction * steps)
     floor = settings.final_learning_rate / settings.learning_rate
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return (step + first) / warmup
         return floor + (1 - floor) * max(0, steps - step) / max(1, steps - warmup)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -65,8 +65,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (2, (), {}),
         (4, (), {"micro_batch_size": 1}),
         (2, ("--fsdp",), {"micro_batch_size": 2}),
+        (2, ("--fsdp",), {"micro_batch_size": 2, "optimizer": "hf_adamw", "schedule": "hf_linear"}),
     ],
-    ids=["two", "four, accumulating", "two, sharded"],
+    ids=["two", "four, accumulating", "two, sharded", "two, sharded, the paper's optimiser"],
 )
 def test_equals_the_run_of_one_process(
     processes: int, options: tuple[str, ...], changes: dict[str, Any], tiny: Tiny, elsewhere: Path

@@ -92,6 +92,8 @@ BAD_VALUES = [
     ("training", "learning_rate", INF, "above 0"),
     ("training", "final_learning_rate", 1.0, "between 0 and 0.001"),
     ("training", "warmup_fraction", 1.5, "between 0 and 1"),
+    ("training", "schedule", "cosine", "linear, hf_linear"),
+    ("training", "optimizer", "sgd", "adamw, hf_adamw"),
     ("training", "beta1", 1.0, "below 1"),
     ("training", "beta2", -0.1, "below 1"),
     ("training", "epsilon", 0.0, "above 0"),
@@ -225,6 +227,8 @@ OTHER_VALUES: dict[tuple[str, str], Any] = {
     ("training", "learning_rate"): 2e-3,
     ("training", "final_learning_rate"): 0.0,
     ("training", "warmup_fraction"): 0.1,
+    ("training", "schedule"): "hf_linear",
+    ("training", "optimizer"): "hf_adamw",
     ("training", "beta1"): 0.8,
     ("training", "beta2"): 0.95,
     ("training", "epsilon"): 1e-6,
@@ -450,7 +454,8 @@ def test_settings_added_later_leave_the_ids_of_earlier_runs():
     recorded = json.loads(Path("data/recorded/study/records.json").read_text())
     earlier = [record["settings"] for record in recorded if "ffn_output_gain" not in record["settings"]["model"]]
     assert earlier
-    assert all("chunked_loss" not in settings["training"] for settings in earlier)
+    later = {"chunked_loss", "optimizer", "schedule"}
+    assert not any(later & settings["training"].keys() for settings in earlier)
     for record in recorded:
         assert Experiment.from_dict(record["settings"]).id == record["id"]
 

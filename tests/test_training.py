@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import torch
 import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainingArguments, get_polynomial_decay_schedule_with_warmup
 
 from nfcore import NormFreeConfig, NormFreeForCausalLM, checkpoints, head_entropy, prepare, runs, train, training
 from nfcore.data import Sequences, collate
+from nfcore.optimizer import HFAdamW
 from nfcore.settings import Experiment, SettingsError, TrainingSettings
 from nfcore.training import FirstBad, Telemetry, load_model, optimizer_and_schedule
 
@@ -86,6 +90,31 @@ def test_learning_rate_rises_linearly_then_falls_linearly(steps: int, fraction: 
     assert schedule.get_last_lr()[0] == pytest.approx(1e-4)
 
 
+@pytest.mark.parametrize(("steps", "fraction"), [(20, 0.25), (50, 0.05), (7, 0.0)])
+@pytest.mark.parametrize("final", [1e-4, 0.0])
+def test_the_papers_schedule_is_that_of_transformers(steps: int, fraction: float, final: float) -> None:
+    """Hugging Face's own functions, with the number of warm-up updates that TrainingArguments gives them."""
+    settings = TrainingSettings(
+        learning_rate=0.01, final_learning_rate=final, warmup_fraction=fraction, schedule="hf_linear"
+    )
+    optimizer, schedule = optimizer_and_schedule(network(), settings, steps)
+    theirs = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.01)
+    warmup = TrainingArguments(warmup_steps=fraction).get_warmup_steps(steps)
+    expected = get_polynomial_decay_schedule_with_warmup(theirs, warmup, steps, lr_end=final)
+    for _ in range(steps + 1):
+        assert schedule.get_last_lr() == [pytest.approx(expected.get_last_lr()[0], rel=1e-12)] * 2
+        for each in (optimizer, theirs, schedule, expected):
+            each.step()
+    assert schedule.get_last_lr()[0] == pytest.approx(final)
+
+
+def test_the_papers_schedule_starts_at_zero_and_rounds_its_warm_up_up() -> None:
+    settings = TrainingSettings(learning_rate=1.0, warmup_fraction=0.05, schedule="hf_linear")
+    factor = optimizer_and_schedule(network(), settings, 50)[1].lr_lambdas[0]  # 2.5 updates of warm-up
+    assert [factor(step) for step in range(4)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert factor(49) == pytest.approx(1e-7 + (1 - 1e-7) / 47)
+
+
 def test_the_run_used_that_learning_rate(trained: Path) -> None:
     expected = [1e-3, 2e-3, *(1e-7 + (2e-3 - 1e-7) * (10 - step) / 8 for step in range(2, 10))]
     assert metric(trained, "learning_rate").tolist() == pytest.approx(expected)
@@ -131,6 +160,16 @@ def test_models_without_slopes_have_two_groups() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
+def test_the_setting_chooses_the_optimiser_with_the_same_groups() -> None:
+    model, settings = network(), TrainingSettings(beta1=0.8, beta2=0.99, epsilon=1e-7)
+    ours, _ = optimizer_and_schedule(model, replace(settings, optimizer="hf_adamw"), 10)
+    torchs, _ = optimizer_and_schedule(model, settings, 10)
+    assert (type(ours), type(torchs)) == (HFAdamW, torch.optim.AdamW)
+    for group, expected in zip(ours.param_groups, torchs.param_groups, strict=True):
+        assert list(map(id, group["params"])) == list(map(id, expected["params"]))
+        assert all(group[name] == expected[name] for name in ("lr", "betas", "eps", "weight_decay"))
+
+
 # --- equal runs -------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +210,19 @@ def test_resumed_equals_uninterrupted(
     assert "resumes at step 4" in capsys.readouterr().out
     assert_same_run(run, trained)
     assert not (run / "checkpoints").exists()
+
+
+def test_resumed_equals_uninterrupted_with_the_papers_optimiser(
+    tiny: Tiny, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny(training={"optimizer": "hf_adamw", "schedule": "hf_linear"})
+    whole = train(experiment, quiet=True)
+    losses = metric(whole, "eval_loss")
+    assert losses[0] == metric(trained, "eval_loss")[0]
+    assert losses[10] != metric(trained, "eval_loss")[10]
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
+    interrupt_at(6, experiment, monkeypatch)
+    assert_same_run(train(experiment, quiet=True), whole)
 
 
 def test_killed_run_resumes(tiny: Tiny, trained: Path, elsewhere: Path) -> None:
