@@ -298,7 +298,7 @@ def claims(args: argparse.Namespace) -> int:
     from nfcore.study import STUDIES, Study
 
     code = 0
-    for name in STUDIES:
+    for name in args.study or STUDIES:
         study = Study.load(name, args.source)
         found = ledger.summary(ledger.statistics(study.runs(), study), name)
         print(f"{name}\n{found.to_markdown(index=False, tablefmt='simple', floatfmt='.3f')}\n")
@@ -367,8 +367,9 @@ def parser() -> argparse.ArgumentParser:
     sub = command(
         "claims", claims, "verdicts on claims, confounds and mechanism; 1 if a recorded one no longer follows"
     )
+    sub.add_argument("study", nargs="*", help="study, transient (default: both)")
     sub.add_argument("--source", choices=("recorded", "local"), default="recorded")
-    sub.add_argument("--record", action="store_true", help="write the verdicts to data/recorded/study")
+    sub.add_argument("--record", action="store_true", help="write the verdicts beside the recorded runs")
 
     sub = command("study", study, "train what is missing of a stage and record it; without a stage say how all stand")
     sub.add_argument(

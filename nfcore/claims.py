@@ -90,7 +90,7 @@ def statistics(shown: runs.Runs, study: Study) -> pd.DataFrame:
     found = []
     for cell in study.cells.values():
         ids = [e.id for e in cell.experiments]
-        pooled = by_settings.pop(replace(cell.experiments[0], seed=0).id, ids)
+        pooled = ids if min(cell.seeds) >= SPARE else by_settings.pop(replace(cell.experiments[0], seed=0).id, ids)
         chosen = [run for run in pooled if run in measured]
         found += [{"cell": cell.name, "seed": rows.loc[run, "seed"], "run": run, **measured[run]} for run in chosen]
     return pd.DataFrame(found, columns=["cell", "seed", "run", "outcome", "steps", *STATISTICS]).set_index(
