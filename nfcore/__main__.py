@@ -373,7 +373,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("study", study, "train what is missing of a stage and record it; without a stage say how all stand")
     sub.add_argument(
-        "stage", nargs="?", help="rates, table, pythia, linear, sizes, or one of the other study's, transient/STAGE"
+        "stage", nargs="?", help="rates, table, pythia, linear, sizes, quick, or transient/STAGE (default: none)"
     )
     scheduled(sub)
 

@@ -267,7 +267,13 @@ markdown_table(
 )
 
 # %% tags=["hide-input"]
-facts = {"commit": "commit", "measurement version": "measurement", "tokens": "data_hash", "torch": "torch", "threads": "threads"}
+facts = {
+    "commit": "commit",
+    "measurement version": "measurement",
+    "tokens": "data_hash",
+    "torch": "torch",
+    "threads": "threads",
+}
 counts = {words: shown.runs[f"provenance.{name}"].astype(str).value_counts() for words, name in facts.items()}
 markdown_table(
     pd.DataFrame(

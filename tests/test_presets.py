@@ -11,6 +11,7 @@ from nfcore import NormFreeConfig, NormFreeForCausalLM
 from nfcore.presets import CONFIGURATIONS, EXPERIMENTS, MAIN, PRESETS, Preset, merge, params_file
 from nfcore.runs import export
 from nfcore.settings import SHAPES, Experiment, SettingsError
+from nfcore.study import STUDIES
 
 
 SIZES = dict(perplexity=14, curves=4, maps=4, shares=4, layers=4, slopes=4, instability=9, context=8)
@@ -25,7 +26,7 @@ def refusal(name: Any = "smoke", **changes: Any) -> str:
 
 
 def test_every_parameter_file_is_a_preset() -> None:
-    assert {path.stem for path in params_file("smoke").parent.iterdir()} == {*PRESETS, "study"}
+    assert {path.stem for path in params_file("smoke").parent.iterdir()} == {*PRESETS, *STUDIES}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -86,7 +87,7 @@ def test_quick_main_runs_are_long_enough() -> None:
     for experiment in Preset.load("quick").grid()["curves"]:
         assert experiment.model.family == "gpt2"
         assert experiment.training.steps is not None
-        assert experiment.training.steps >= 600
+        assert experiment.training.steps >= 1600
         assert experiment.training.batch_size * experiment.data.context == 4096
         assert experiment.data.corpus == "python-source"
 

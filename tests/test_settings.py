@@ -451,7 +451,7 @@ def test_project_root(monkeypatch, tmp_path):
 
 def test_settings_added_later_leave_the_ids_of_earlier_runs():
     """Some of the study's runs were recorded before these settings."""
-    recorded = json.loads(Path("data/recorded/study/records.json").read_text())
+    recorded = json.loads(Path("data/recorded/transient/records.json").read_text())
     earlier = [record["settings"] for record in recorded if "ffn_output_gain" not in record["settings"]["model"]]
     assert earlier
     later = {"chunked_loss", "optimizer", "schedule"}

@@ -14,7 +14,7 @@ import yaml
 
 from nfcore import claims, runs, train
 from nfcore.__main__ import main
-from nfcore.presets import MAIN, params_file
+from nfcore.presets import MAIN, Preset, params_file
 from nfcore.settings import Experiment, SettingsError
 from nfcore.study import SPARE, STUDIES, Study
 
@@ -39,14 +39,20 @@ def test_every_run_has_the_least_tokens_and_every_cell_the_least_seeds(name: str
         assert all(spare) or (not any(spare) and len(cell.seeds) >= (5 if cell.name in MAIN else 3)), cell.name
         for e in cell.experiments:
             assert e.training.steps is not None
-            assert e.training.steps >= (min(steps, 1200) if all(spare) else steps)
+            assert e.training.steps >= (min(steps, 1200) if all(spare) or cell.stage == "quick" else steps)
             assert e.training.batch_size * e.data.context >= 4096
 
 
 def test_seeds_of_the_study_are_fresh(study: Study, transient: Study) -> None:
     """No earlier run and no pilot had them."""
     seen = {seed for cell in transient.cells.values() for seed in cell.seeds} | {0, 1, 2}
-    assert not seen & {seed for cell in study.cells.values() for seed in cell.seeds}
+    assert not seen & {seed for cell in study.cells.values() for seed in cell.seeds if cell.stage != "quick"}
+
+
+def test_the_stage_quick_has_the_presets_main_runs(study: Study) -> None:
+    main_runs = Preset.load("quick", seeds=[0, 1, 2]).grid()["curves"]
+    assert {e.id for e in study.experiments("quick")} == {e.id for e in main_runs}
+    assert study.cells["SM+G"].experiments[0].training.learning_rate == main_runs[0].training.learning_rate
 
 
 def test_cells_differ_from_the_base_in_what_their_name_says(study: Study, transient: Study) -> None:
@@ -129,7 +135,7 @@ def test_a_stage_belongs_to_a_study() -> None:
     assert Study.with_stage("table")[0].name == "study"
     other, stage = Study.with_stage("transient/core")
     assert (other.name, stage) == ("transient", "core")
-    with pytest.raises(SettingsError, match="stage: 'core' is not one of rates, table, pythia, linear, sizes"):
+    with pytest.raises(SettingsError, match="stage: 'core' is not one of rates, table, pythia, linear, sizes, quick"):
         Study.with_stage("core")
     with pytest.raises(SettingsError, match="study: 'other' is not one of study, transient"):
         Study.with_stage("other/core")
@@ -273,7 +279,7 @@ def test_own_runs_replace_recorded_ones_on_a_page(small: Path) -> None:
 
 def test_unknown_stage_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "cores", "--dry-run"]) == 2
-    assert "stage: 'cores' is not one of rates, table, pythia, linear, sizes" in capsys.readouterr().err
+    assert "stage: 'cores' is not one of rates, table, pythia, linear, sizes, quick" in capsys.readouterr().err
 
 
 def test_stages_are_named_in_the_help(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
