@@ -148,16 +148,16 @@ def _status(name: str) -> int:
 
 def provenance(options: Options) -> dict[str, Any]:
     """Commit, versions, hardware and threads of a measurement."""
-    import torch
 
-    from nfcore.training import cpu_name, git_commit
+    from nfcore.machine import device_name
+    from nfcore.training import git_commit
 
     return {
         "commit": git_commit(),
         **{name: version(name) for name in ("torch", "transformers", "accelerate", "tokenizers", "datasets")},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "device": device_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": options.threads,
         "repeats": options.repeats,

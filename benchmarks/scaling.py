@@ -102,7 +102,7 @@ def train(settings: Experiment, repeats: int, threads: int) -> tuple[list[float]
     """Tokens/s of each round, and the precision; in a process of its own, for the memory."""
     from transformers.utils import logging as transformers_logging
 
-    from nfcore.training import resolve_precision
+    from nfcore.machine import resolve_precision
 
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(threads)

@@ -88,18 +88,16 @@ def checkpoint(shape: str, vocabulary: int, options: Options) -> dict[str, Any]:
     from types import SimpleNamespace
 
     import numpy as np
-    from transformers.utils import logging as transformers_logging
 
     from benchmarks.training import experiment
-    from nfcore.training import make_trainer
+    from nfcore.training import Training
 
-    transformers_logging.set_verbosity_error()
     tokens = np.zeros((1, 32), np.uint16)
     data: Any = SimpleNamespace(train=tokens, validation=tokens)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(experiment(shape, vocabulary, 32, 1), data, Path(folder), 1)
-        trainer.train()  # the optimiser has its moments now
-        times = [timed(lambda: trainer._save_checkpoint(trainer.model, None)) for _ in range(1 + options.repeats)][1:]
+        training = Training(experiment(shape, vocabulary, 32, 1), data, Path(folder) / "checkpoints", 1)
+        training.update()  # the optimiser has its moments now
+        times = [timed(training.save) for _ in range(1 + options.repeats)][1:]
         written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     return {"kind": "checkpoint", "shape": shape, "bytes": written, "seconds": spread(times)}
 

@@ -77,14 +77,9 @@ def run(options: Options) -> Section:
 
 def probe_row(name: str, options: Options) -> dict[str, Any]:
     # Not at the top, for the processes that measure memory import this module and need only torch.
-    from transformers.trainer_utils import SaveStrategy
-    from transformers.utils import logging as transformers_logging
-
-    from benchmarks.training import Clock
     from nfcore.presets import Preset
-    from nfcore.training import make_trainer
+    from nfcore.training import Training
 
-    transformers_logging.set_verbosity_error()
     preset, changes, steps, probes = PROBES[name]
     # Without normalisation the step is cheapest, so the share is largest.
     plan = Preset.load(preset).experiment(
@@ -95,23 +90,15 @@ def probe_row(name: str, options: Options) -> dict[str, Any]:
     tokens = np.random.default_rng(0).integers(plan.data.vocab_size, size=shape, dtype=np.uint16)
     data: Any = SimpleNamespace(train=tokens, validation=tokens)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(plan, data, Path(folder), steps)
-        trainer.remove_callback(trainer.telemetry)  # called by itself below
-        trainer.args.save_strategy = SaveStrategy.NO
-        clock = Clock()
-        trainer.add_callback(clock)
-
-        def step() -> float:
-            trainer.train()
-            return clock.seconds / steps
-
-        probe = seconds(lambda: trainer.telemetry.measure(0), probes)
+        training = Training(plan, data, Path(folder) / "checkpoints", steps)
+        step = seconds(training.update, steps)
+        probe = seconds(training.probe, probes)
         samples = alternate({"step": step, "probe": probe}, options.repeats, options.warmup)
     over_step = ratio(samples, "probe", "step")["samples"]
     return {
         "kind": "probe",
         "shape": name,
-        "device": trainer.args.device.type,
+        "device": training.accelerator.device.type,
         "context": context,
         "sequences_a_step": settings.batch_size,
         "sequences_a_probe": settings.probe_sequences,

@@ -35,14 +35,13 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.common import Options, Section, Target, alternate, in_a_process, ratio, spread, timed
 from nfcore.data import Sequences, collate
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import Experiment, ModelSettings
-from nfcore.training import make_trainer, optimizer_and_schedule
+from nfcore.training import Training, optimizer_and_schedule
 
 
 # shape, vocabulary, context, sequences a step, steps a round on a CPU, steps a round on a GPU
@@ -90,10 +89,14 @@ def experiment(shape: str, vocabulary: int, context: int, batch: int, **training
 
 def ours(plan: Experiment, tokens: np.ndarray, steps: int, folder: Path) -> Callable[[], float]:
     data: Any = SimpleNamespace(train=tokens, validation=tokens[:1])
-    trainer = make_trainer(plan, data, folder, steps)
-    trainer.remove_callback(trainer.telemetry)  # measured by the section telemetry
-    trainer.args.save_strategy = SaveStrategy.NO
-    return _trains(trainer, tokens.shape[1] * plan.training.batch_size * steps)
+    training = Training(plan, data, folder / "checkpoints", steps)
+
+    def side() -> float:
+        training.step, training.telemetry.seconds = 0, 0.0
+        training.run()
+        return tokens.shape[1] * plan.training.batch_size * steps / training.telemetry.seconds
+
+    return side
 
 
 def hugging_face(plan: Experiment, tokens: np.ndarray, steps: int, folder: Path, eager: bool) -> Callable[[], float]:
@@ -318,12 +321,12 @@ def allocator(options: Options) -> list[dict[str, Any]]:
 
 
 def _in_bfloat16(sizes: tuple[Any, ...], steps: int, threads: int, keep: bool) -> float:
-    from nfcore import training
+    from nfcore import machine
 
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(threads)
     if not keep:
-        training.keep_freed_memory = lambda: None
+        machine.keep_freed_memory = lambda: None
     shape, vocabulary, context, batch = sizes
     tokens = np.random.default_rng(0).integers(vocabulary, size=(4 * batch * steps, context), dtype=np.uint16)
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from nfcore.runs import write_atomically
 from nfcore.settings import SettingsError
 
 
-FORMAT = 2  # 1 had no manifest
+FORMAT = 3
 MANIFEST = "manifest.json"
 KEPT = 2
 
@@ -52,10 +52,6 @@ def newest(directory: Path) -> tuple[Path | None, dict[str, Any]]:
         SettingsError: a checkpoint of another format.
     """
     for checkpoint in sorted(directory.glob("checkpoint-*"), key=step_of, reverse=True):
-        if (checkpoint / "telemetry.json").exists():
-            raise SettingsError(
-                f"{checkpoint}: checkpoint format 1, this version reads {FORMAT}; fresh=true starts anew"
-            )
         if (checkpoint / MANIFEST).exists():
             manifest, fault = _checked(checkpoint)
             if not fault:

@@ -370,11 +370,9 @@ def minutes(plan: Plan) -> int | None:
 
 def this_device() -> str:
     """The name under which this machine's runs are recorded. Loads torch."""
-    import torch
+    from nfcore import machine
 
-    from nfcore.training import cpu_name
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    return machine.device_name()
 
 
 def known_device(name: str) -> str:

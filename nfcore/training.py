@@ -1,24 +1,21 @@
-"""Training with Hugging Face's Trainer: the paper's optimiser and schedule, telemetry, divergence as a result.
+"""Training: the recipe, the loop, and a run from its settings to its record.
 
-Axes: B batch, T positions, D model width, F feed-forward width, L layers, H heads.
+Axes: B batch, T positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -26,30 +23,30 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
-from accelerate import PartialState, notebook_launcher
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator, PartialState, notebook_launcher
+from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, set_seed
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
-from torch.utils.data import RandomSampler, Subset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from transformers.utils import logging as transformers_logging
 
-from nfcore import checkpoints, faults, runs
+from nfcore import checkpoints, faults, machine, runs
 from nfcore.cost import memory_bytes
-from nfcore.data import Sequences, TokenData, collate, prepare, set_malloc
-from nfcore.entropy import attention_statistics
-from nfcore.linearity import nonlinear_shares
+from nfcore.data import TokenData, prepare
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.optimizer import HFAdamW
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
+from nfcore.telemetry import Telemetry, Watch
 
 
-NEVER = 2**62
 PLAIN_ATTENTION = 512  # T up to which plain attention trains faster than torch's fused one in bfloat16 on a CPU
-VOCABULARY_MULTIPLE = 128  # of what a GPU multiplies
-EXPLODED = 1e6  # a gradient entry beyond this; in recorded runs that trained the norm of all entries stayed below 1e2
-PATIENCE = timedelta(hours=12)  # of processes for the one that prepares data; a dead one is torchrun's to notice
+VOCABULARY_MULTIPLE = 128  # a GPU multiplies faster by a vocabulary that is padded to a multiple of this
+PATIENCE = timedelta(hours=12)  # how long other processes wait while the first one prepares data
+
+
+# --- the recipe -------------------------------------------------------------------------------------------------
 
 
 def optimizer_and_schedule(
@@ -97,7 +94,7 @@ def token_losses(model: NormFreeForCausalLM, sequences: Any, batch_size: int) ->
     model.eval()
     for start in range(0, len(sequences), batch_size):
         stop = min(start + batch_size, len(sequences))
-        ids = collate([sequences[i] for i in range(start, stop)])["input_ids"].to(model.device)
+        ids = as_ids(sequences[start:stop]).to(model.device)
         logits = model(input_ids=ids).logits.float().flatten(0, 1)  # (B T, V)
         all_losses = F.cross_entropy(logits, ids.roll(-1, 1).flatten(), reduction="none").view(ids.shape)
         losses.append(all_losses[:, :-1].cpu())  # the last position has nothing to predict
@@ -105,237 +102,276 @@ def token_losses(model: NormFreeForCausalLM, sequences: Any, batch_size: int) ->
     return torch.cat(losses)
 
 
-class FirstBad:
-    """Flags on the device for the first step and layer with a value that is not finite, and for the first with a finite
-    gradient entry beyond :data:`EXPLODED`: two events, of which only the first ends a run.
+def as_ids(rows: np.ndarray) -> Tensor:
+    """Sequences (B, T) of a token file as the model takes them, in 64 bits."""
+    return torch.from_numpy(np.asarray(rows, dtype=np.int64))
 
-    Nothing is copied to the host while training; :meth:`events` does that, at the logging cadence. By then a value that
-    is not finite has made every weight NaN, so the flags are what still tells where it began. Layers 0..L-1 are the
-    blocks, L the head. In a backward pass, which runs from the head down, the highest layer with a bad gradient is the
-    first.
+
+class Batches:
+    """The sequences (B, T) of each update. An epoch is the whole batches of a permutation that ``seed`` plus its number
+    gives, so an update's batch depends on nothing but that, whatever the micro-batch and the number of processes."""
+
+    def __init__(self, sequences: np.ndarray, size: int, seed: int) -> None:
+        self.sequences, self.size, self.seed = sequences, size, seed
+        self.per_epoch = len(sequences) // size
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self.epoch, self.order = epoch, torch.randperm(len(self.sequences), generator=generator).numpy()
+        return self.sequences[self.order[place * self.size : (place + 1) * self.size]]
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """One run while it trains: the model drawn from the seed, its optimiser, its data, its telemetry, its checkpoints.
+
+    ``model`` is the bare model, ``wrapped`` what accelerate made of it (autocast, DDP or FSDP2, compiled). ``step``
+    counts finished updates.
     """
 
-    # Gradients are divided until no entry is larger than this, so that the square of their norm fits float32.
-    LARGEST = 1e15
-
-    def __init__(self, model: NormFreeForCausalLM, watch_gradients: bool) -> None:
-        layers = len(model.blocks)
-        self.forward = torch.full((layers + 1,), NEVER, device=model.device)
-        self.backward = self.forward.clone()
-        self.exploded = self.forward.clone()
-        self.step = torch.zeros((), dtype=torch.int64, device=model.device)
-        self.parameters = list(model.parameters())
-        self.gradients = [list(block.parameters()) for block in model.blocks] if watch_gradients else []
-        if watch_gradients:
-            # A tied head gets the embedding's gradient too, which the last step of the backward pass completes.
-            tied = model.lm_head.weight is model.embed.weight
-            self.gradients.append([*model.final_norm.parameters(), *([] if tied else model.lm_head.parameters())])
-        for i, module in enumerate([*model.blocks, model]):  # the model for the loss, which tells of all logits
-            module.register_forward_hook(self._hook(i))
-
-    def _hook(self, layer: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if module.training:
-                self._flag(self.forward, layer, output[0].detach())
-
-        return hook
-
-    def _flag(self, flags: Tensor, layer: int, value: Tensor) -> None:
-        # Both extremes are NaN if any value is; one pass, many times as fast as asking each value.
-        self._mark(flags, layer, ~torch.stack(value.aminmax()).isfinite().all())
-
-    def _mark(self, flags: Tensor, layer: int, found: Tensor) -> None:
-        flags[layer] = torch.where(found, flags[layer].minimum(self.step), flags[layer])
-
-    @torch.no_grad()
-    def check_gradients(self) -> None:
-        """Call when the gradients of a step are complete and not yet clipped: it makes their norm safe to take."""
-        tops = []
-        for layer, parameters in enumerate(self.gradients):
-            gradients = [local(p.grad) for p in parameters if p.grad is not None]
-            if gradients := [g for g in gradients if g.numel()]:
-                top = torch.stack(torch._foreach_norm(gradients, math.inf)).amax().float()
-                self._mark(self.backward, layer, ~top.isfinite())
-                self._mark(self.exploded, layer, top.isfinite() & (top > EXPLODED))
-                tops.append(top)
-        if not tops:
-            return
-        largest = torch.stack(tops).amax()
-        if dist.is_initialized():
-            dist.all_reduce(largest, dist.ReduceOp.MAX)
-        factor = (self.LARGEST / largest).clamp(max=1.0)
-        torch._foreach_mul_([local(p.grad) for p in self.parameters if p.grad is not None], factor)
-
-    def events(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """The first value that is not finite in any process, ``{"step", "layer", "where"}``, and the first exploded
-        gradient, ``{"step", "layer"}``; None for what has not happened. ``step`` counts from 1."""
-        flags = torch.stack([self.forward, self.backward, self.exploded])
-        if dist.is_initialized():
-            dist.all_reduce(flags, dist.ReduceOp.MIN)
-        forward, backward, exploded = flags.cpu()
-        bad = None
-        if (first := min(int(forward.min()), int(backward.min()))) < NEVER:
-            if int(forward.min()) == first:
-                bad = {"step": first, "layer": int((forward == first).nonzero()[0]), "where": "forward"}
-            else:
-                bad = {"step": first, "layer": int((backward == first).nonzero()[-1]), "where": "backward"}
-        large = None
-        if (first := int(exploded.min())) < NEVER:
-            large = {"step": first, "layer": int((exploded == first).nonzero()[-1])}
-        return bad, large
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor that FSDP shards; any other tensor whole."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP shards gathered from all processes; any other as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-class Telemetry(TrainerCallback):
-    """Measures a fixed held-out probe batch (B, T) every ``probe_every`` steps, keeps all numbers of the run, and ends
-    it when a value stops being finite.
-
-    The tables travel in each checkpoint. Of several processes each measures the whole probe, as fast as one of them
-    would while the others wait, and the first keeps the numbers.
-    """
-
-    FILE = "tables.json"
-
-    def __init__(self, trainer: NormFreeTrainer, probe: Tensor, settings: TrainingSettings, steps: int) -> None:
-        self.trainer, self.probe, self.settings, self.steps = trainer, probe, settings, steps
-        # The same tokens for all runs of a vocabulary: what attention does where there is nothing to find.
-        generator = torch.Generator().manual_seed(0)
-        self.random = torch.randint(trainer.raw_model.config.vocab_size, probe.shape, generator=generator)
-        self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in runs.TABLES}
+    def __init__(
+        self,
+        experiment: Experiment,
+        tokens: TokenData,
+        checkpoint_dir: Path,
+        steps: int,
+        report_to: Sequence[str] = (),
+        fsdp: bool = False,
+    ) -> None:
+        settings = self.settings = experiment.training
+        processes = faults.processes()
+        if settings.batch_size % processes:
+            raise SettingsError(
+                f"training.batch_size: {settings.batch_size} is not a multiple of the {processes} processes"
+            )
+        if fsdp and processes == 1:
+            raise SettingsError("fsdp: needs several processes, started by torchrun or `accelerate launch`")
+        self.steps, self.step, self.checkpoint_dir = steps, 0, checkpoint_dir
+        self.precision = machine.resolve_precision(settings.precision)
+        self.accelerator = _accelerator(self.precision, settings.compile, fsdp, report_to, checkpoint_dir.parent)
+        torch.manual_seed(experiment.seed)
+        self.model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model))).to(self.accelerator.device)  # type: ignore[arg-type]
+        self._fit_to_machine(experiment.data.context)
+        optimizer, self.schedule = optimizer_and_schedule(self.model, settings, steps)
+        self.watch = Watch(self.model, watch_gradients=self.precision != "float16")
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.batches = Batches(tokens.train, settings.batch_size, experiment.seed)
+        self.validation = tokens.validation[: settings.eval_sequences]
+        self.telemetry = Telemetry(
+            self.model, as_ids(self.validation[: settings.probe_sequences]), git_commit() or "unknown"
+        )
+        self.loss_sum = torch.zeros((), device=self.accelerator.device)  # over the updates since the last log
         self.diverged: dict[str, Any] | None = None
-        self.exploded: dict[str, Any] | None = None
-        self.seconds = 0.0  # of training, without evaluation, probes and checkpoints
-        self._since: float | None = None
-        self.commits = [git_commit() or "unknown"]  # read now: it may change while the run goes on
-        self.wall_before, self._started = 0.0, time.perf_counter()  # before an interruption; since this start
+        self.received: list[int] = []  # signals
+        if report_to:
+            self.accelerator.init_trackers("nfcore", config={"id": experiment.id, "name": experiment.name})
+        set_seed(experiment.seed)  # of dropout
 
-    @property
-    def wall_seconds(self) -> float:
-        """From start to now, everything included, over all the starts of a resumed run."""
-        return self.wall_before + time.perf_counter() - self._started
+    def _fit_to_machine(self, context: int) -> None:
+        """Choose between ways of computing the same thing."""
+        machine.keep_freed_memory()
+        if self.accelerator.device.type == "cuda":
+            self.model.lm_head.multiple = VOCABULARY_MULTIPLE
+        elif self.precision == "bfloat16" and context <= PLAIN_ATTENTION:
+            self.model.set_attn_implementation("eager")
+        self.model.loss_alone = True  # accelerate would copy the logits to float32
+        self.model.chunked_loss = self.settings.chunked_loss
+        if self.settings.gradient_checkpointing:
+            # transformers 5.23 renamed it and warns of the old name
+            enable = getattr(self.model, "activation_checkpointing_enable", None)
+            (enable or self.model.gradient_checkpointing_enable)()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stop the training clock."""
-        running = self._since is not None
-        self._stop_clock()
-        yield
-        if running:
-            self._since = time.perf_counter()
+    def run(self) -> None:
+        """Train to the last update, to divergence, or to a signal."""
+        settings, telemetry = self.settings, self.telemetry
+        if self.step == 0:
+            self.probe()
+            self.evaluate()
+        logged = self.step
+        telemetry.start_clock()
+        while self.step < self.steps and not self.diverged:
+            norm, rate = self.update()
+            step, last = self.step, self.step == self.steps
 
-    def _stop_clock(self) -> None:
-        if self._since is not None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds += time.perf_counter() - self._since
-            self._since = None
+            stopping = not last and self.asked_to_stop()
+            saving = (step % settings.save_every == 0 or stopping) and not last  # a finished run is saved as a whole
+            evaluating = step % settings.eval_every == 0 or last
+            probing = step % settings.probe_every == 0 or last
+            logging = step % settings.log_every == 0 or step == 1 or saving or last
+            if logging or evaluating or probing:
+                self.diverged, exploded = self.watch.events()
+                telemetry.exploded = telemetry.exploded or exploded
+            if probing or self.diverged:
+                self.probe(last=last or bool(self.diverged))
+            if logging:
+                mean = float(self.accelerator.gather(self.loss_sum).mean()) / (step - logged)
+                self.log(train_loss=mean, grad_norm=float(norm), learning_rate=rate)
+                self.loss_sum, logged = torch.zeros_like(self.loss_sum), step
+            if evaluating and not self.diverged:
+                self.evaluate()
+            if saving and not self.diverged:
+                self.save()
+            if stopping:
+                break
+        telemetry.stop_clock()
+
+    def update(self) -> tuple[Tensor, float]:
+        """Make one update; returns the gradient norm before clipping and the learning rate."""
+        settings, accelerator = self.settings, self.accelerator
+        if self.step % self.batches.per_epoch == 0:
+            torch.empty((), dtype=torch.int64).random_()  # as a DataLoader draws; recorded runs with dropout had one
+        self.wrapped.train()
+        self.watch.step.fill_(self.step + 1)
+        batch, micro = self.batches[self.step], faults.micro_batch(settings)
+        mine = range(accelerator.process_index * micro, len(batch), accelerator.num_processes * micro)
+        for start in mine:
+            ids = as_ids(batch[start : start + micro]).to(accelerator.device)
+            with nullcontext() if start == mine[-1] else accelerator.no_sync(self.wrapped):
+                loss = self.wrapped(input_ids=ids, labels=ids).loss / len(mine)
+                accelerator.backward(loss)
+            self.loss_sum += loss.detach()
+        self.watch.check_gradients()
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.max_grad_norm)
+        self.optimizer.step()
+        rate = self.schedule.get_last_lr()[0]
+        if not accelerator.optimizer_step_was_skipped:  # as the loss scaler does in float16
+            self.schedule.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return cast(Tensor, norm), rate
+
+    def log(self, **values: float) -> None:
+        self.telemetry.add(self.step, **values)
+        self.accelerator.log(values, step=self.step)
+        self.on_log(self.step, values)
+
+    def on_log(self, step: int, values: dict[str, float]) -> None:
+        """Replaced by whoever shows progress."""
+
+    def probe(self, last: bool = False) -> None:
+        with self.accelerator.autocast():
+            self.telemetry.measure(self.step, last)
+
+    def evaluate(self) -> None:
+        """Log ``eval_loss`` (mean), ``eval_loss_median`` and ``eval_loss_p95`` over the tokens of the validation
+        sequences, in nats per token. A mean that is not finite ends the run."""
+        accelerator, rows = self.accelerator, self.validation
+        with self.telemetry.paused(), accelerator.autocast():
+            part = -(-len(rows) // accelerator.num_processes)  # of each process; the last one repeats the last sequence
+            mine = np.minimum(np.arange(part) + part * accelerator.process_index, len(rows) - 1)
+            losses = token_losses(self.model, rows[mine], faults.micro_batch(self.settings))
+            losses = accelerator.gather(losses.to(accelerator.device))[: len(rows)].cpu()
+        values = losses.double().flatten().numpy()
+        median, p95 = np.quantile(values, [0.5, 0.95])
+        self.log(eval_loss=values.mean(), eval_loss_median=median, eval_loss_p95=p95)
+        if not np.isfinite(values.mean()):
+            layer = len(self.model.blocks)  # the head's
+            self.diverged = {"step": self.step, "layer": layer, "where": "evaluation"}
+
+    def asked_to_stop(self) -> bool:
+        """Whether a signal came. Several processes agree on that where they log, and stop at the same update."""
+        if not dist.is_initialized():
+            return bool(self.received)
+        if self.step % self.settings.log_every:
+            return False
+        signals = torch.tensor(max(self.received, default=0), device=self.accelerator.device)
+        dist.all_reduce(signals, dist.ReduceOp.MAX)
+        self.received[:] = [int(signals)] if int(signals) else []  # in place: the handler adds to it
+        return bool(self.received)
+
+    # Whole tensors, gathered on the first process, whether they are sharded or not: one file that any number of
+    # processes goes on from. Only the random numbers of dropout are each process's own.
+    WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+    def save(self) -> None:
+        """Write a checkpoint of the last update and seal it."""
+        checkpoint, first = self.checkpoint_dir / f"checkpoint-{self.step}", self.accelerator.is_main_process
+        with self.telemetry.paused(), faults.disk_watched(checkpoint, 16 * self.parameters, undo=checkpoint):
+            model, optimizer = get_state_dict(self.model, self.optimizer.optimizer, options=self.WHOLE)
+            if first:
+                checkpoints.discard(checkpoint)  # one that was cut short or passed over
+                checkpoint.mkdir(parents=True)
+                scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
+                state = {
+                    "model": model,
+                    "optimizer": optimizer,
+                    "schedule": self.schedule.state_dict(),
+                    "scaler": scaler,
+                }
+                torch.save(state, checkpoint / "state.pt")
+                self.telemetry.save(checkpoint)
+            self.accelerator.wait_for_everyone()
+            torch.save(_random_state(), checkpoint / f"random-{self.accelerator.process_index}.pt")
+            self.accelerator.wait_for_everyone()
+            if first:
+                checkpoints.seal(checkpoint, processes=self.accelerator.num_processes)
+                checkpoints.prune(self.checkpoint_dir)
 
     def load(self, checkpoint: Path) -> None:
-        saved = json.loads((checkpoint / self.FILE).read_text())
-        self.tables, self.seconds, self.wall_before = saved["tables"], saved["seconds"], saved["wall_seconds"]
-        self.commits = list(dict.fromkeys([*saved["commits"], *self.commits]))
-        self.exploded = saved["exploded"]
-
-    def add(self, step: int, **values: float) -> None:
-        self.tables["metrics"] += [{"step": step, "name": name, "value": float(v)} for name, v in values.items()]
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
-            self.measure(0)
-            self.trainer.evaluate()
-        self._since = time.perf_counter()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        logs = logs or {}
-        names = {"loss": "train_loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
-        self.add(state.global_step, **{ours: logs[theirs] for theirs, ours in names.items() if theirs in logs})
-        self.add(state.global_step, **{k: v for k, v in logs.items() if k.startswith("eval_loss")})
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        step, last = state.global_step, state.global_step >= self.steps
-        probing = step % self.settings.probe_every == 0 or last
-        control.should_evaluate |= last
-        stopping = not last and self.trainer.asked_to_stop(step)
-        control.should_save = (control.should_save or stopping) and not last  # the finished run is saved below
-        # Trainer logs the mean loss since it last logged; a resumed one would not know those before its checkpoint.
-        control.should_log |= control.should_save or last
-        if control.should_log or control.should_save or control.should_evaluate or probing:
-            self.diverged, exploded = self.trainer.first_bad.events()
-            self.exploded = self.exploded or exploded
-        if self.diverged:
-            control.should_training_stop = True
-            control.should_save = control.should_evaluate = False
-        elif stopping:
-            control.should_training_stop = True
-        if probing or self.diverged:
-            self.measure(step, last=last or bool(self.diverged))
-        if last or self.diverged:
-            self._stop_clock()
-
-    def save(self, checkpoint: Path) -> None:
-        saved = {name: getattr(self, name) for name in ("tables", "seconds", "wall_seconds", "commits", "exploded")}
-        (checkpoint / self.FILE).write_text(json.dumps(saved))
-
-    def measure(self, step: int, last: bool = False) -> None:
-        """Rows of the tables ``layers``, ``heads`` and, at the last probe, ``positions``; dropout off."""
-        model = self.trainer.raw_model
-        layers: list[dict[str, float]] = [{} for _ in model.blocks]
-        calls = 0
-
-        def watch_activation(module: nn.Module, args: Any, y: Tensor) -> None:
-            nonlocal calls
-            x = args[0]
-            shares = nonlinear_shares(*(t.detach().flatten(0, -2) for t in (x, y)))
-            names = ("nonlinear_share", "nonlinear_share_centred")
-            layers[calls] |= {"preactivation_std": float(x.std()), **dict(zip(names, shares, strict=True))}
-            calls += 1
-
-        def watch_block(layer: int) -> Any:
-            return lambda module, args, out: layers[layer].update(residual_rms=_rms(out[0]))
-
-        hooks = [block.register_forward_hook(watch_block(i)) for i, block in enumerate(model.blocks)]
-        hooks += [activation.register_forward_hook(watch_activation) for activation in model.activations]
-        with self.paused(), self.trainer.compute_loss_context_manager():
-            try:
-                heads = attention_statistics(model, self.probe)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            random = attention_statistics(model, self.random) if last else None
-        slopes, scales = (
-            [float(whole(p.detach())) for p in values] or [math.nan] for values in (model.slopes, model.scales)
+        """Go on from a sealed checkpoint."""
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        set_state_dict(
+            self.model,
+            self.optimizer.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(full_state_dict=True),
         )
-        by_position = heads.pop("by_position")
-        random_by_position = random["by_position"] if random else torch.full_like(by_position, math.nan)
-        heads["entropy_random"] = random["entropy"] if random else torch.full_like(heads["entropy"], math.nan)
-        for layer, values in enumerate(layers):
-            where = {"step": step, "layer": layer}
-            values |= {"slope": slopes[layer % len(slopes)], "scale": scales[layer % len(scales)]}
-            self.tables["layers"].append(where | values)
-            for head in range(heads["entropy"].shape[1]):
-                values = {name: float(table[layer, head]) for name, table in heads.items()}
-                self.tables["heads"].append({**where, "head": head, **values})
-            if last:
-                pairs = zip(by_position[layer].tolist(), random_by_position[layer].tolist(), strict=True)
-                for i, (entropy, entropy_random) in enumerate(pairs, 1):
-                    values = {"entropy": entropy, "entropy_random": entropy_random}
-                    self.tables["positions"].append({**where, "position": i, **values})
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = checkpoints.step_of(checkpoint)
+        self.telemetry.load(checkpoint)
+        random = torch.load(checkpoint / f"random-{self.accelerator.process_index}.pt", weights_only=True)
+        torch.set_rng_state(random["cpu"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(random["cuda"])
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
 
 
-def _rms(x: Tensor) -> float:
-    return float(x.float().square().mean().sqrt())
+def _accelerator(precision: str, compiled: bool, fsdp: bool, report_to: Sequence[str], directory: Path) -> Accelerator:
+    choices = sorted(map(str, LOGGER_TYPE_TO_CLASS))
+    for logger in report_to:
+        choice("report_to", logger, choices)
+    AcceleratorState._reset_state()  # of a run with another precision that this process has trained before
+    plugin = None
+    if fsdp:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["Block"],
+            # else it would cast what runs between the blocks, whose precision is ours to say
+            mixed_precision_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
+        )
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
+        dynamo_backend="inductor" if compiled and not machine.why_not_compiled() else None,
+        fsdp_plugin=plugin,
+        log_with=list(report_to) or None,
+        project_dir=directory,
+    )
 
 
-class Progress(TrainerCallback):
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+
+
+# --- a run ------------------------------------------------------------------------------------------------------
+
+
+class Progress:
     """How far a run is: a number in its directory for whoever watches a whole grid, and, unless ``quiet``, a line with
     the time left, at most every ten seconds and at the end."""
 
@@ -347,114 +383,25 @@ class Progress(TrainerCallback):
         self.start = self.shown = self.written = time.monotonic()
         self.first = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start, self.first = time.monotonic(), state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        now, step = time.monotonic(), state.global_step
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        now = time.monotonic()
+        if "train_loss" not in values:
+            if step == 0:  # the first evaluation is no part of the pace
+                self.start = now
+            return
         if now - self.written >= 1:
             self.written = now
             runs.write_atomically(self.file, str(step / self.steps))
-        if (
-            self.quiet
-            or "loss" not in (logs or {})
-            or (now - self.shown < 10 and step < self.steps)
-            or step == self.first
-        ):
+        if self.quiet or (now - self.shown < 10 and step < self.steps) or step == self.first:
             return
         self.shown = now
         pace = (now - self.start) / (step - self.first)
         left = int(pace * (self.steps - step))
-        loss, rate = (logs or {})["loss"], self.tokens / pace
         print(
-            f"  {self.label}: step {step}/{self.steps}, loss {loss:.3f}, {rate:,.0f} tokens/s, "
-            f"{left // 60}:{left % 60:02d} left",
+            f"  {self.label}: step {step}/{self.steps}, loss {values['train_loss']:.3f}, "
+            f"{self.tokens / pace:,.0f} tokens/s, {left // 60}:{left % 60:02d} left",
             flush=True,
         )
-
-
-class NormFreeTrainer(Trainer):
-    """Hugging Face's Trainer with token-level evaluation, the flags of :class:`FirstBad`, sealed checkpoints, and a
-    good end after a signal."""
-
-    def __init__(self, model: NormFreeForCausalLM, settings: TrainingSettings, steps: int, **kwargs: Any) -> None:
-        self.settings, self.raw_model = settings, model
-        super().__init__(model=model, optimizers=optimizer_and_schedule(model, settings, steps), **kwargs)
-        # Every sequence has the same length, so the mean over micro-batches is the mean over the batch.
-        self.model_accepts_loss_kwargs = False
-        self.remove_callback(PrinterCallback)
-        self.received: list[int] = []  # signals
-        # fp16 overflows its gradients on purpose, to find the loss scale; only the forward pass tells there.
-        self.first_bad = FirstBad(model, watch_gradients=settings.precision != "float16")
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
-        # Whole batches of each epoch's order, so that it is the same whatever the micro-batch.
-        data: Any = self.train_dataset
-        args = self.args
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return RandomSampler(data, num_samples=len(data) // batch * batch)
-
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self.first_bad.step.fill_(self.state.global_step + 1)
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:
-            self.first_bad.check_gradients()
-        return loss
-
-    def asked_to_stop(self, step: int) -> bool:
-        """Whether a signal came. Several processes agree on that where they meet to log, and stop at the same step."""
-        if not dist.is_initialized():
-            return bool(self.received)
-        if step % self.args.logging_steps:
-            return False
-        signals = torch.tensor(max(self.received, default=0), device=self.args.device)
-        dist.all_reduce(signals, dist.ReduceOp.MAX)
-        self.received[:] = [int(signals)] if int(signals) else []  # in place: the handler adds to it
-        return bool(self.received)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """``eval_loss`` (mean), ``eval_loss_median`` and ``eval_loss_p95`` over tokens of the first ``eval_sequences``
-        validation sequences, in nats per token."""
-        with self.telemetry.paused(), self.compute_loss_context_manager():
-            data: Any = self.eval_dataset
-            part = -(-len(data) // self.args.world_size)  # of each process, the last one's filled up with the last one
-            mine = range(part * self.args.process_index, part * (self.args.process_index + 1))
-            share = Subset(data, [min(i, len(data) - 1) for i in mine])
-            losses = token_losses(self.raw_model, share, self.args.per_device_train_batch_size)
-            losses = self.accelerator.gather(losses.to(self.args.device))[: len(data)].cpu()
-        values = losses.double().flatten().numpy()
-        median, p95 = np.quantile(values, [0.5, 0.95])
-        metrics = {"eval_loss": values.mean(), "eval_loss_median": median, "eval_loss_p95": p95}
-        metrics = {name: float(value) for name, value in metrics.items()}
-        if not np.isfinite(metrics["eval_loss"]) and self.telemetry.diverged is None:
-            layer = len(self.raw_model.blocks)  # the head's
-            self.telemetry.diverged = {"step": self.state.global_step, "layer": layer, "where": "evaluation"}
-            self.control.should_training_stop = True
-            self.control.should_save = False
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        first = self.is_world_process_zero()
-        with self.telemetry.paused(), faults.disk_watched(checkpoint, 16 * self.parameters, undo=checkpoint):
-            if first:
-                checkpoints.discard(checkpoint)  # one that was cut short or passed over
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(*args, **kwargs)
-            if first:
-                self.telemetry.save(checkpoint)
-            self.accelerator.wait_for_everyone()
-            if first:
-                checkpoints.seal(checkpoint, fsdp=self.is_fsdp_enabled)
-                checkpoints.prune(checkpoint.parent)
-
-    @property
-    def parameters(self) -> int:
-        return sum(p.numel() for p in self.raw_model.parameters())
-
-    telemetry: Telemetry
 
 
 def train(
@@ -560,201 +507,85 @@ def _differences(experiment: Experiment, record: dict[str, Any]) -> Iterator[str
 def _run(
     experiment: Experiment, directory: Path, label: str, fresh: bool, report_to: Sequence[str], quiet: bool, fsdp: bool
 ) -> None:
+    """Check what can be checked before anything starts, train from the newest checkpoint, write the record."""
     settings = experiment.training
     if settings.precision == "float16" and not torch.cuda.is_available():
         raise SettingsError("training.precision: 'float16' needs a CUDA device; float32 and bfloat16 run everywhere")
     if settings.chunked_loss and not hasattr(F, "linear_cross_entropy"):
         raise SettingsError(f"training.chunked_loss: true needs torch 2.13 or later, and this is {torch.__version__}")
-    if settings.compile and (reason := why_not_compiled()):
+    if settings.compile and (reason := machine.why_not_compiled()):
         print(f"  {label}: is not compiled, since {reason}", file=sys.stderr)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    transformers_logging.disable_progress_bar()
-    if dist.is_initialized():
-        with PartialState().main_process_first():  # the others find the tokens made
-            tokens = prepare(experiment.data)
-    else:
-        tokens = prepare(experiment.data)
-    steps = settings.steps or len(tokens.train) // settings.batch_size
+    with PartialState().main_process_first() if dist.is_initialized() else nullcontext():
+        tokens = prepare(experiment.data)  # the others find the tokens made
     if len(tokens.train) < settings.batch_size:
         raise SettingsError(
             f"training.batch_size: {settings.batch_size} is more than the {len(tokens.train)} training sequences"
         )
+    steps = settings.steps or len(tokens.train) // settings.batch_size
     if not quiet:
         estimate, limit = memory_bytes(experiment, faults.micro_batch(settings)), faults.memory_limit()
         if estimate > limit:
             sizes = f"{estimate / 2**30:.1f} of {limit / 2**30:.1f} GiB"
             print(f"  {label}: {sizes} are estimated; {faults.advice(experiment, limit)}", file=sys.stderr)
-    known = get_available_reporting_integrations()
-    for logger in report_to:
-        choice("report_to", logger, known)
+    training = Training(experiment, tokens, directory / "checkpoints", steps, report_to, fsdp)
     if fresh:  # only now that nothing can be wrong with the settings
         for name in ("checkpoints", "model"):
             shutil.rmtree(directory / name, ignore_errors=True)
         for file in directory.glob("*.*"):
             if file.name != ".lock":
                 file.unlink()
-    trainer = make_trainer(experiment, tokens, directory / "checkpoints", steps, report_to, fsdp)
-    if trainer.is_world_process_zero():
-        trainer.add_callback(Progress(directory, label, steps, settings.batch_size * experiment.data.context, quiet))
-    found, manifest = agreed(checkpoints.newest(directory / "checkpoints") if trainer.is_world_process_zero() else None)
+    if training.accelerator.is_main_process:
+        tokens_per_step = settings.batch_size * experiment.data.context
+        training.on_log = progress = Progress(directory, label, steps, tokens_per_step, quiet)  # type: ignore[method-assign]
+    newest = checkpoints.newest(training.checkpoint_dir) if training.accelerator.is_main_process else None
+    found, manifest = agreed(newest)
     if found:
-        if manifest["fsdp"] != trainer.is_fsdp_enabled:
-            made = "with" if manifest["fsdp"] else "without"
-            raise SettingsError(f"{found}: was made {made} fsdp; go on {made} it, or fresh=true starts anew")
-        trainer.telemetry.load(found)
+        if manifest["processes"] != training.accelerator.num_processes:
+            raise SettingsError(
+                f"{found}: was made by {manifest['processes']} processes; go on with as many, or fresh=true starts anew"
+            )
+        training.load(found)
+        if training.accelerator.is_main_process:
+            progress.first = training.step
         if not quiet:
-            print(f"  {label}: resumes at step {checkpoints.step_of(found)}")
-    with faults.deferred_signals() as trainer.received:
+            print(f"  {label}: resumes at step {training.step}")
+    with faults.deferred_signals() as training.received:
         try:
-            trainer.train(resume_from_checkpoint=str(found) if found else None)
+            training.run()
         except Exception as error:
             if not faults.is_out_of_memory(error):
                 raise
-            step = trainer.state.global_step + 1
-            raise faults.OutOfMemory(
-                f"{label}: {faults.explain_memory(error, experiment, trainer.raw_model, step)}"
-            ) from error
-        diverged, step = trainer.telemetry.diverged, trainer.state.global_step
-        if step >= steps or diverged:
-            with faults.disk_watched(directory, 8 * trainer.parameters):
-                _finish(experiment, directory, trainer, tokens)
-    if trainer.received:
-        reached = "finished" if step >= steps or diverged else f"stopped at step {step} of {steps}"
-        raise faults.Stopped(trainer.received[0], f"{label}: {reached}; {faults.RESUME}")
-    if diverged and not quiet:
+            where = faults.explain_memory(error, experiment, training.model, training.step + 1)
+            raise faults.OutOfMemory(f"{label}: {where}") from error
+        done = training.step >= steps or bool(training.diverged)
+        if done:
+            with faults.disk_watched(directory, 8 * training.parameters):
+                _finish(experiment, directory, training, tokens)
+    training.accelerator.end_training()
+    if training.received:
+        reached = "finished" if done else f"stopped at step {training.step} of {steps}"
+        raise faults.Stopped(training.received[0], f"{label}: {reached}; {faults.RESUME}")
+    if (diverged := training.diverged) and not quiet:
         print(f"  {label}: diverged at step {diverged['step']}, layer {diverged['layer']} ({diverged['where']})")
 
 
-def make_trainer(
-    experiment: Experiment,
-    tokens: TokenData,
-    output: Path,
-    steps: int,
-    report_to: Sequence[str] = (),
-    fsdp: bool = False,
-) -> NormFreeTrainer:
-    """A trainer ready to run: the model drawn from the seed, the data order from the seed, telemetry attached."""
-    settings = experiment.training
-    torch.manual_seed(experiment.seed)
-    model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
-    precision = resolve_precision(settings.precision)
-    processes = faults.processes()
-    if settings.batch_size % processes:
-        raise SettingsError(
-            f"training.batch_size: {settings.batch_size} is not a multiple of the {processes} processes"
-        )
-    if fsdp and processes == 1:
-        raise SettingsError("fsdp: needs several processes, started by torchrun or `accelerate launch`")
-    micro = faults.micro_batch(settings)
-    args = TrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // (micro * processes),
-        max_grad_norm=settings.max_grad_norm,
-        logging_steps=settings.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=settings.eval_every,
-        save_steps=settings.save_every,
-        seed=experiment.seed,
-        data_seed=experiment.seed,
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
-        use_cpu=not torch.cuda.is_available(),  # a GPU of Nvidia's kind, else the CPU
-        torch_compile=settings.compile and not why_not_compiled(),
-        dataloader_drop_last=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=list(report_to) or "none",
-        ddp_find_unused_parameters=False,
-        ddp_timeout=int(PATIENCE.total_seconds()),
-        fsdp=fsdp or None,  # type: ignore[arg-type]
-        fsdp_config={"transformer_layer_cls_to_wrap": ["Block"]} if fsdp else None,
-    )
-    if args.fsdp_plugin_args:  # else it would cast what runs between the blocks, whose precision is ours to say
-        from torch.distributed.fsdp import MixedPrecisionPolicy
-
-        args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(cast_forward_inputs=False)
-    args._n_gpu = min(args.n_gpu, 1)  # else Trainer gives every GPU a micro-batch, in one process (DataParallel)
-    model.to(args.device)  # type: ignore[arg-type]
-    keep_freed_memory()
-    if args.device.type == "cuda":
-        model.lm_head.multiple = VOCABULARY_MULTIPLE
-    elif precision == "bfloat16" and tokens.train.shape[1] <= PLAIN_ATTENTION:
-        model.set_attn_implementation("eager")
-    model.loss_alone = True  # accelerate copies the logits to float32 otherwise
-    model.chunked_loss = settings.chunked_loss
-    if settings.gradient_checkpointing:
-        # transformers 5.23 renamed it and warns of the old name
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable()
-    validation = Sequences(tokens.validation[: settings.eval_sequences])
-    trainer = NormFreeTrainer(
-        model,
-        settings,
-        steps,
-        args=args,
-        train_dataset=Sequences(tokens.train),
-        eval_dataset=validation,
-        data_collator=collate,
-    )
-    probe = collate([validation[i] for i in range(min(settings.probe_sequences, len(validation)))])["input_ids"]
-    trainer.telemetry = Telemetry(trainer, probe, settings, steps)
-    trainer.add_callback(trainer.telemetry)
-    return trainer
-
-
-def why_not_compiled() -> str | None:
-    """What keeps torch from compiling a model here; None if nothing does. For a CPU it writes C++."""
-    if torch.cuda.is_available():
-        return None
-    if not any(map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))):
-        return "there is no C++ compiler, which torch.compile needs on a CPU"
-    if " " in torch.__file__:
-        return "torch does not quote its own path for the C++ compiler, and that has a space here"
-    return None
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what this process frees. It otherwise gives it back to the kernel at every step, and a small
-    model on a CPU spends up to a fifth of its time on getting it again. Nothing happens with another C library."""
-    # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD; of the last, older versions refuse more than 32 MiB
-    for option, size in ((-1, 2**30), (-2, 2**27), (-3, 2**25), (-3, 2**30)):
-        set_malloc(option, size)
-
-
-def resolve_precision(precision: str) -> str:
-    """What ``training.precision`` is on this machine: ``auto`` is bfloat16 where the device multiplies in it natively,
-    else float32, and everything else is itself."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
-        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return "bfloat16" if native else "float32"
-
-
-def _finish(experiment: Experiment, directory: Path, trainer: NormFreeTrainer, tokens: TokenData) -> None:
+def _finish(experiment: Experiment, directory: Path, training: Training, tokens: TokenData) -> None:
     """Write the run's files and, last, its record; all processes leave when that is there."""
-    telemetry, files = trainer.telemetry, []
-    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
-    if not trainer.is_world_process_zero():
-        trainer.accelerator.wait_for_everyone()
+    telemetry, diverged, files = training.telemetry, training.diverged, []
+    weights = None if diverged else training.accelerator.get_state_dict(training.wrapped)  # gathered by all together
+    if not training.accelerator.is_main_process:
+        training.accelerator.wait_for_everyone()
         return
     for name, rows in telemetry.tables.items():
         files.append(directory / f"{name}.parquet")
         pd.DataFrame(rows).to_parquet(files[-1], index=False)
     (directory / "settings.yaml").write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False))
     files.append(directory / "settings.yaml")
-    diverged = telemetry.diverged
     if not diverged:
-        trainer.raw_model.save_pretrained(directory / "model", state_dict=weights)
+        transformers_logging.disable_progress_bar()
+        training.model.save_pretrained(directory / "model", state_dict=weights)
         tokens.tokenizer.save(str(directory / "model" / "tokenizer.json"))
         files += [f for f in (directory / "model").iterdir() if f.is_file()]
     record = {
@@ -765,13 +596,13 @@ def _finish(experiment: Experiment, directory: Path, trainer: NormFreeTrainer, t
         "exploded": telemetry.exploded,
         "settings": experiment.to_dict(),
         "final": final_metrics(telemetry.tables["metrics"], bool(diverged)),
-        "provenance": provenance(experiment, trainer, tokens),
+        "provenance": provenance(experiment, training, tokens),
     }
     runs.write_record(directory, record, files)
     (directory / Progress.FILE).unlink(missing_ok=True)
     if not diverged:
-        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+        shutil.rmtree(training.checkpoint_dir, ignore_errors=True)
+    training.accelerator.wait_for_everyone()
 
 
 def final_metrics(metrics: list[dict[str, Any]], diverged: bool) -> dict[str, float | int | None]:
@@ -787,26 +618,24 @@ def final_metrics(metrics: list[dict[str, Any]], diverged: bool) -> dict[str, fl
     return final
 
 
-def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenData) -> dict[str, Any]:
+def provenance(experiment: Experiment, training: Training, tokens: TokenData) -> dict[str, Any]:
     """What made the run: commit, versions, hardware, data, speed. Nothing that names the machine or its paths."""
-    telemetry = trainer.telemetry
-    step = trainer.state.global_step
-    seen = step * experiment.training.batch_size * experiment.data.context
-    device = trainer.args.device
+    telemetry = training.telemetry
+    seen = training.step * experiment.training.batch_size * experiment.data.context
     packages = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
     return {
-        "commit": " ".join(telemetry.commits),  # several, if it was resumed from another one
+        "commit": " ".join(telemetry.commits),
         "measurement": runs.MEASUREMENT_VERSION,
-        "nfcore": _version("nfcore"),
+        "nfcore": machine.package_version("nfcore"),
         "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
+        **{name: machine.package_version(name) for name in packages},
         "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": machine.device_name(),
         "threads": torch.get_num_threads(),
-        "processes": trainer.args.world_size,
-        "precision": resolve_precision(experiment.training.precision),
-        "compiled": experiment.training.compile and not why_not_compiled(),
-        "parameters": trainer.parameters,
+        "processes": training.accelerator.num_processes,
+        "precision": training.precision,
+        "compiled": experiment.training.compile and not machine.why_not_compiled(),
+        "parameters": training.parameters,
         "data_hash": tokens.hash,
         "unique_tokens": int(tokens.train.size),
         "validation_overlap": round(tokens.meta["validation_overlap"], 4),
@@ -839,21 +668,6 @@ def git_commit() -> str | None:
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
         return None
 
 

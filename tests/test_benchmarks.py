@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.__main__ import SECTIONS, main
 from benchmarks.common import Target, _call, alternate, ratio, spread
-from nfcore import training
+from nfcore import machine
 
 
 def test_alternate_reverses_every_other_round_and_leaves_warm_up_out() -> None:
@@ -56,7 +56,7 @@ def test_section_at_its_least_size(
     if section in ("training", "telemetry", "data"):  # many processes, whose starts would take longer than all the rest
         # To be as before a call set them
         monkeypatch.setenv("NFCORE_DATA", str(tmp_path))
-        monkeypatch.setattr(training, "keep_freed_memory", training.keep_freed_memory)
+        monkeypatch.setattr(machine, "keep_freed_memory", machine.keep_freed_memory)
         monkeypatch.setattr(f"benchmarks.{section}.in_a_process", lambda function, *args: _call(function, args))
     assert main([section, "--small", "--repeats", "1", "--threads", "1", "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -19,7 +19,7 @@ from nfcore.cost import Measurement, flops_per_token, memory_bytes, parameters, 
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.presets import PRESETS, Preset
 from nfcore.settings import ACTIVATIONS, NORMS, SHAPES, Experiment, ModelSettings, SettingsError
-from nfcore.training import Telemetry, train
+from nfcore.training import Training, train
 
 
 Tiny = Callable[..., Experiment]
@@ -97,13 +97,13 @@ def test_run_takes_what_is_planned(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) 
     experiment = tiny(training={"steps": 9, "save_every": 2}, seed=31)
     most = 0
 
-    def on_save(self: Telemetry, *args: Any, **kwargs: Any) -> None:
+    def watched(self: Training) -> None:
         nonlocal most
-        written(self, *args, **kwargs)
+        save(self)
         most = max(most, size(runs.runs_dir() / experiment.id))
 
-    written = Telemetry.on_save
-    monkeypatch.setattr(Telemetry, "on_save", on_save)
+    save = Training.save
+    monkeypatch.setattr(Training, "save", watched)
     directory = train(experiment, quiet=True)
     record = runs.read_record(directory)
     assert record is not None
@@ -245,7 +245,7 @@ def test_plan_of_one_run_and_of_a_machine_without_a_name(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Preset.load("quick").experiments()[0]
-    monkeypatch.setattr("nfcore.training.cpu_name", lambda: "Abacus")
+    monkeypatch.setattr("nfcore.machine.device_name", lambda: "Abacus")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["plan", f"quick/{run.id}"]) == 0
     printed = capsys.readouterr().out

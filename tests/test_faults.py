@@ -22,7 +22,8 @@ from nfcore import checkpoints, faults, train
 from nfcore.__main__ import main
 from nfcore.model import Block
 from nfcore.settings import Experiment, SettingsError, project_root
-from nfcore.training import Telemetry
+from nfcore.telemetry import Telemetry
+from nfcore.training import Training
 from tests.test_training import assert_same_run, record
 
 
@@ -41,11 +42,14 @@ def elsewhere(tmp_path: Path, monkeypatch: Patch) -> Path:
 def at_step(step: int, action: Callable[[], Any], monkeypatch: Patch) -> None:
     """Do something when ``step`` updates are done and the next begins."""
 
-    def on_step_begin(self: Telemetry, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == step:
-            action()
+    update = Training.update
 
-    monkeypatch.setattr(Telemetry, "on_step_begin", on_step_begin)
+    def acting(self: Training) -> Any:
+        if self.step == step:
+            action()
+        return update(self)
+
+    monkeypatch.setattr(Training, "update", acting)
 
 
 def steps(run: Path) -> list[int]:
@@ -133,12 +137,10 @@ def test_every_file_of_a_checkpoint_is_in_its_manifest(interrupted: Path) -> Non
     names = {path.name for path in checkpoint.iterdir()} - {checkpoints.MANIFEST}
     manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
     assert set(manifest["files"]) == names
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", Telemetry.FILE} <= names
+    assert names == {"state.pt", "random-0.pt", Telemetry.FILE}
 
 
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.pt", "trainer_state.json", Telemetry.FILE, "manifest.json"]
-)
+@pytest.mark.parametrize("name", ["state.pt", "random-0.pt", Telemetry.FILE, "manifest.json"])
 def test_a_flipped_byte_is_named_and_the_last_good_checkpoint_used(
     name: str, tiny: Tiny, trained: Path, interrupted: Path, elsewhere: Path, capsys: Capture
 ) -> None:
@@ -157,23 +159,19 @@ def test_no_good_checkpoint_is_a_start_from_nothing(
 ) -> None:
     run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
     for checkpoint in (run / "checkpoints").iterdir():
-        (checkpoint / "optimizer.pt").unlink()
+        (checkpoint / "state.pt").unlink()
     train(tiny(), quiet=True)
-    assert capsys.readouterr().err.count("optimizer.pt is missing") == 2
+    assert capsys.readouterr().err.count("state.pt is missing") == 2
     assert_same_run(run, trained)
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [2, 4])
 def test_checkpoints_of_other_formats_are_refused(version: int, tiny: Tiny, interrupted: Path, elsewhere: Path) -> None:
     run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
     checkpoint = run / "checkpoints/checkpoint-8"
-    if version == 1:
-        (checkpoint / Telemetry.FILE).rename(checkpoint / "telemetry.json")
-        (checkpoint / checkpoints.MANIFEST).unlink()
-    else:
-        manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
-        (checkpoint / checkpoints.MANIFEST).write_text(json.dumps({**manifest, "format": version}))
-    with pytest.raises(SettingsError, match=rf"checkpoint-8: checkpoint format {version}, this version reads 2"):
+    manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
+    (checkpoint / checkpoints.MANIFEST).write_text(json.dumps({**manifest, "format": version}))
+    with pytest.raises(SettingsError, match=rf"checkpoint-8: checkpoint format {version}, this version reads 3"):
         train(tiny(), quiet=True)
     assert steps(run) == [4, 8]
 
@@ -209,14 +207,14 @@ class Payload:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("name", ["state.pt", "random-0.pt"])
 def test_a_checkpoint_runs_no_code_even_if_its_checksums_are_right(
     name: str, tiny: Tiny, interrupted: Path, elsewhere: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
     checkpoint = run / "checkpoints/checkpoint-8"
     torch.save(Payload(tmp_path / "pwned"), checkpoint / name)
-    checkpoints.seal(checkpoint, fsdp=False)
+    checkpoints.seal(checkpoint, processes=1)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         train(tiny(), quiet=True)
     assert not (tmp_path / "pwned").exists()
@@ -437,6 +435,6 @@ def test_secrets_of_the_environment_stay_there(tiny: Tiny, elsewhere: Path, monk
     with pytest.raises(faults.Stopped):  # so that a checkpoint is there too
         train(tiny(seed=1))
     found = [path for path in elsewhere.rglob("*") if path.is_file()]
-    assert any(path.name == "trainer_state.json" for path in found)
+    assert any(path.name == "state.pt" for path in found)
     assert not [path for path in found if secret.encode() in path.read_bytes()]
     assert secret not in "".join(capfd.readouterr())

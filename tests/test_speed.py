@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nfcore import NormFreeConfig, NormFreeForCausalLM, runs, train, training
+from nfcore import NormFreeConfig, NormFreeForCausalLM, machine, runs, train, training
 from nfcore.model import Head
 from nfcore.settings import Experiment, SettingsError
 
@@ -20,7 +20,7 @@ from nfcore.settings import Experiment, SettingsError
 Tiny = Callable[..., Experiment]
 STEPS = 100
 COMPILER = [
-    pytest.mark.skipif(bool(training.why_not_compiled()), reason=str(training.why_not_compiled())),
+    pytest.mark.skipif(bool(machine.why_not_compiled()), reason=str(machine.why_not_compiled())),
     pytest.mark.filterwarnings("ignore"),  # in torch's own compiler
 ]
 
@@ -120,10 +120,10 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_in_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert training.resolve_precision("auto") == expected
-    assert training.resolve_precision("float16") == "float16"
+    assert machine.resolve_precision("auto") == expected
+    assert machine.resolve_precision("float16") == "float16"
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in older versions of torch
-    assert training.resolve_precision("auto") == "float32"
+    assert machine.resolve_precision("auto") == "float32"
 
 
 def test_record_tells_what_auto_was(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +153,8 @@ def test_attention_of_short_sequences_in_bfloat16(
         data={"context": context}, model={"max_position_embeddings": 1024}, training={"precision": precision}
     )
     tokens: Any = SimpleNamespace(train=np.zeros((8, context), np.uint16), validation=np.zeros((2, context), np.uint16))
-    trainer = training.make_trainer(experiment, tokens, tmp_path, 1)
-    assert trainer.raw_model.config._attn_implementation == expected
+    found = training.Training(experiment, tokens, tmp_path / "checkpoints", 1)
+    assert found.model.config._attn_implementation == expected
 
 
 def test_a_model_trained_with_plain_attention_loads_with_the_default(tiny: Tiny) -> None:
@@ -166,7 +166,7 @@ def test_a_model_trained_with_plain_attention_loads_with_the_default(tiny: Tiny)
 def test_freed_memory_is_kept() -> None:
     """Page faults of a program that takes and frees 64 MiB again and again; in a process of its own, for good."""
     code = (
-        "import resource, torch; from nfcore.training import keep_freed_memory\n"
+        "import resource, torch; from nfcore.machine import keep_freed_memory\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    for _ in range(10): torch.zeros(2**24)\n"

@@ -19,10 +19,10 @@ from torch import nn
 from transformers import TrainingArguments, get_polynomial_decay_schedule_with_warmup
 
 from nfcore import NormFreeConfig, NormFreeForCausalLM, checkpoints, head_entropy, prepare, runs, train, training
-from nfcore.data import Sequences, collate
 from nfcore.optimizer import HFAdamW
 from nfcore.settings import Experiment, SettingsError, TrainingSettings
-from nfcore.training import FirstBad, Telemetry, load_model, optimizer_and_schedule
+from nfcore.telemetry import Watch
+from nfcore.training import Training, load_model, optimizer_and_schedule
 
 
 Tiny = Callable[..., Experiment]
@@ -185,12 +185,15 @@ def test_accumulation_equals_the_full_batch(tiny: Tiny) -> None:
 def interrupt_at(step: int, experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train until ``step`` updates are done, then press Ctrl-C."""
 
-    def interrupt(self: Telemetry, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == step:
+    update = Training.update
+
+    def interrupt(self: Training) -> Any:
+        if self.step == step:
             raise KeyboardInterrupt
+        return update(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Telemetry, "on_step_begin", interrupt)
+        patch.setattr(Training, "update", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(experiment, quiet=True)
 
@@ -229,13 +232,14 @@ def test_killed_run_resumes(tiny: Tiny, trained: Path, elsewhere: Path) -> None:
     # Dies as by `kill -9`, with no chance to clean up, half way into the second checkpoint.
     program = (
         "import os, sys, yaml\n"
-        "from nfcore.training import NormFreeTrainer, train\n"
-        "save = NormFreeTrainer.save_model\n"
-        "def save_model(self, *args, **kwargs):\n"
-        "    save(self, *args, **kwargs)\n"
-        "    if self.state.global_step == 8:\n"
+        "from nfcore.telemetry import Telemetry\n"
+        "from nfcore.training import train\n"
+        "save = Telemetry.save\n"
+        "def killed(self, checkpoint):\n"
+        "    save(self, checkpoint)\n"
+        "    if checkpoint.name == 'checkpoint-8':\n"
         "        os.kill(os.getpid(), 9)\n"
-        "NormFreeTrainer.save_model = save_model\n"
+        "Telemetry.save = killed\n"
         "train(yaml.safe_load(sys.stdin), quiet=True)\n"
     )
     settings = yaml.safe_dump(tiny().to_dict())
@@ -261,14 +265,14 @@ def test_resumed_equals_uninterrupted_when_it_logs_seldom(
 def batches(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     """Every batch that a run of this experiment reads, (steps, B, T)."""
     seen: list[torch.Tensor] = []
-    step = training.NormFreeTrainer.training_step
+    update = Training.update
 
-    def spy(self: Any, model: Any, inputs: Any, *args: Any) -> torch.Tensor:
-        seen.append(inputs["input_ids"].clone())
-        return step(self, model, inputs, *args)
+    def spy(self: Training) -> Any:
+        seen.append(training.as_ids(self.batches[self.step]))
+        return update(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.NormFreeTrainer, "training_step", spy)
+        patch.setattr(Training, "update", spy)
         train(experiment, quiet=True)
     return torch.stack(seen)
 
@@ -526,7 +530,7 @@ def backward(model: NormFreeForCausalLM) -> None:
 
 def test_healthy_model_raises_no_flag() -> None:
     model = network()
-    bad = FirstBad(model, watch_gradients=True)
+    bad = Watch(model, watch_gradients=True)
     for step in (1, 2):
         bad.step.fill_(step)
         backward(model)
@@ -538,7 +542,7 @@ def test_healthy_model_raises_no_flag() -> None:
 def test_a_large_finite_gradient_is_an_explosion_and_is_clipped(size: float) -> None:
     """1e18 in every entry is finite; its norm overflows float32, and clipping by that would multiply it by zero."""
     model = network(tie_word_embeddings=False)
-    bad = FirstBad(model, watch_gradients=True)
+    bad = Watch(model, watch_gradients=True)
     parameters = list(model.parameters())
     bad.step.fill_(3)
     for p in parameters:
@@ -553,7 +557,7 @@ def test_a_large_finite_gradient_is_an_explosion_and_is_clipped(size: float) -> 
 
 def test_gradients_of_usual_size_keep_every_bit() -> None:
     model = network()
-    bad = FirstBad(model, watch_gradients=True)
+    bad = Watch(model, watch_gradients=True)
     backward(model)
     before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     bad.check_gradients()
@@ -573,7 +577,7 @@ def test_a_run_goes_on_after_an_explosion(tiny: Tiny) -> None:
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_bad_weights_are_found_in_the_forward_pass(layer: int) -> None:
     model = network(tie_word_embeddings=False)
-    bad = FirstBad(model, watch_gradients=True)
+    bad = Watch(model, watch_gradients=True)
     for step in (1, 2, 3):
         if step == 2:
             weight = model.lm_head.weight if layer == 2 else model.blocks[layer].ffn.down.weight
@@ -589,7 +593,7 @@ def test_bad_weights_are_found_in_the_forward_pass(layer: int) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_bad_gradients_are_found_in_the_backward_pass(layer: int, value: float, tied: bool) -> None:
     model = network(tie_word_embeddings=tied)
-    bad = FirstBad(model, watch_gradients=True)
+    bad = Watch(model, watch_gradients=True)
     model.blocks[layer].ffn.down.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], value),))
     bad.step.fill_(5)
     backward(model)
@@ -600,7 +604,7 @@ def test_bad_gradients_are_found_in_the_backward_pass(layer: int, value: float, 
 @pytest.mark.parametrize("tied", [True, False])
 def test_bad_gradient_of_the_logits_is_the_heads(tied: bool) -> None:
     model = network(tie_word_embeddings=tied)
-    bad = FirstBad(model, watch_gradients=True)
+    bad = Watch(model, watch_gradients=True)
     model.lm_head.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], float("nan")),))
     bad.step.fill_(1)
     backward(model)
@@ -610,7 +614,7 @@ def test_bad_gradient_of_the_logits_is_the_heads(tied: bool) -> None:
 
 def test_gradients_are_left_alone_where_loss_scaling_overflows_them() -> None:
     model = network()
-    bad = FirstBad(model, watch_gradients=False)
+    bad = Watch(model, watch_gradients=False)
     model.blocks[0].ffn.down.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], float("inf")),))
     backward(model)
     bad.check_gradients()
@@ -619,7 +623,7 @@ def test_gradients_are_left_alone_where_loss_scaling_overflows_them() -> None:
 
 def test_evaluation_raises_no_flag() -> None:
     model = network()
-    bad = FirstBad(model, watch_gradients=True)
+    bad = Watch(model, watch_gradients=True)
     model.blocks[0].ffn.down.weight.data.fill_(float("nan"))
     model.eval()(input_ids=torch.randint(VOCAB, (2, 8)))
     assert bad.events() == (None, None)
@@ -632,17 +636,17 @@ def test_evaluation_raises_no_flag() -> None:
 def test_bfloat16_keeps_the_residual_stream_as_asked(tiny: Tiny, residual: str) -> None:
     seen = set()
     experiment = tiny(model={"residual_dtype": residual}, training={"precision": "bfloat16", "steps": 3})
-    forward = training.NormFreeTrainer.training_step
+    update = Training.update
 
-    def spy(self: Any, model: Any, *args: Any) -> Any:
-        hook = model.blocks[0].register_forward_hook(lambda m, a, out: seen.add((a[0].dtype, out[0].dtype)))
+    def spy(self: Training) -> Any:
+        hook = self.model.blocks[0].register_forward_hook(lambda m, a, out: seen.add((a[0].dtype, out[0].dtype)))
         try:
-            return forward(self, model, *args)
+            return update(self)
         finally:
             hook.remove()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.NormFreeTrainer, "training_step", spy)
+        patch.setattr(Training, "update", spy)
         run = train(experiment, quiet=True)
     dtype = getattr(torch, residual)
     assert seen == {(dtype, dtype)}
@@ -683,12 +687,12 @@ def test_batch_larger_than_the_data_is_refused(tiny: Tiny, steps: int | None) ->
 def test_processes_must_divide_the_batch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(SettingsError, match=r"training\.batch_size: 8 is not a multiple of the 3 processes"):
-        training.make_trainer(tiny(), prepare(tiny().data), Path("unused"), 1)
+        Training(tiny(), prepare(tiny().data), Path("unused"), 1)
 
 
 def test_one_process_shards_nothing(tiny: Tiny) -> None:
     with pytest.raises(SettingsError, match=r"fsdp: needs several processes"):
-        training.make_trainer(tiny(), prepare(tiny().data), Path("unused"), 1, fsdp=True)
+        Training(tiny(), prepare(tiny().data), Path("unused"), 1, fsdp=True)
 
 
 def test_progress_says_what_is_left(
@@ -703,8 +707,7 @@ def test_progress_says_what_is_left(
 
 
 def test_training_imports_no_logger() -> None:
-    # `datasets` is not among them: Trainer imports it where it is installed.
-    names = ["wandb", "tensorboard", "trackio", "papermill", "snakemake", "matplotlib", "IPython"]
+    names = ["datasets", "wandb", "tensorboard", "trackio", "papermill", "snakemake", "matplotlib", "IPython"]
     program = f"import sys, nfcore.training; print([n for n in {names} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -712,10 +715,10 @@ def test_training_imports_no_logger() -> None:
 
 def test_token_losses_leave_the_mode_of_the_model() -> None:
     model = network().train()
-    rows = Sequences(np.random.default_rng(0).integers(0, VOCAB, (5, 8)))
+    rows = np.random.default_rng(0).integers(0, VOCAB, (5, 8))
     losses = training.token_losses(model, rows, batch_size=2)
     assert losses.shape == (5, 7)
     assert losses.dtype == torch.float32
     assert model.training
-    ids = collate([rows[i] for i in range(5)])["input_ids"]
+    ids = training.as_ids(rows)
     assert float(losses.mean()) == pytest.approx(float(model.eval()(input_ids=ids, labels=ids).loss.detach()), abs=1e-6)
