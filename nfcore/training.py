@@ -155,7 +155,7 @@ class Training:
         self.precision = machine.resolve_precision(settings.precision)
         self.accelerator = _accelerator(self.precision, settings.compile, fsdp, report_to, checkpoint_dir.parent)
         torch.manual_seed(experiment.seed)
-        self.model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model))).to(self.accelerator.device)  # type: ignore[arg-type]
+        self.model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model))).to(self.accelerator.device)
         self._fit_to_machine(experiment.data.context)
         optimizer, self.schedule = optimizer_and_schedule(self.model, settings, steps)
         self.watch = Watch(self.model, watch_gradients=self.precision != "float16")
@@ -238,7 +238,7 @@ class Training:
         self.watch.check_gradients()
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.max_grad_norm)
         self.optimizer.step()
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         if not accelerator.optimizer_step_was_skipped:  # as the loss scaler does in float16
             self.schedule.step()
         self.optimizer.zero_grad()
