@@ -23,6 +23,10 @@ from nfcore import faults
 from nfcore.settings import Experiment, SettingsError, override, project_root, read_yaml
 
 
+# Modules of the extra `book` that commands import.
+BOOK = ("datasets", "IPython", "jupytext", "matplotlib", "myst_nb", "nbformat", "papermill", "scipy", "tabulate")
+
+
 def read_experiment(source: str, assignments: list[str]) -> Experiment:
     """An experiment from a YAML file or, written ``PRESET/ID``, from a preset's grid, with ``section.field=value``."""
     from nfcore import study
@@ -259,10 +263,11 @@ def study(args: argparse.Namespace) -> int:
 
 def claims(args: argparse.Namespace) -> int:
     """Print the verdicts; exit with 1 if a recorded one does not follow from the recorded runs."""
-    from nfcore import claims as ledger
     from nfcore.study import Study
 
-    study = Study.load(args.source)
+    study = Study.load(args.source)  # first, for it is what an installed package lacks
+    from nfcore import claims as ledger
+
     frame = ledger.statistics(study.runs(), study)
     table, (over_cells, _) = ledger.verdicts(frame), ledger.correlations(frame)
     found = ledger.summary(table, over_cells)
@@ -368,7 +373,8 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return failed(f"{where}{error.strerror or error}", 2)
     except ImportError as error:
-        return failed(f"{error}; it comes with the environment of `make`, or with `pip install nfcore[book]`", 2)
+        extra = "; it is in nfcore's extra `book`, which `make` installs in a checkout" if error.name in BOOK else ""
+        return failed(f"{error}{extra}", 2)
     except faults.OutOfMemory as error:
         return failed(error, faults.OUT_OF_MEMORY)
     except RuntimeError as error:

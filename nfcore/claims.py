@@ -16,7 +16,7 @@ from scipy import stats
 
 from nfcore import runs
 from nfcore.presets import MAIN
-from nfcore.settings import SettingsError, check_keys, check_type, choice, project_root, read_yaml
+from nfcore.settings import SettingsError, check_keys, check_type, checkout_file, choice, read_yaml
 from nfcore.shares import entropy_ceiling
 from nfcore.study import NAME, Study
 
@@ -52,9 +52,7 @@ _TEST = (
 
 def read_ledger() -> dict[str, Any]:
     """``data/claims.yaml``, checked against the study's cells. Raises SettingsError."""
-    ledger = check_keys(
-        read_yaml(project_root() / "data" / "claims.yaml"), ("groups", "tests", "correlations"), "claims"
-    )
+    ledger = check_keys(read_yaml(checkout_file("data", "claims.yaml")), ("groups", "tests", "correlations"), "claims")
     cells = Study.load().cells
     for test in ledger["tests"]:
         where = f"claims {test.get('id')}"

@@ -35,7 +35,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as transformers_logging
 
-from nfcore import checkpoints, faults, runs
+from nfcore import checkpoints, convert, faults, runs
 from nfcore.cost import memory_bytes
 from nfcore.data import Sequences, TokenData, collate, prepare, set_malloc
 from nfcore.entropy import attention_statistics
@@ -89,7 +89,7 @@ def token_losses(model: NormFreeForCausalLM, sequences: Any, batch_size: int) ->
     for start in range(0, len(sequences), batch_size):
         stop = min(start + batch_size, len(sequences))
         ids = collate([sequences[i] for i in range(start, stop)])["input_ids"].to(model.device)
-        logits = model(input_ids=ids).logits.float().flatten(0, 1)  # (B T, V)
+        logits = model(input_ids=ids, use_cache=False).logits.float().flatten(0, 1)  # (B T, V)
         all_losses = F.cross_entropy(logits, ids.roll(-1, 1).flatten(), reduction="none").view(ids.shape)
         losses.append(all_losses[:, :-1].cpu())  # the last position has nothing to predict
     model.train(training)
@@ -708,8 +708,7 @@ def _finish(experiment: Experiment, directory: Path, trainer: NormFreeTrainer, t
     files.append(directory / "settings.yaml")
     diverged = telemetry.diverged
     if not diverged:
-        trainer.raw_model.save_pretrained(directory / "model", state_dict=weights)
-        tokens.tokenizer.save(str(directory / "model" / "tokenizer.json"))
+        convert.save(trainer.raw_model, tokens.tokenizer, directory / "model", weights)
         files += [f for f in (directory / "model").iterdir() if f.is_file()]
     record = {
         "id": experiment.id,
@@ -772,7 +771,8 @@ def provenance(experiment: Experiment, trainer: NormFreeTrainer, tokens: TokenDa
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, with ``+changes`` where tracked files differ from it; None outside a checkout."""
+    """The checkout's commit, with ``+changes`` where tracked files differ from it; None outside a checkout, also where
+    nfcore is installed below the files of another one."""
     root = Path(__file__).resolve().parent
 
     def git(*args: str) -> str:
@@ -781,6 +781,7 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
