@@ -14,12 +14,13 @@ else
 ENVIRONMENT := .venv/.installed
 endif
 
-.PHONY: help book test torture lint audit notebooks bench pdf zip links lock clean
+.PHONY: help book test versions torture lint audit notebooks bench pdf zip links lock clean
 
 help:
 	@echo "make book [PRESET=smoke|quick|gpu|paper]  train what is missing, run the notebooks, build the book; STRICT=1: none"
 	@echo "                if a notebook failed"
 	@echo "make test       run all tests and re-execute the committed notebooks"
+	@echo "make versions   run the tests of the model under the first and the newest transformers"
 	@echo "make torture    the long form of the tests that kill and damage; counts accumulate in data/recorded/torture.json"
 	@echo "make lint       check formatting, lint, spelling, style of the prose and types"
 	@echo "make audit      ask the public database of vulnerabilities about the locked versions"
@@ -39,6 +40,9 @@ PYTEST := .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reor
 test: $(ENVIRONMENT)
 	$(PYTEST)
 	$(PYTEST) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg book/notebooks
+
+versions: $(ENVIRONMENT)
+	.venv/bin/python -m tests.versions
 
 torture: $(ENVIRONMENT)
 	.venv/bin/python -m tests.torture

@@ -23,6 +23,10 @@ from nfcore import faults
 from nfcore.settings import Experiment, SettingsError, override, project_root, read_yaml
 
 
+# Modules of the extra `book` that commands import.
+BOOK = ("datasets", "IPython", "jupytext", "matplotlib", "myst_nb", "nbformat", "papermill", "scipy", "tabulate")
+
+
 def read_experiment(source: str, assignments: list[str]) -> Experiment:
     """An experiment from a YAML file or, written ``PRESET/ID``, from a preset's grid, with ``section.field=value``."""
     from nfcore import study
@@ -294,19 +298,20 @@ def study(args: argparse.Namespace) -> int:
 
 def claims(args: argparse.Namespace) -> int:
     """Print the verdicts; exit with 1 if a recorded one does not follow from the recorded runs."""
-    from nfcore import claims as ledger
     from nfcore.study import STUDIES, Study
 
+    studies = [Study.load(name, args.source) for name in args.study or STUDIES]  # first: an installed package has none
+    from nfcore import claims as ledger
+
     code = 0
-    for name in args.study or STUDIES:
-        study = Study.load(name, args.source)
-        found = ledger.summary(ledger.statistics(study.runs(), study), name)
-        print(f"{name}\n{found.to_markdown(index=False, tablefmt='simple', floatfmt='.3f')}\n")
+    for study in studies:
+        found = ledger.summary(ledger.statistics(study.runs(), study), study.name)
+        print(f"{study.name}\n{found.to_markdown(index=False, tablefmt='simple', floatfmt='.3f')}\n")
         if args.record:
-            print(ledger.record(found, name))
+            print(ledger.record(found, study.name))
         elif args.source == "recorded":
-            for line in ledger.outdated(found, name):
-                print(f"nfcore: {name}: {line}", file=sys.stderr)
+            for line in ledger.outdated(found, study.name):
+                print(f"nfcore: {study.name}: {line}", file=sys.stderr)
                 code = 1
     return code
 
@@ -403,7 +408,8 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return failed(f"{where}{error.strerror or error}", 2)
     except ImportError as error:
-        return failed(f"{error}; it comes with the environment of `make`, or with `pip install nfcore[book]`", 2)
+        extra = "; it is in nfcore's extra `book`, which `make` installs in a checkout" if error.name in BOOK else ""
+        return failed(f"{error}{extra}", 2)
     except faults.OutOfMemory as error:
         return failed(error, faults.OUT_OF_MEMORY)
     except RuntimeError as error:

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from nfcore import runs
-from nfcore.settings import SettingsError, check_keys, choice, project_root, read_yaml
+from nfcore.settings import SettingsError, check_keys, checkout_file, choice, read_yaml
 from nfcore.shares import early_layers, entropy_ceiling, late_layers
 from nfcore.study import SPARE, Study
 
@@ -56,7 +56,7 @@ _TEST = (
 
 def read_ledger(study: str = "study") -> dict[str, Any]:
     """The tests of a study, checked against its cells. Raises SettingsError."""
-    ledger = read_yaml(project_root() / "data" / LEDGERS[study])
+    ledger = read_yaml(checkout_file("data", LEDGERS[study]))
     check_keys(ledger, ("disclosures", "trained", "groups", "families", "tests", "correlations"), study)
     cells = Study.load(study).cells
     for test in ledger["tests"]:
@@ -85,7 +85,7 @@ def statistics(shown: runs.Runs, study: Study) -> pd.DataFrame:
     by_settings: dict[str, list[str]] = {}
     for e in (e for e in study.experiments() if e.seed < SPARE):
         by_settings.setdefault(replace(e, seed=0).id, []).append(e.id)
-    bounds = read_yaml(project_root() / "data" / LEDGERS["study"])["trained"]
+    bounds = read_yaml(checkout_file("data", LEDGERS["study"]))["trained"]
     measured = {run: _statistics(rows.loc[run], tables, run, bounds) for run in rows.index}
     found = []
     for cell in study.cells.values():

@@ -10,12 +10,14 @@ norm likewise in ``NORMS``.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -26,7 +28,19 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from nfcore.settings import SHAPES, ModelSettings, SettingsError, from_mapping
+from nfcore.settings import SHAPES, ModelSettings, SettingsError, check_keys, from_mapping
+
+
+TRIED = ("5.17", "5.24")  # the first and the last series of transformers that pass tests/test_model.py: `make versions`
+
+
+def _series(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
+
+
+if not _series(TRIED[0]) <= _series(transformers.__version__) <= _series(TRIED[1]):
+    tried = " to ".join(TRIED)
+    warnings.warn(f"nfcore was tested with transformers {tried}, not with {transformers.__version__}", stacklevel=2)
 
 
 class NormFreeConfig(PreTrainedConfig):
@@ -37,7 +51,11 @@ class NormFreeConfig(PreTrainedConfig):
     """
 
     model_type = "normfree"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    use_cache: bool = True
 
     def __init__(self, **kwargs: Any) -> None:
         names = {f.name for f in fields(ModelSettings)}
@@ -48,9 +66,16 @@ class NormFreeConfig(PreTrainedConfig):
 
     @classmethod
     def from_shape(cls, shape: str, **changes: Any) -> NormFreeConfig:
-        """A named size (:data:`nfcore.settings.SHAPES`) with ``changes``."""
+        """A named size (:data:`nfcore.settings.SHAPES`) with ``changes``, fields of this class.
+
+        Raises:
+            SettingsError: an unknown shape or field, or a value that is not allowed.
+        """
         if shape not in SHAPES:
             raise SettingsError(f"shape: {shape!r} is not one of {', '.join(SHAPES)}")
+        known = [f.name for f in fields(ModelSettings)]
+        theirs = {*vars(cls()), *dir(cls), "attn_implementation"}
+        check_keys({name: value for name, value in changes.items() if name not in theirs}, known, "model")
         return cls(**{**SHAPES[shape], **changes})
 
 
@@ -122,11 +147,11 @@ NORMS: dict[str, Callable[[NormFreeConfig], nn.Module]] = {
 # --- the decoder ------------------------------------------------------------------------------------------------
 
 
-def rotary_angles(config: NormFreeConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_angles(config: NormFreeConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin, each (B or 1, 1, T, R), for the first R = rotary_fraction K dimensions of a head (RoFormer)."""
     width = int(config.rotary_fraction * (config.hidden_size // config.num_attention_heads)) // 2 * 2
-    exponent = torch.arange(0, width, 2, device=position_ids.device, dtype=torch.float32) / max(width, 1)
-    angles = position_ids[:, None, :, None].float() * config.rotary_base**-exponent  # (B, 1, T, R/2)
+    exponent = torch.arange(0, width, 2, device=position_ids.device, dtype=dtype) / max(width, 1)
+    angles = position_ids[:, None, :, None].to(dtype) * config.rotary_base**-exponent  # (B, 1, T, R/2)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
@@ -151,6 +176,16 @@ def causal_attention(
     return (weights @ v).transpose(1, 2), weights
 
 
+class QKV(nn.Linear):
+    """Queries, keys and values (B, T, 3 D) of x (B, T, D), with the bias of :class:`Attention` in the same product.
+
+    In half precision a sum that is added later is rounded twice, and the runs on record were rounded once.
+    """
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, self.weight, bias)
+
+
 class Attention(nn.Module):
     is_causal = True
 
@@ -159,7 +194,7 @@ class Attention(nn.Module):
         self.config, self.layer_idx = config, layer_idx
         d = config.hidden_size
         self.head_width = d // config.num_attention_heads
-        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.qkv = QKV(d, 3 * d, bias=False)
         # The paper gives query and key a bias and the value none: one vector for the first two thirds, or all three.
         self.biased = {"paper": 2, "all": 3, "none": 0}[config.biases]
         self.qkv_bias = nn.Parameter(torch.zeros(self.biased * d)) if self.biased else None
@@ -170,7 +205,11 @@ class Attention(nn.Module):
         self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None
     ) -> tuple[Tensor, Tensor | None]:
         bias = None if self.qkv_bias is None else F.pad(self.qkv_bias, (0, (3 - self.biased) * x.shape[-1]))
-        qkv = F.linear(x, self.qkv.weight, bias)  # (B, T, 3 D)
+        if isinstance(self.qkv, QKV):
+            qkv = self.qkv(x, bias)  # (B, T, 3 D)
+        else:  # whatever an adapter or a quantiser has put in its place
+            qkv = self.qkv(x)
+            qkv = qkv if bias is None else qkv + bias.to(qkv.dtype)
         q, k, v = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in qkv.chunk(3, -1))
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)  # (B, H, T, K)
@@ -194,7 +233,7 @@ class FeedForward(nn.Module):
 
 
 class Block(GradientCheckpointingLayer):
-    """Pre-norm block on a residual stream x (B, T, D) whose dtype is the config's, not the weights'."""
+    """Pre-norm block on a residual stream x (B, T, D); its norms and products have the dtype ``compute``."""
 
     def __init__(self, config: NormFreeConfig, layer_idx: int) -> None:
         super().__init__()
@@ -208,11 +247,11 @@ class Block(GradientCheckpointingLayer):
         self,
         x: Tensor,
         activation: nn.Module,
+        compute: torch.dtype,
         mask: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        compute = self.ffn.up.weight.dtype
         attended, weights = self.attention(self.attention_norm(x.to(compute)), mask, rotary, cache)
         after = x + attended.to(x.dtype)
         source = x if self.parallel else after
@@ -220,15 +259,24 @@ class Block(GradientCheckpointingLayer):
 
 
 class Head(nn.Linear):
-    """Logits (B, T, V) of x (B, T, D) from a weight (V, D). ``multiple``: multiply as if V were its next multiple,
-    which GPUs are faster at; the rows between are zeros made on the way, whose logits nobody sees."""
+    """Logits (B, T, V) of x (B, T, D), or with ``labels`` their loss, of which no more than a part is held at a time.
+
+    ``multiple``: pad the weight (V, D) with zeros to a multiple of it, which GPUs are faster at; the logits beyond V
+    are dropped.
+    """
 
     multiple = 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        vocabulary = len(self.weight)
-        extra = -vocabulary % self.multiple
-        return F.linear(x, F.pad(self.weight, (0, 0, 0, extra)))[..., :vocabulary] if extra else super().forward(x)
+    def forward(self, x: Tensor, labels: Tensor | None = None, items: int | Tensor | None = None) -> Tensor:
+        if labels is not None:
+            given, wanted, options = x[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), nn.LinearCrossEntropyOptions()
+            reduction = "mean" if items is None else "sum"
+            loss = F.linear_cross_entropy(given, self.weight, wanted, reduction=reduction, options=options)
+            return loss if items is None else loss / items
+        extra = -len(self.weight) % self.multiple
+        if not extra:
+            return super().forward(x)
+        return F.linear(x, F.pad(self.weight, (0, 0, 0, extra)))[..., :-extra]
 
 
 class NormFreePreTrainedModel(PreTrainedModel):
@@ -236,6 +284,7 @@ class NormFreePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -277,6 +326,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "embed.weight"}  # noqa: RUF012
+    accepts_loss_kwargs = True  # Trainer hands num_items_in_batch to forward
 
     def __init__(self, config: NormFreeConfig) -> None:
         super().__init__(config)
@@ -294,8 +344,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         self.final_norm = NORMS[config.final_norm](config)
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self.loss_alone = self.chunked_loss = False  # see forward
-        if config.tie_word_embeddings:
-            self._keys_to_ignore_on_save = ["lm_head.weight"]  # so that its absence from a checkpoint is no surprise
+        self._note_tied(bool(config.tie_word_embeddings))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -324,9 +373,18 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         values = (getattr(activation, name, None) for activation in self.activations)
         return [value for value in values if isinstance(value, nn.Parameter)]
 
+    def _note_tied(self, tied: bool) -> None:
+        self.config.tie_word_embeddings = tied
+        self._keys_to_ignore_on_save = {"lm_head.weight"} if tied else set()  # Trainer resumes without a warning
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As of any model; head and embedding are written as they are, tied or not, whatever the config said."""
+        self._note_tied(self.lm_head.weight is self.embed.weight)
+        super().save_pretrained(*args, **kwargs)
+
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -334,181 +392,94 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_attentions: bool | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Next-token logits (B, T, V), and with ``labels`` (B, T) the mean cross-entropy in nats per predicted token.
+        output_hidden_states: bool | None = None,
+        inputs_embeds: Tensor | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Next-token logits (B, T, V), and with ``labels`` (B, T) the cross-entropy in nats per predicted token.
 
-        ``labels`` are the inputs themselves; the shift by one is done here, -100 is ignored. ``output_attentions``
-        needs ``attn_implementation="eager"``. To measure attention entropy use :func:`nfcore.head_entropy`, which
-        needs neither. A model in training with ``labels`` leaves the logits out where its attribute ``loss_alone`` is
-        set, and does not even hold those of all tokens at a time where ``chunked_loss`` is.
+        ``labels`` are the inputs themselves; the shift by one is done here, -100 is ignored. The loss is the mean, or
+        the sum over ``num_items_in_batch``. Arguments and outputs are those of Hugging Face's GPT-2, with two
+        differences: positions are counted from the first token that ``attention_mask`` (B, T) shows, and a model in
+        training keeps no cache unless ``use_cache`` asks for one. ``cache`` is transformers' new name for
+        ``past_key_values``. To measure attention entropy use :func:`nfcore.head_entropy`, which needs no maps.
+
+        A model in training with ``labels`` leaves the logits out where its attribute ``loss_alone`` is set, and does
+        not even hold those of all tokens at a time where ``chunked_loss`` is.
+
+        Raises:
+            ValueError: both or neither of ``input_ids`` and ``inputs_embeds``; ``output_attentions`` without
+                ``attn_implementation="eager"``; a cache together with gradient checkpointing.
         """
-        if output_attentions and self.config._attn_implementation != "eager":
+        config = cast(NormFreeConfig, self.config)
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        if use_cache is None:
+            use_cache = config.use_cache and not self.training
+        cache = past_key_values if cache is None else cache
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("forward: give either input_ids or inputs_embeds")
+        if output_attentions and config._attn_implementation != "eager":
             raise ValueError('output_attentions=True needs attn_implementation="eager"')
-        if use_cache and self.training and self.is_gradient_checkpointing:
+        recomputing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+        if use_cache and self.training and recomputing and torch.is_grad_enabled():
             raise ValueError("use_cache=True: gradient checkpointing recomputes and would fill the cache twice")
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if position_ids is None:
-            position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)[None]  # (1, T)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=config)
 
-        x = self.embed(input_ids)  # (B, T, D)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
+        compute = x.dtype
+        if position_ids is None:
+            past = 0 if cache is None else cache.get_seq_length()
+            position_ids = (torch.arange(x.shape[1], device=x.device) + past)[None]  # (1, T)
+            if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -x.shape[1] :]  # (B, T)
+        mask = create_causal_mask(config, x, attention_mask, cache, position_ids)
+        rotary = None
         if self.positions is not None:
             x = x + self.positions(position_ids)
-            rotary = None
         else:
-            rotary = rotary_angles(cast(NormFreeConfig, self.config), position_ids)
-        x = self.dropout(x).to(getattr(torch, self.config.residual_dtype))
+            rotary = rotary_angles(config, position_ids, torch.promote_types(compute, torch.float32))
+        residual = getattr(torch, config.residual_dtype)
+        if residual == torch.float32:
+            residual = torch.promote_types(residual, compute)  # a model in float64 stays in it
+        x = self.dropout(x).to(residual)
 
-        maps = []
+        states, maps = [], []
         for i, block in enumerate(self.blocks):
-            activation = self.activations[i % len(self.activations)]
-            x, weights = block(x, activation, mask, rotary, past_key_values)
-            maps.append(weights)
+            if output_hidden_states:
+                states.append(x)
+            x, weights = block(x, self.activations[i % len(self.activations)], compute, mask, rotary, cache)
+            if output_attentions:
+                maps.append(weights)
+        x = self.final_norm(x.to(compute))
+        if output_hidden_states:
+            states.append(x)
 
-        x = self.final_norm(x.to(self.lm_head.weight.dtype))
-        if self.chunked_loss and self.training and labels is not None:
-            given, wanted = x[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-            options = nn.LinearCrossEntropyOptions()
-            chunked = F.linear_cross_entropy(given, self.lm_head.weight, wanted, options=options)
-            return CausalLMOutputWithPast(loss=cast(torch.FloatTensor, chunked))
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(x[:, keep])  # (B, T, V)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=None if self.loss_alone and self.training and labels is not None else logits,
-            past_key_values=past_key_values,
-            attentions=tuple(maps) if output_attentions else None,
-        )
+        training = self.training and labels is not None
+        if training and self.chunked_loss:
+            if not isinstance(self.lm_head, Head):
+                raise ValueError(
+                    f"chunked_loss: needs lm_head to be a Head, which is {type(self.lm_head).__name__} now"
+                )
+            loss, logits = self.lm_head(x, labels, num_items_in_batch), None
+        else:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            loss, logits = None, self.lm_head(x[:, keep])  # (B, T, V)
+            if labels is not None:
+                options = dict(vocab_size=config.vocab_size, num_items_in_batch=num_items_in_batch)
+                loss = self.loss_function(logits=logits, labels=labels, **options)
+        if training and self.loss_alone:
+            logits = None
+        # By position: transformers 5.24 renamed past_key_values to cache.
+        output = CausalLMOutputWithPast(loss, logits, cache, tuple(states) or None, tuple(maps) or None)
+        as_dict = config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
 
 AutoConfig.register("normfree", NormFreeConfig)
 AutoModelForCausalLM.register(NormFreeConfig, NormFreeForCausalLM)
-
-
-# --- pretrained weights of others -------------------------------------------------------------------------------
-
-
-def from_gpt2(
-    hf_model: PreTrainedModel, *, norm: str | None = None, final_norm: str | None = None, **changes: Any
-) -> NormFreeForCausalLM:
-    """Take over a Hugging Face ``GPT2LMHeadModel``.
-
-    ``norm`` / ``final_norm``: None keeps the LayerNorms with their weights, ``rmsnorm`` keeps the gains, ``none``
-    drops them. ``changes`` are other config fields, such as ``activation``.
-
-    Raises:
-        SettingsError: the model uses a feature that this decoder does not have.
-    """
-    hf = hf_model.config
-    if hf.model_type != "gpt2":
-        raise SettingsError(f"from_gpt2: a {hf.model_type!r} model is not a GPT-2")
-    if not hf.scale_attn_weights or hf.scale_attn_by_inverse_layer_idx:
-        raise SettingsError("from_gpt2: attention scaled other than by 1/sqrt(head width) is not supported")
-    config = _config_like(hf, "gpt2", hf.activation_function, hf.n_inner, hf.layer_norm_epsilon, norm, final_norm)
-    source = hf_model.state_dict()
-    state = {"embed.weight": source["transformer.wte.weight"], "positions.weight": source["transformer.wpe.weight"]}
-    for i in range(hf.n_layer):
-        theirs, ours = f"transformer.h.{i}.", f"blocks.{i}."
-        state[ours + "attention.qkv.weight"] = source[theirs + "attn.c_attn.weight"].T
-        state[ours + "attention.qkv_bias"] = source[theirs + "attn.c_attn.bias"]
-        for name, part in (("attention.out", "attn.c_proj"), ("ffn.up", "mlp.c_fc"), ("ffn.down", "mlp.c_proj")):
-            state[f"{ours}{name}.weight"] = source[f"{theirs}{part}.weight"].T
-            state[f"{ours}{name}.bias"] = source[f"{theirs}{part}.bias"]
-        _copy_norm(state, ours + "attention_norm.", source, theirs + "ln_1.")
-        _copy_norm(state, ours + "ffn_norm.", source, theirs + "ln_2.")
-    _copy_norm(state, "final_norm.", source, "transformer.ln_f.")
-    state["lm_head.weight"] = source["lm_head.weight"]
-    return _build(config, state, changes, hf_model)
-
-
-def from_gpt_neox(
-    hf_model: PreTrainedModel, *, norm: str | None = None, final_norm: str | None = None, **changes: Any
-) -> NormFreeForCausalLM:
-    """Take over a Hugging Face ``GPTNeoXForCausalLM`` (Pythia); arguments and errors as :func:`from_gpt2`."""
-    hf = hf_model.config
-    if hf.model_type != "gpt_neox":
-        raise SettingsError(f"from_gpt_neox: a {hf.model_type!r} model is not a GPT-NeoX")
-    rope = hf.rope_parameters
-    if not hf.use_parallel_residual or not hf.attention_bias or rope.get("rope_type", "default") != "default":
-        raise SettingsError(
-            "from_gpt_neox: only models with parallel residual, attention biases and plain rotary positions"
-        )
-    config = _config_like(hf, "pythia", hf.hidden_act, hf.intermediate_size, hf.layer_norm_eps, norm, final_norm)
-    config |= dict(rotary_fraction=rope.get("partial_rotary_factor", 1.0), rotary_base=float(rope["rope_theta"]))
-    source = hf_model.state_dict()
-    state = {"embed.weight": source["gpt_neox.embed_in.weight"]}
-    d, heads = hf.hidden_size, hf.num_attention_heads
-    for i in range(hf.num_hidden_layers):
-        theirs, ours = f"gpt_neox.layers.{i}.", f"blocks.{i}."
-        # GPT-NeoX stores (head, q k v, head width), we store (q k v, head, head width)
-        weight = source[theirs + "attention.query_key_value.weight"].view(heads, 3, d // heads, d)
-        state[ours + "attention.qkv.weight"] = weight.transpose(0, 1).reshape(3 * d, d)
-        bias = source[theirs + "attention.query_key_value.bias"].view(heads, 3, d // heads)
-        state[ours + "attention.qkv_bias"] = bias.transpose(0, 1).reshape(3 * d)
-        parts = (
-            ("attention.out", "attention.dense"),
-            ("ffn.up", "mlp.dense_h_to_4h"),
-            ("ffn.down", "mlp.dense_4h_to_h"),
-        )
-        for name, part in parts:
-            for kind in ("weight", "bias"):
-                state[f"{ours}{name}.{kind}"] = source[f"{theirs}{part}.{kind}"]
-        _copy_norm(state, ours + "attention_norm.", source, theirs + "input_layernorm.")
-        _copy_norm(state, ours + "ffn_norm.", source, theirs + "post_attention_layernorm.")
-    _copy_norm(state, "final_norm.", source, "gpt_neox.final_layer_norm.")
-    state["lm_head.weight"] = source["lm_head.weight"]
-    return _build(config, state, changes, hf_model)
-
-
-def _config_like(
-    hf: Any, family: str, activation: str, inner: int | None, eps: float, norm: str | None, final_norm: str | None
-) -> dict[str, Any]:
-    known = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-    if activation not in known:
-        raise SettingsError(f"activation: {activation!r} of the given model is not one of {', '.join(known)}")
-    return dict(
-        family=family,
-        vocab_size=hf.vocab_size,
-        hidden_size=hf.hidden_size,
-        num_hidden_layers=hf.num_hidden_layers,
-        num_attention_heads=hf.num_attention_heads,
-        intermediate_size=inner,
-        max_position_embeddings=hf.max_position_embeddings,
-        norm=norm or "layernorm",
-        final_norm=final_norm or "layernorm",
-        norm_eps=eps,
-        activation=known[activation],
-        biases="all",
-        tie_word_embeddings=hf.tie_word_embeddings,
-    )
-
-
-def _copy_norm(state: dict[str, Tensor], ours: str, source: dict[str, Tensor], theirs: str) -> None:
-    for kind in ("weight", "bias"):
-        state[ours + kind] = source[theirs + kind]
-
-
-def _build(
-    config: dict[str, Any], state: dict[str, Tensor], changes: dict[str, Any], hf_model: PreTrainedModel
-) -> NormFreeForCausalLM:
-    """A model of ``config`` with the weights of ``state``; only norm and bias weights it lacks may be left over."""
-    model = NormFreeForCausalLM(NormFreeConfig(**{**config, **changes}))
-    sizes = {name: p.shape for name, p in model.state_dict().items()}
-    missing, unused = model.load_state_dict({n: w for n, w in state.items() if sizes.get(n, w.shape) == w.shape}, False)
-    wrong = [k for k in missing if not k.startswith("activations.")] + [k for k in unused if "norm." not in k]
-    if wrong:
-        raise SettingsError(f"the given model's weights do not fit: {', '.join(wrong[:4])}")
-    model.to(device=hf_model.device, dtype=hf_model.dtype)  # type: ignore[call-arg]
-    return model.train(hf_model.training)

@@ -77,6 +77,17 @@ def project_root() -> Path:
     return checkout if (checkout / "data" / "published").is_dir() else Path.cwd()
 
 
+def checkout_file(*parts: str) -> Path:
+    """A file that only a checkout has. Raises SettingsError where there is no checkout."""
+    path = project_root().joinpath(*parts)
+    if not path.exists():
+        raise SettingsError(
+            f"{path}: not found; it comes with a checkout of the project, not with the installed package: work in the "
+            "checkout, or name it in NFCORE_ROOT"
+        )
+    return path
+
+
 def choice(where: str, value: object, allowed: typing.Iterable[object]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:

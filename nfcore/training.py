@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from transformers.utils import logging as transformers_logging
 
-from nfcore import checkpoints, faults, machine, runs
+from nfcore import checkpoints, convert, faults, machine, runs
 from nfcore.cost import memory_bytes
 from nfcore.data import TokenData, prepare
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
@@ -95,7 +95,7 @@ def token_losses(model: NormFreeForCausalLM, sequences: Any, batch_size: int) ->
     for start in range(0, len(sequences), batch_size):
         stop = min(start + batch_size, len(sequences))
         ids = as_ids(sequences[start:stop]).to(model.device)
-        logits = model(input_ids=ids).logits.float().flatten(0, 1)  # (B T, V)
+        logits = model(input_ids=ids, use_cache=False).logits.float().flatten(0, 1)  # (B T, V)
         all_losses = F.cross_entropy(logits, ids.roll(-1, 1).flatten(), reduction="none").view(ids.shape)
         losses.append(all_losses[:, :-1].cpu())  # the last position has nothing to predict
     model.train(training)
@@ -585,8 +585,7 @@ def _finish(experiment: Experiment, directory: Path, training: Training, tokens:
     files.append(directory / "settings.yaml")
     if not diverged:
         transformers_logging.disable_progress_bar()
-        training.model.save_pretrained(directory / "model", state_dict=weights)
-        tokens.tokenizer.save(str(directory / "model" / "tokenizer.json"))
+        convert.save(training.model, tokens.tokenizer, directory / "model", weights)
         files += [f for f in (directory / "model").iterdir() if f.is_file()]
     record = {
         "id": experiment.id,
@@ -657,7 +656,8 @@ def unigram_loss(tokens: TokenData, sequences: int | None) -> float:
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, with ``+changes`` where tracked files differ from it; None outside a checkout."""
+    """The checkout's commit, with ``+changes`` where tracked files differ from it; None outside a checkout, also where
+    nfcore is installed below the files of another one."""
     root = Path(__file__).resolve().parent
 
     def git(*args: str) -> str:
@@ -666,6 +666,7 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

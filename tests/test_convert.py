@@ -1,0 +1,343 @@
+"""The decoder against Hugging Face's own GPT-2 and GPT-NeoX: logits, loss, gradients, generation, and the way back."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GPTNeoXModel,
+    PreTrainedModel,
+)
+
+from nfcore import from_gpt2, from_gpt_neox, to_gpt2, to_gpt_neox
+from nfcore.settings import SettingsError
+from tests.test_model import VOCAB, ours, reloaded, spread, tokens
+
+
+class OracleRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), times the gain of the LayerNorm it replaces."""
+
+    def __init__(self, layer_norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.eps = layer_norm.weight, layer_norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+
+REPLACEMENTS: dict[str, Callable[[nn.LayerNorm], nn.Module]] = {
+    "layernorm": lambda norm: norm,
+    "rmsnorm": OracleRMSNorm,
+    "none": lambda norm: nn.Identity(),
+}
+
+
+def hf_gpt2(width: int = 32, heads: int = 4, activation: str = "gelu_new", **more: Any) -> GPT2LMHeadModel:
+    config = dict(
+        n_layer=2, n_embd=width, n_head=heads, vocab_size=VOCAB, n_positions=32, activation_function=activation
+    )
+    plain = dict(bos_token_id=0, eos_token_id=0, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    return spread(GPT2LMHeadModel(GPT2Config(**{**config, **plain, **more})).eval())
+
+
+def hf_gpt_neox(
+    width: int = 32, heads: int = 4, activation: str = "gelu", rotary: float = 0.25, **more: Any
+) -> GPTNeoXForCausalLM:
+    config = dict(num_hidden_layers=2, hidden_size=width, num_attention_heads=heads, intermediate_size=3 * width)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": rotary}
+    plain = dict(vocab_size=VOCAB, max_position_embeddings=32, bos_token_id=0, eos_token_id=0, hidden_act=activation)
+    return spread(GPTNeoXForCausalLM(GPTNeoXConfig(**{**config, **plain, "rope_parameters": rope, **more})).eval())
+
+
+def replace_norms(hf: PreTrainedModel, norm: str, final_norm: str) -> PreTrainedModel:
+    """A copy of ``hf`` with the modules of its norms replaced."""
+    changed = copy.deepcopy(hf)
+    if hf.config.model_type == "gpt2":
+        blocks, names, body, last = changed.transformer.h, ("ln_1", "ln_2"), changed.transformer, "ln_f"
+    else:
+        blocks, names = changed.gpt_neox.layers, ("input_layernorm", "post_attention_layernorm")
+        body, last = changed.gpt_neox, "final_layer_norm"
+    for block in blocks:
+        for name in names:
+            setattr(block, name, REPLACEMENTS[norm](getattr(block, name)))
+    setattr(body, last, REPLACEMENTS[final_norm](getattr(body, last)))
+    return changed
+
+
+def assert_parity(
+    hf: PreTrainedModel, convert: Callable[..., Any], batch: int = 2, norm: str = "layernorm", final: str = "layernorm"
+) -> None:
+    """Logits, loss and every gradient agree to 1e-5."""
+    network = convert(hf, norm=norm, final_norm=final)
+    reference = replace_norms(hf, norm, final)
+    ids = tokens(batch)
+    theirs, mine = reference(ids, labels=ids), network(ids, labels=ids)
+    assert mine.logits.std() > 0.1
+    torch.testing.assert_close(mine.logits, theirs.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine.loss, theirs.loss, rtol=1e-5, atol=1e-5)
+
+    theirs.loss.backward()
+    mine.loss.backward()
+    gradients = {name: p.grad for name, p in reference.named_parameters()}
+    holder = copy.deepcopy(hf)  # their gradients in the place of weights: the conversion puts them into our layout
+    for name, p in holder.named_parameters():
+        p.data = gradients[name] if name in gradients else torch.zeros_like(p)
+    expected = dict(convert(holder, norm=norm, final_norm=final).named_parameters())
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name].data, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+@pytest.mark.parametrize(("width", "heads", "batch"), [(32, 4, 1), (32, 1, 2), (48, 3, 3)])
+def test_parity_with_gpt2(width, heads, batch, activation):
+    assert_parity(hf_gpt2(width, heads, activation), from_gpt2, batch)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+@pytest.mark.parametrize(("width", "heads", "batch", "rotary"), [(32, 2, 1, 0.25), (32, 4, 2, 1.0), (48, 3, 3, 0.5)])
+def test_parity_with_gpt_neox(width, heads, batch, rotary, activation):
+    assert_parity(hf_gpt_neox(width, heads, activation, rotary), from_gpt_neox, batch)
+
+
+NORM_PAIRS = [
+    ("none", "layernorm"),
+    ("none", "none"),
+    ("layernorm", "none"),
+    ("rmsnorm", "rmsnorm"),
+    ("rmsnorm", "none"),
+]
+
+
+@pytest.mark.parametrize(("norm", "final"), NORM_PAIRS)
+def test_parity_with_replaced_norms(norm, final):
+    assert_parity(spread(hf_gpt2(), 0.1), from_gpt2, norm=norm, final=final)
+    assert_parity(spread(hf_gpt_neox(), 0.1), from_gpt_neox, norm=norm, final=final)
+
+
+def test_parity_with_other_sizes():
+    assert_parity(hf_gpt2(n_inner=40, layer_norm_epsilon=1e-3, tie_word_embeddings=False), from_gpt2)
+    assert_parity(hf_gpt_neox(intermediate_size=24, layer_norm_eps=1e-3, tie_word_embeddings=True), from_gpt_neox)
+
+
+def test_conversion_takes_other_changes():
+    hf = hf_gpt2()
+    changed = from_gpt2(hf, activation="learnable_leaky_relu", negative_slope=0.0)
+    ids = tokens()
+    relu = from_gpt2(hf, activation="relu")
+    torch.testing.assert_close(changed(ids).logits, relu(ids).logits)
+    assert [s.item() for s in changed.slopes] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("convert", "hf", "said"),
+    [
+        (from_gpt2, lambda: hf_gpt_neox(), "gpt_neox"),
+        (from_gpt_neox, lambda: hf_gpt2(), "gpt2"),
+        (from_gpt2, lambda: hf_gpt2(activation="silu"), "'silu'"),
+        (from_gpt2, lambda: hf_gpt2(scale_attn_by_inverse_layer_idx=True), "scaled"),
+        (from_gpt2, lambda: hf_gpt2(scale_attn_weights=False), "scaled"),
+        (from_gpt_neox, lambda: hf_gpt_neox(use_parallel_residual=False), "parallel residual"),
+        (from_gpt_neox, lambda: hf_gpt_neox(attention_bias=False), "attention biases"),
+        (
+            from_gpt_neox,
+            lambda: hf_gpt_neox(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
+            "plain rotary",
+        ),
+    ],
+)
+def test_conversion_refuses_what_it_does_not_have(convert, hf, said):
+    with pytest.raises(SettingsError, match=said):
+        convert(hf())
+
+
+@pytest.mark.parametrize("changes", [{"biases": "none"}, {"biases": "paper"}, {"hidden_size": 64}])
+def test_conversion_refuses_changes_that_do_not_fit_the_weights(changes):
+    with pytest.raises(SettingsError, match="do not fit"):
+        from_gpt2(hf_gpt2(), **changes)
+
+
+# --- what is carried over besides weights -----------------------------------------------------------------------
+
+PAIRS = [(hf_gpt2, from_gpt2, to_gpt2), (hf_gpt_neox, from_gpt_neox, to_gpt_neox)]
+IDS = dict(bos_token_id=1, eos_token_id=[2, 3], pad_token_id=4)
+
+
+@pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
+def test_special_ids_and_generation_settings_are_carried_over_both_ways(make, convert, back, tmp_path):
+    hf = make()
+    for name, value in IDS.items():
+        setattr(hf.config, name, value)
+        setattr(hf.generation_config, name, value)
+    hf.generation_config.max_new_tokens = 7
+    network = convert(hf)
+    for m in (network, back(network), reloaded(network, tmp_path)):
+        for name, value in IDS.items():
+            assert getattr(m.config, name) == getattr(m.generation_config, name) == value
+        assert m.generation_config.max_new_tokens == 7
+
+
+@pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
+def test_a_converted_model_stops_where_the_original_does(make, convert, back):
+    hf, ids = make(), tokens(1, 4)
+    long = hf.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=VOCAB + 1, pad_token_id=0)
+    hf.generation_config.eos_token_id = int(long[0, 7])
+    hf.generation_config.pad_token_id = 0
+    expected = hf.generate(ids, max_new_tokens=20, do_sample=False)
+    assert expected.shape[1] <= 8
+    assert torch.equal(convert(hf).generate(ids, max_new_tokens=20, do_sample=False), expected)
+
+
+@pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
+def test_embedding_dropout_and_the_mode_are_carried_over(make, convert, back):
+    dropout = {"embd_pdrop" if make is hf_gpt2 else "hidden_dropout": 0.25}
+    network = convert(make(**dropout).train())
+    assert (network.dropout.p, network.training) == (0.25, True)
+    if make is hf_gpt2:
+        assert back(network).config.embd_pdrop == 0.25
+    else:
+        with pytest.raises(SettingsError, match=r"embd_pdrop 0\.25 is not 0"):
+            back(network)
+
+
+def test_a_head_untied_after_construction_stays_untied():
+    hf = hf_gpt2()
+    hf.lm_head.weight = nn.Parameter(hf.transformer.wte.weight.detach() + 1.0)
+    network, ids = from_gpt2(hf), tokens()
+    torch.testing.assert_close(network(ids).logits, hf(ids).logits, rtol=1e-5, atol=1e-5)
+    assert not network.config.tie_word_embeddings
+    with pytest.raises(SettingsError, match=r"do not fit: lm_head\.weight"):
+        from_gpt2(hf, tie_word_embeddings=True)
+
+
+def test_a_compiled_model_is_the_model():
+    hf, ids = hf_gpt2(), tokens()
+    torch.testing.assert_close(from_gpt2(torch.compile(hf, backend="eager"))(ids).logits, from_gpt2(hf)(ids).logits)
+
+
+def hf_classifier() -> Any:
+    return GPT2ForSequenceClassification(hf_gpt2().config)
+
+
+@pytest.mark.parametrize(
+    ("convert", "make", "said"),
+    [
+        (from_gpt2, lambda: GPT2Model(hf_gpt2().config), "a GPT2Model .* is not a GPT2LMHeadModel"),
+        (from_gpt_neox, lambda: GPTNeoXModel(hf_gpt_neox().config), "a GPTNeoXModel .* is not a GPTNeoXForCausalLM"),
+        (from_gpt2, hf_classifier, "a GPT2ForSequenceClassification"),
+        (from_gpt2, lambda: nn.Linear(2, 2), "a Linear .no transformers model. is not"),
+        (from_gpt2, lambda: hf_gpt2(add_cross_attention=True), "do not fit: transformer.h.0.crossattention"),
+        (from_gpt2, lambda: hf_gpt2().to("meta"), "meta device"),
+        (to_gpt2, lambda: hf_gpt2(), "a GPT2LMHeadModel .* is not a NormFreeForCausalLM"),
+        (to_gpt2, lambda: ours("pythia"), "family 'pythia' is not gpt2"),
+        (to_gpt2, lambda: ours(norm="none"), "norm 'none' is not layernorm"),
+        (to_gpt_neox, lambda: ours("pythia", final_norm="rmsnorm"), "final_norm 'rmsnorm' is not layernorm"),
+        (to_gpt_neox, lambda: ours("pythia", activation="leaky_relu"), "activation 'leaky_relu' is not gelu or"),
+        (to_gpt2, lambda: ours(residual_dtype="bfloat16"), "residual_dtype 'bfloat16' is not float32"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_in_one_line(convert, make, said):
+    with pytest.raises(SettingsError, match=said) as refused:
+        convert(make())
+    assert "\n" not in str(refused.value)
+
+
+# --- the way back -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("biases", ["paper", "all", "none"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize(
+    ("family", "back", "convert"), [("gpt2", to_gpt2, from_gpt2), ("pythia", to_gpt_neox, from_gpt_neox)]
+)
+def test_the_way_back_gives_the_same_logits(family, back, convert, activation, biases, tmp_path):
+    tied = {"paper": True, "all": False, "none": None}[biases]
+    network = spread(ours(family, biases=biases, activation=activation, tie_word_embeddings=tied, rotary_fraction=0.5))
+    ids, hf = tokens(), back(network)
+    assert not hf.training
+    torch.testing.assert_close(hf(ids).logits, network(ids).logits, rtol=1e-5, atol=1e-5)
+    hf.save_pretrained(tmp_path)
+    again = type(hf).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(convert(again)(ids).logits, network(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
+def test_there_and_back_gives_every_weight_to_the_bit(make, convert, back):
+    hf = make().bfloat16()
+    again = back(convert(hf))
+    assert again.config.to_dict() == {**hf.config.to_dict(), **differences(again, hf)}
+    for name, weight in hf.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+
+
+def differences(a: PreTrainedModel, b: PreTrainedModel) -> dict[str, Any]:
+    """What their configs are allowed to differ in."""
+    given = a.config.to_dict()
+    return {name: given[name] for name in ("n_inner", "dtype", "architectures", "_name_or_path") if name in given}
+
+
+# --- generation as theirs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(do_sample=False),
+        dict(do_sample=False, use_cache=False),
+        dict(do_sample=False, num_beams=3),
+        dict(do_sample=False, cache_implementation="static"),
+        dict(do_sample=True, top_k=5),
+        dict(do_sample=False, prompt_lookup_num_tokens=2),
+    ],
+    ids=["greedy", "no cache", "beams", "static cache", "sampling", "assisted"],
+)
+@torch.no_grad()
+def test_generation_is_theirs(make, convert, back, how):
+    hf = spread(make(), 0.4)
+    network, ids = convert(hf), tokens(1 if "prompt_lookup_num_tokens" in how else 2, 6)
+    plain = dict(attention_mask=torch.ones_like(ids), max_new_tokens=8, eos_token_id=None, pad_token_id=0)
+    made = []
+    for m in (hf, network):
+        torch.manual_seed(0)
+        made.append(m.generate(ids, **plain, **how))
+    assert len(made[0][:, 6:].unique()) > 2
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
+@torch.no_grad()
+def test_generation_from_embeddings_and_padding_is_theirs(make, convert, back):
+    hf = spread(make(), 0.4)
+    network, ids = convert(hf), tokens(2, 6)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    plain = dict(attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = hf.generate(ids, **plain)
+    assert torch.equal(network.generate(ids, **plain), expected)
+    embeds = network.get_input_embeddings()(ids)
+    assert torch.equal(network.generate(inputs_embeds=embeds, **plain), expected[:, 6:])
+
+
+@pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
+def test_hidden_states_maps_and_tuples_are_theirs(make, convert, back):
+    hf, ids = make(), tokens()
+    hf.set_attn_implementation("eager")
+    network = convert(hf)
+    network.set_attn_implementation("eager")
+    wanted = dict(output_hidden_states=True, output_attentions=True, use_cache=False)
+    theirs, mine = hf(ids, **wanted), network(ids, **wanted)
+    for name in ("hidden_states", "attentions"):
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-5, atol=1e-5)
+    loss, logits = network(ids, labels=ids, return_dict=False, use_cache=False)
+    torch.testing.assert_close(
+        (loss, logits), hf(ids, labels=ids, return_dict=False, use_cache=False)[:2], rtol=1e-5, atol=1e-5
+    )

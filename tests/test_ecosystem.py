@@ -1,0 +1,376 @@
+"""Our model under the tools around transformers: adapters, hooks, offloading, quantisation, Trainer, export, pipelines.
+
+Where peft or lm_eval are not installed their tests are skipped.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorWithFlattening,
+    StaticCache,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from nfcore import train
+from tests.test_model import VOCAB, ours, reloaded, spread, tokens
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+# --- every submodule is called, none is read --------------------------------------------------------------------
+
+
+class Opaque(nn.Module):
+    """Calls what it stands for, and shows nothing of it."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.call = [inside].__getitem__
+
+    def forward(self, *args: Any) -> Any:
+        (x,) = args
+        return self.call(0)(x)
+
+
+@pytest.mark.parametrize("biases", ["paper", "all", "none"])
+@pytest.mark.parametrize("family", ["gpt2", "pythia"])
+def test_every_module_may_be_replaced_by_one_that_only_answers_calls(family, biases):
+    network, ids = spread(ours(family, biases=biases, activation="learnable_leaky_relu")), tokens()
+    expected = network(ids).logits
+    for name, module in list(network.named_modules()):
+        if name and not list(module.children()):
+            parent, _, own = name.rpartition(".")
+            setattr(network.get_submodule(parent), own, Opaque(module))
+    close(network(ids).logits, expected)
+
+
+def test_a_hook_on_any_module_is_called_and_may_change_the_result():
+    network, ids = spread(ours()), tokens()
+    expected = network(ids).logits
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GELU)):
+            handle = module.register_forward_hook(lambda m, args, out: out * 1.5)
+            assert (network(ids).logits - expected).abs().max() > 1e-3, name
+            handle.remove()
+
+
+def test_pruning_and_spectral_norm_old_and_new_are_in_the_result():
+    plain, ids = spread(ours()), tokens()
+    for change in (
+        lambda m: prune.l1_unstructured(m, "weight", 0.5),
+        lambda m: nn.utils.spectral_norm(m),
+        lambda m: parametrizations.spectral_norm(m),
+        lambda m: parametrizations.weight_norm(m, "weight", dim=None),
+    ):
+        network, expected = copy.deepcopy(plain), copy.deepcopy(plain)
+        for (_, m), (_, twin) in zip(list(network.named_modules()), list(expected.named_modules()), strict=True):
+            if isinstance(m, nn.Linear) and m is not network.lm_head:
+                m.weight.data.mul_(3)
+                change(m)
+                m(torch.zeros(1, m.in_features))  # an old hook writes the weight when the module is called
+                twin.weight.data = m.weight.detach().clone()
+        close(network(ids).logits, expected(ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
+def test_dynamic_quantisation():
+    network, ids = spread(ours(biases="all"), 0.1), tokens()
+    small = torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8)
+    assert "quantized" in type(small.blocks[0].ffn.up).__module__
+    logits, exact = small(ids).logits, network(ids).logits
+    assert 0 < (logits - exact).abs().max() < 0.3 * exact.std()
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk", "map"])
+def test_offloading_changes_no_logits(where, tmp_path):
+    import accelerate
+
+    network, ids = spread(ours()), tokens()
+    expected = network(ids).logits
+    if where == "map":
+        network.save_pretrained(tmp_path)
+        device_map = {name: "cpu" for name, _ in network.named_children() if name != "blocks"}
+        device_map |= {"blocks.0": "cpu", "blocks.1": "disk"}
+        network = AutoModelForCausalLM.from_pretrained(
+            tmp_path, device_map=device_map, offload_folder=tmp_path / "offloaded"
+        ).eval()
+    elif where == "cpu":
+        accelerate.cpu_offload(network, torch.device("cpu"))
+    else:
+        accelerate.disk_offload(network, tmp_path, torch.device("cpu"))
+    assert any(p.is_meta for p in network.parameters())
+    close(network(ids).logits, expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # peft asks for what transformers renamed
+def test_lora_on_all_linear_layers_trains_and_merges():
+    peft = pytest.importorskip("peft")
+    for family in ("gpt2", "pythia"):
+        for dora in (False, True):
+            options = dict(r=4, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=dora)
+            network = peft.get_peft_model(spread(ours(family)), peft.LoraConfig(**options))
+            ids = tokens()
+            optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.5)
+            for _ in range(3):
+                optimizer.zero_grad()
+                network(input_ids=ids, labels=ids).loss.backward()
+                optimizer.step()
+            trained = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+            for part in ("attention.qkv", "attention.out", "ffn.up", "ffn.down"):
+                assert any(part in name and "lora_A" in name for name in trained), part
+            network.eval()
+            before = network(input_ids=ids).logits
+            close(network.merge_and_unload()(ids).logits, before, 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_prompt_tuning():
+    peft = pytest.importorskip("peft")
+    network = ours()
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    tuned, ids = peft.get_peft_model(network, config), tokens()
+    mask = torch.ones_like(ids)
+    tuned(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+    assert tuned.prompt_encoder["default"].embedding.weight.grad.abs().sum() > 0
+    prompt = tuned.prompt_encoder["default"].embedding.weight.detach().expand(2, -1, -1)
+    whole = network(inputs_embeds=torch.cat([prompt, network.embed(ids)], 1)).logits
+    close(tuned(input_ids=ids, attention_mask=mask).logits, whole)
+    made = tuned.generate(input_ids=ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=0)
+    assert torch.equal(made[:, -1], whole[:, -1].argmax(-1))
+
+
+# --- arguments are honoured or refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["attention_masks", "token_type_ids", "encoder_hidden_states", "head_mask"])
+def test_an_argument_that_forward_does_not_know_is_refused(name):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        ours()(tokens(), **{name: tokens()})
+    with pytest.raises(ValueError, match=name):
+        ours().generate(tokens(), max_new_tokens=1, **{name: tokens()})
+
+
+def test_a_misspelt_field_of_a_shape_is_refused():
+    with pytest.raises(ValueError, match="model: unknown setting 'norms'"):
+        ours(norms="none")
+    assert ours(eos_token_id=3, output_hidden_states=True).config.eos_token_id == 3
+
+
+def test_ids_or_embeddings_and_not_both():
+    network, ids = ours(), tokens()
+    close(network(inputs_embeds=network.embed(ids)).logits, network(ids).logits, 0)
+    for given in ({}, dict(input_ids=ids, inputs_embeds=network.embed(ids))):
+        with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+            network(**given)
+
+
+def test_what_the_config_asks_for_is_given():
+    network, ids = ours(output_hidden_states=True, attn_implementation="eager"), tokens()
+    network.config.output_attentions = True
+    out = network(ids)
+    assert (len(out.hidden_states), len(out.attentions)) == (3, 2)
+    close(network.lm_head(out.hidden_states[-1]), out.logits, 0)
+    plain = network(ids, output_hidden_states=False, output_attentions=False)
+    assert plain.hidden_states is plain.attentions is None
+    network.config.return_dict = False
+    assert isinstance(network(ids), tuple)
+    network.config.use_cache = False
+    assert len(network(ids, output_hidden_states=False, output_attentions=False)) == 1
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_loss_of_a_part_is_its_sum_over_the_items_of_the_whole(chunked):
+    network, ids = ours().train(), tokens(4)
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.3, -100)
+    whole = network(ids, labels=labels).loss
+    network.chunked_loss = chunked
+    items = (labels[:, 1:] != -100).sum()
+    for count in (items, int(items)):
+        parts = [network(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=count).loss for i in range(4)]
+        close(torch.stack(parts).sum(), whole)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_on_the_left_shifts_nothing(family, attention):
+    network, ids = spread(ours(family)), tokens(1, 9)
+    network.set_attn_implementation(attention)
+    expected = network(ids).logits
+    padded, mask = F.pad(ids, (4, 0)), F.pad(torch.ones_like(ids), (4, 0))
+    close(network(padded, attention_mask=mask).logits[:, 4:], expected)
+    close(network(padded, attention_mask=mask.bool()).logits[:, 4:], expected)
+    first = network(padded[:, :10], attention_mask=mask[:, :10], use_cache=True)
+    rest = network(padded[:, 10:], attention_mask=mask, past_key_values=first[-1])
+    close(rest.logits, expected[:, 6:])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia"])
+def test_a_cache_goes_by_both_of_its_names_and_of_either_kind(family):
+    network, ids = spread(ours(family)), tokens(2, 12)
+    expected = network(ids).logits[:, 7:]
+    for name in ("past_key_values", "cache"):
+        past = network(ids[:, :7])[-1]  # a model in eval mode keeps one, as others do
+        close(network(ids[:, 7:], **{name: past}).logits, expected)
+        past = StaticCache(config=network.config, max_cache_len=16)
+        network(ids[:, :7], **{name: past})
+        close(network(ids[:, 7:], **{name: past}).logits, expected)
+
+
+def test_sequences_packed_into_one_row_do_not_see_each_other():
+    network, parts = spread(ours()), [tokens(1, n)[0] for n in (5, 3, 6)]
+    batch = DataCollatorWithFlattening()([{"input_ids": p.tolist()} for p in parts])
+    logits = network(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
+    close(logits, torch.cat([network(p[None]).logits[0] for p in parts]))
+
+
+# --- what is saved is what there is -----------------------------------------------------------------------------
+
+
+def test_a_head_untied_or_tied_after_construction_survives_saving(tmp_path):
+    ids, untied = tokens(), ours()
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = nn.Parameter(untied.embed.weight.detach() + 1.0)
+    only_weight = ours()  # the config says tied all along
+    only_weight.lm_head.weight = nn.Parameter(only_weight.embed.weight.detach() + 1.0)
+    tied = ours(tie_word_embeddings=False)
+    tied.lm_head.weight = tied.embed.weight
+    for i, network in enumerate((untied, only_weight, tied)):
+        again = reloaded(network, tmp_path / str(i))
+        close(again(ids).logits, network(ids).logits, 0)
+        assert (again.lm_head.weight is again.embed.weight) == (network is tied) == again.config.tie_word_embeddings
+
+
+def test_a_larger_vocabulary_is_trained_and_saved(tmp_path):
+    network, ids = ours().train(), tokens()
+    network.resize_token_embeddings(VOCAB + 7)
+    ids[0, 0] = VOCAB + 3
+    network(ids, labels=ids).loss.backward()
+    again = reloaded(network, tmp_path)
+    close(again(ids).logits, network.eval()(ids).logits, 0)
+    assert again.config.vocab_size == VOCAB + 7
+
+
+def test_special_ids_are_none_unless_given():
+    config = ours().config
+    assert config.bos_token_id is config.eos_token_id is config.pad_token_id is None
+    assert ours(eos_token_id=5, pad_token_id=0).generation_config.eos_token_id == 5
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia"])
+def test_a_model_in_float64_computes_in_it(family):
+    network, ids = spread(ours(family)).double(), tokens()
+    streams: list[torch.dtype] = []
+    network.blocks[1].register_forward_hook(lambda m, args, out: streams.append(out[0].dtype))
+    logits = network(ids).logits
+    assert (logits.dtype, streams) == (torch.float64, [torch.float64])
+    weight = network.blocks[0].attention.qkv.weight
+    direction = torch.randn_like(weight)
+    network(ids).logits.sum().backward()
+    slope, step, sums = (weight.grad * direction).sum(), 1e-6, []
+    with torch.no_grad():
+        for sign in (1, -2):
+            weight += sign * step * direction
+            sums.append(network(ids).logits.sum())
+    close((sums[0] - sums[1]) / (2 * step), slope, 1e-6)
+    halves = ours(family, residual_dtype="bfloat16").double()
+    halves.blocks[1].register_forward_hook(lambda m, args, out: streams.append(out[0].dtype))
+    halves(ids)
+    assert streams[-1] == torch.bfloat16
+
+
+# --- Trainer, export, a run's folder ----------------------------------------------------------------------------
+
+
+def trainer(folder: Path, **changes: Any) -> Trainer:
+    torch.manual_seed(0)
+    rows = [{"input_ids": row, "labels": row} for row in tokens(16, 12)]
+    options = dict(max_steps=6, learning_rate=1e-2, logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True)
+    options |= dict(per_device_train_batch_size=8, save_steps=3, seed=0, dataloader_pin_memory=False)
+    args = TrainingArguments(output_dir=str(folder), **{**options, **changes})  # type: ignore[arg-type]
+    return Trainer(ours(), args, train_dataset=rows, eval_dataset=rows)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")  # a new name in transformers 5.23
+def test_the_plain_trainer_trains_accumulates_evaluates_and_resumes(tmp_path):
+    losses = {}
+    for name, changes in {
+        "whole": {},
+        "parts": dict(per_device_train_batch_size=2, gradient_accumulation_steps=4),
+        "checkpointed": dict(gradient_checkpointing=True),
+    }.items():
+        made = trainer(tmp_path / name, **changes)
+        made.train()
+        losses[name] = [log["loss"] for log in made.state.log_history if "loss" in log]
+        assert made.evaluate()["eval_loss"] < losses[name][0]
+    assert losses["whole"][-1] < losses["whole"][0] - 0.1
+    for name in ("parts", "checkpointed"):
+        assert losses[name] == pytest.approx(losses["whole"], abs=2e-3)
+    again = trainer(tmp_path / "whole")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    resumed = [log["loss"] for log in again.state.log_history if "loss" in log]
+    assert resumed == pytest.approx(losses["whole"], abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_program_gives_the_logits_at_any_length(family):
+    network = spread(ours(family))
+    length = torch.export.Dim("length", min=2, max=32)
+    shapes = {"input_ids": {1: length}, "use_cache": None, "return_dict": None}
+    arguments = dict(input_ids=tokens(2, 16), use_cache=False, return_dict=False)
+    program = torch.export.export(network, (), arguments, dynamic_shapes=shapes).module()
+    ids = tokens(2, 9)
+    close(program(input_ids=ids, use_cache=False, return_dict=False)[0], network(ids).logits)
+
+
+@pytest.fixture
+def run(tiny) -> Path:
+    return train(tiny(), quiet=True) / "model"
+
+
+def test_a_run_is_a_whole_hugging_face_folder(run):
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id) == ("<|endoftext|>", 0, 0)
+    assert tokenizer.model_max_length == network.config.max_position_embeddings
+    for config in (network.config, network.generation_config):
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (0, 0, 0)
+    text = "def loss(step):\n    return step * 2  ,\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert set(tokenizer(text)) == {"input_ids", "attention_mask"}
+
+
+def test_a_batched_pipeline_gives_what_single_prompts_give(run):
+    texts = ["def head(", "def layer_norm(key):\n    return", "x"]
+    generate = pipeline("text-generation", str(run), device="cpu")
+    options = dict(max_new_tokens=6, do_sample=False, return_full_text=False)
+    assert generate(texts, batch_size=3, **options) == [generate(text, **options) for text in texts]
+
+
+def test_log_likelihoods_of_lm_eval_are_ours(run):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    judge = HFLM(pretrained=str(run), device="cpu", batch_size=2)
+    pairs = [("def head(", "key):"), ("", "return"), ("x = batch", " * 2\n")]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    for (context, continuation), (found, _) in zip(pairs, judge.loglikelihood(requests), strict=True):
+        whole = tokenizer(context + continuation)["input_ids"]
+        ids = torch.tensor([[0, *whole]] if not context else [whole])
+        count = len(tokenizer(continuation)["input_ids"])
+        log_p = network(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
+        assert found == pytest.approx(float(log_p[-count:].sum()), abs=1e-5)
