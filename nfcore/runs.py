@@ -46,7 +46,7 @@ from nfcore.settings import (
 FORMAT = 2  # 1 had no checksum of the record itself; it is read all the same
 TABLES = ("metrics", "layers", "heads", "positions")
 AGAIN = "delete the run's directory to train it again"
-_SOURCES = ("settings.py", "model.py", "entropy.py", "linearity.py", "data.py", "training.py")
+_SOURCES = ("settings.py", "model.py", "entropy.py", "meter.py", "linearity.py", "data.py", "training.py")
 
 
 def runs_dir() -> Path:

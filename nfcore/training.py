@@ -38,8 +38,8 @@ from transformers.utils import logging as transformers_logging
 from nfcore import checkpoints, faults, runs
 from nfcore.cost import memory_bytes
 from nfcore.data import Sequences, TokenData, collate, prepare, set_malloc
-from nfcore.entropy import attention_statistics
 from nfcore.linearity import nonlinear_shares
+from nfcore.meter import attention_statistics
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 
@@ -271,7 +271,7 @@ class Telemetry(TrainerCallback):
 
         hooks = [block.register_forward_hook(watch_block(i)) for i, block in enumerate(model.blocks)]
         hooks += [activation.register_forward_hook(watch_activation) for activation in model.activations]
-        with self.paused(), self.trainer.compute_loss_context_manager():
+        with self.paused(), self.trainer.compute_loss_context_manager(), _sdpa(model):
             try:
                 heads = attention_statistics(model, self.probe)
             finally:
@@ -282,6 +282,8 @@ class Telemetry(TrainerCallback):
             [float(whole(p.detach())) for p in values] or [math.nan] for values in (model.slopes, model.scales)
         )
         by_position = heads.pop("by_position")
+        for name in ("ceiling", "layer"):  # the same in all rows, and their number
+            del heads[name]
         random_by_position = random["by_position"] if random else torch.full_like(by_position, math.nan)
         heads["entropy_random"] = random["entropy"] if random else torch.full_like(heads["entropy"], math.nan)
         for layer, values in enumerate(layers):
@@ -296,6 +298,17 @@ class Telemetry(TrainerCallback):
                 for i, (entropy, entropy_random) in enumerate(pairs, 1):
                     values = {"entropy": entropy, "entropy_random": entropy_random}
                     self.tables["positions"].append({**where, "position": i, **values})
+
+
+@contextmanager
+def _sdpa(model: NormFreeForCausalLM) -> Iterator[None]:
+    """Attend with torch's fused attention, so that a probe does not depend on what training attends with."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _rms(x: Tensor) -> float:
