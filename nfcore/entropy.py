@@ -448,7 +448,11 @@ def _flex(scores: Scores) -> tuple[Tensor, Tensor]:
     q, k = scores.q.float(), scores.k.float()
     centre = k.mean(2, keepdim=True)
     batch, heads, queries, _ = q.shape
-    block_mask = create_block_mask(scores.sees, batch, heads, queries, k.shape[2], device=device)
+
+    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:  # it takes functions, and no methods
+        return scores.sees(b, h, i, j)
+
+    block_mask = create_block_mask(sees, batch, heads, queries, k.shape[2], device=device)
     mean_key, lse = _flex_with_lse(q, k - centre, scores.factor, block_mask)
     entropy = lse - scores.factor * (q * mean_key).sum(-1)
     centres = centre.repeat_interleave(heads // k.shape[1], dim=1)

@@ -22,6 +22,8 @@ from nfcore.entropy import METHODS, Scores, attention_entropy, attention_rows
 from nfcore.settings import SettingsError, choice
 
 
+NO_IDS = (torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_listeners: list[Callable[..., None]] = []  # of the thread whose turn it is, the innermost last
 _turn = threading.RLock()  # measurements take turns, since modules' training flags are set meanwhile
 
 Measure = Callable[[int, dict[str, Any]], None]
@@ -99,16 +101,19 @@ def _listening(heard: Callable[..., None]) -> Iterator[None]:
 
         def heard_too(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
             out, weights, *more = attend(module, query, key, value, *args, **kwargs)
-            heard(implementation or "eager", weights, module, query, key, *args, **kwargs)
+            if _listeners[-1] is heard:  # and no measurement that began inside this one
+                heard(implementation or "eager", weights, module, query, key, *args, **kwargs)
             return out, weights, *more
 
         return heard_too
 
+    _listeners.append(heard)
     interface.get_interface = get_interface
     try:
         yield
     finally:
         interface.get_interface = original
+        _listeners.pop()
 
 
 def _how(
@@ -201,10 +206,10 @@ def _layer_numbers(model: nn.Module) -> dict[nn.Module, int]:
 
 
 def _tensor(name: str, value: Any) -> Any:
-    """Lists of numbers and arrays as tensors, everything else as it is."""
-    if isinstance(value, (list, np.ndarray)):
+    """Numbers in lists, tuples and arrays as a tensor, everything else as it is."""
+    if isinstance(value, (list, tuple, np.ndarray)):
         try:
-            return torch.tensor(value)
+            return torch.as_tensor(np.asarray(value))
         except (ValueError, TypeError):
             raise SettingsError(
                 f"batch: {name} is no array of numbers; pad sequences to one length, with an attention_mask"
@@ -220,15 +225,25 @@ def _inputs(model: Any, batch: Any) -> dict[str, Any]:
     if ids is None and "inputs_embeds" not in inputs and "decoder_input_ids" not in inputs:
         raise SettingsError(f"batch: keys {', '.join(map(str, given)) or '(none)'} lack input_ids")
     if ids is not None:
-        if not isinstance(ids, Tensor) or ids.dim() not in (1, 2) or ids.is_floating_point() or ids.is_complex():
+        if isinstance(ids, Tensor) and ids.numel() == 0:
+            raise SettingsError(f"batch: input_ids of shape {tuple(ids.shape)} holds no tokens")
+        if not isinstance(ids, Tensor) or ids.dim() not in (1, 2) or ids.dtype in NO_IDS:
             kind = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
             raise SettingsError(f"batch: input_ids is {kind}; it must be token ids (B, T) or (T)")
-        if ids.numel() == 0:
-            raise SettingsError(f"batch: input_ids of shape {tuple(ids.shape)} holds no tokens")
+        inputs["input_ids"] = ids = ids.long()
         if ids.dim() == 1:  # one sequence: so are the other entries of a tokenizer
             inputs = {
                 name: x[None] if isinstance(x, Tensor) and x.shape == ids.shape else x for name, x in inputs.items()
             }
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            ids = inputs["input_ids"]
+            if len(mask) != len(ids) or mask.shape[1] < ids.shape[1]:
+                raise SettingsError(
+                    f"batch: attention_mask of shape {tuple(mask.shape)} does not cover input_ids {tuple(ids.shape)}"
+                )
+            if not mask.any():
+                raise SettingsError("batch: attention_mask leaves no token")
     network = _transformer(model)
     accepted = inspect.signature(network.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
@@ -244,20 +259,26 @@ def _inputs(model: Any, batch: Any) -> dict[str, Any]:
 def _run(model: Any, inputs: dict[str, Any]) -> None:
     try:
         model(**inputs)
-    except IndexError as error:
-        ids, table = inputs.get("input_ids"), _transformer(model).get_input_embeddings()  # type: ignore[operator]
-        size = getattr(table, "num_embeddings", None)
-        if ids is None or size is None or int(ids.max()) < size:
-            raise
-        raise SettingsError(f"batch: token id {int(ids.max())} is not below the vocabulary's {size}") from error
+    except IndexError as error:  # of a table of embeddings
+        network, ids = _transformer(model), inputs.get("input_ids")
+        size = getattr(network.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
+        positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)  # type: ignore
+        if ids is not None and size and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise SettingsError(
+                f"batch: token ids {int(ids.min())} to {int(ids.max())} are not within the vocabulary of {size}"
+            ) from error
+        if ids is not None and positions and ids.shape[1] > positions:
+            raise SettingsError(f"batch: {ids.shape[1]} tokens, more than the model's {positions} positions") from error
+        raise
 
 
-def _real_tokens(inputs: dict[str, Any], queries: int) -> Tensor | None:
+def _real_tokens(model: Any, inputs: dict[str, Any], queries: int) -> Tensor | None:
     """(B, T): which queries are tokens and no padding, as a two-dimensional attention mask says; None: all."""
-    mask = inputs.get("attention_mask")
+    config: Any = _transformer(model).config
+    mask = inputs.get("decoder_attention_mask" if config.is_encoder_decoder else "attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.all()):
         return None
-    # Tokens that a model puts before the given ones (prompt tuning) are no padding.
+    # Tokens that a model puts before the given ones (prompt tuning) are no padding; a cache's are no queries.
     before = queries - mask.shape[1]
     return nn.functional.pad(mask.bool(), (before, 0), value=True)
 
@@ -294,16 +315,16 @@ def head_entropy(model: Any, batch: Any, *, method: str = "auto") -> Tensor:
 
     def measure(layer: int, how: dict[str, Any]) -> None:
         rows = attention_entropy(**how, method=method)
-        heads.append(_without_padding(inputs, rows).nanmean((0, 2)).cpu())
+        heads.append(_without_padding(model, inputs, rows).nanmean((0, 2)).cpu())
 
     with recording(model, measure):
         _run(model, inputs)
     return _stacked(heads)
 
 
-def _without_padding(inputs: dict[str, Any], rows: Tensor) -> Tensor:
+def _without_padding(model: Any, inputs: dict[str, Any], rows: Tensor) -> Tensor:
     """Rows (B, H, T) with NaN for the queries that are padding."""
-    real = _real_tokens(inputs, rows.shape[2])
+    real = _real_tokens(model, inputs, rows.shape[2])
     return rows if real is None else rows.masked_fill(~real[:, None].to(rows.device), torch.nan)
 
 
@@ -334,7 +355,7 @@ def attention_statistics(model: Any, batch: Any) -> dict[str, Tensor]:
     def measure(layer: int, how: dict[str, Any]) -> None:
         rows = attention_rows(**how)
         measured = rows.keys > 0
-        if (real := _real_tokens(inputs, measured.shape[2])) is not None:
+        if (real := _real_tokens(model, inputs, measured.shape[2])) is not None:
             measured = measured & real[:, None].to(measured.device)
         entropy, log_sum_exp, first = (
             x.masked_fill(~measured, torch.nan) for x in (rows.entropy, rows.log_sum_exp, rows.first_key)

@@ -462,6 +462,7 @@ def test_where_there_is_no_kernel_for_a_mask():
         attention_entropy(q, k, softcap=3.0, method="flex")
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_where_this_torch_has_its_log_sum_exp(monkeypatch):
     q, k = random_qk(BATCH, HEADS, LENGTH, 8, key_heads=2)
     reason = entropy.why_no_flex("cpu")

@@ -248,8 +248,19 @@ def test_parts_with_an_attention_of_their_own_keep_it():
     """The text and vision configurations of Llava differ in their attention."""
     model = llava().eval()
     model.set_attn_implementation({"vision_config": "eager", "text_config": "sdpa"})
+    model(**llava_batch())  # transformers puts hooks of its own where outputs are collected
     before = state(model)
     head_entropy(model, llava_batch())
+    assert same(before, state(model))
+
+
+def test_a_measurement_inside_a_measurement():
+    model, other, batch = with_sharp_attention(gpt2).train(), with_sharp_attention(MODELS["llama"]), ids()
+    expected, before, inner = (head_entropy(model, batch), head_entropy(other, batch)), state(model), []
+    handle = model.transformer.h[1].register_forward_hook(lambda *args: inner.append(head_entropy(other, batch)))
+    assert torch.equal(head_entropy(model, batch), expected[0])
+    handle.remove()
+    assert torch.equal(inner[0], expected[1])
     assert same(before, state(model))
 
 
@@ -370,6 +381,11 @@ def test_of_an_encoder_decoder_only_the_decoders_own_attention_is_measured():
         model.set_attn_implementation("sdpa")
     expected = torch.stack([torch.special.entr(p.double()).sum(-1).mean((0, 2)) for p in maps])
     close(head_entropy(model, {"input_ids": batch, "decoder_input_ids": batch}), expected, 5e-6)
+    # what pads the encoder's sequence does not pad the decoder's
+    mask = torch.ones_like(batch)
+    mask[:, 9:] = 0
+    first = attention_statistics(model, {"input_ids": batch, "attention_mask": mask, "decoder_input_ids": batch})
+    close(first["entropy"][0], expected[0], 5e-6)
     assert (expected <= entropy_ceiling(16)).all()
 
 
@@ -423,7 +439,8 @@ def test_an_offloaded_model(tmp_path):
 def test_lists_arrays_and_single_sequences_are_converted():
     model, batch = with_sharp_attention(gpt2), ids()
     expected = head_entropy(model, batch)
-    for same_batch in (batch.tolist(), batch.numpy(), {"input_ids": batch.tolist()}, batch.int()):
+    rows = [*batch], tuple(map(tuple, batch.tolist())), batch.numpy().astype("uint16")
+    for same_batch in (batch.tolist(), batch.numpy(), {"input_ids": batch.tolist()}, batch.int(), *rows):
         assert torch.equal(head_entropy(model, same_batch), expected)
     single = head_entropy(model, batch[:1])
     for one in (batch[0], batch[0].tolist(), {"input_ids": batch[0].tolist(), "attention_mask": [1] * 16}):
@@ -434,14 +451,20 @@ def test_lists_arrays_and_single_sequences_are_converted():
     ("batch", "said"),
     [
         (torch.zeros(2, 0, dtype=torch.long), r"input_ids of shape \(2, 0\) holds no tokens"),
-        ([], "input_ids"),
+        ([], r"input_ids of shape \(0,\) holds no tokens"),
         ([[1, 2], [3]], "input_ids is no array of numbers; pad sequences"),
         ("a text", "input_ids is str; it must be token ids"),
         (torch.rand(2, 4), r"input_ids is torch.float32 of shape \(2, 4\)"),
         (torch.zeros(1, 2, 3, dtype=torch.long), r"torch.int64 of shape \(1, 2, 3\)"),
         ({"attention_mask": [[1, 1]]}, "keys attention_mask lack input_ids"),
         ({}, r"keys \(none\) lack input_ids"),
-        ([[5, 1000]], "token id 1000 is not below the vocabulary's 97"),
+        ([[5, 1000]], "token ids 5 to 1000 are not within the vocabulary of 97"),
+        ([[5, -1]], "token ids -1 to 5 are not within"),
+        ([[5] * 33], "33 tokens, more than the model's 32 positions"),
+        (torch.ones(1, 4, dtype=torch.bool), "input_ids is torch.bool"),
+        (None, "input_ids is NoneType"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, r"attention_mask of shape \(1, 1\) does not cover"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, "attention_mask leaves no token"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused_in_one_line(batch, said):
