@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS, Options, Section, Target, provenance
 
 
-SECTIONS = ("training", "telemetry", "data", "startup", "scaling", "equality")
+SECTIONS = ("training", "telemetry", "data", "startup", "scaling", "equality", "coverage")
 
 
 def line(section: str, target: Target) -> str:

@@ -3,7 +3,10 @@
 ``probe``    seconds of one probe, as training calls it, beside those of one optimiser step, and from both the share of
              training time, probe / (cadence x step), with a probe every 1, 10 and 100 steps
 ``entropy``  a causal :func:`nfcore.attention_entropy` by ``lse`` and ``chunked``, and by ``materialised``, which a
-             reader would write, each over one forward of torch's SDPA of the same shape; the peak memory of one call
+             reader would write, each over one forward of torch's SDPA of the same shape; the peak memory of one call.
+             ``rows`` is :func:`nfcore.attention_rows`: entropy, log-sum-exp and largest logit together. ``window``,
+             ``padding`` and ``softcap`` are entropies of attention that has one, over the same plain forward. ``flex``
+             is the compiled ``flex_attention``, where this torch gives its log-sum-exp
 ``error``    the largest difference of ``lse`` and ``chunked`` from ``exact``, which is in float64, of the same inputs
 
 The probe runs where training does, the entropy on the CPU; each row names its device.
@@ -35,7 +38,7 @@ from benchmarks.common import (
     seconds,
     spread,
 )
-from nfcore.entropy import attention_entropy
+from nfcore.entropy import attention_entropy, attention_rows, why_no_flex
 
 
 # preset, its settings changed for a machine without a GPU, steps a round, probes a round
@@ -60,14 +63,32 @@ def run(options: Options) -> Section:
     probe_rows = [probe_row(name, options) for name in (["quick"] if options.small else PROBES)]
     entropy_rows = [row for context in ((128,) if options.small else CONTEXTS) for row in entropy(context, options)]
     section.rows = [*probe_rows, *entropy_rows, *errors()]
-    lse = {row["context"]: row for row in entropy_rows if row["method"] == "lse"}
-    over_sdpa = lse[1024]["over_sdpa"]["median"] if 1024 in lse else None
-    memory = lse[32768]["peak_bytes"] / GIB if 32768 in lse else None
+    found = {(row["method"], row["context"]): row for row in entropy_rows if "seconds" in row}
+
+    def over_sdpa(method: str) -> float | None:
+        """The largest ratio at T >= 1024."""
+        ratios = [
+            row["over_sdpa"]["median"] for (name, context), row in found.items() if name == method and context >= 1024
+        ]
+        return max(ratios, default=None)
+
+    def memory(method: str) -> float | None:
+        row = found.get((method, 32768))
+        return row["peak_bytes"] / GIB if row else None
+
     share = 100 * probe_rows[0]["share_every_100_steps"]["median"]
     section.targets = [
         Target("probe every 100 steps, quick shape: of training time", share, 1.0, "%", at_least=False),
-        Target("entropy by lse over one SDPA forward, T=1024", over_sdpa, 1.3, "x", at_least=False),
-        Target("peak memory of lse, one head, T=32768", memory, 1.0, "GiB", at_least=False),
+        Target("entropy by lse over one SDPA forward, T >= 1024", over_sdpa("lse"), 1.3, "x", at_least=False),
+        Target("with log-sum-exp and largest logit, T >= 1024", over_sdpa("rows"), 1.3, "x", at_least=False),
+        *(
+            Target(f"with a {name}, T >= 1024", over_sdpa(name), 4.0, "x", at_least=False)
+            for name in ("window", "padding", "softcap")
+        ),
+        *(
+            Target(f"peak memory of {name}, one head, T=32768", memory(name), 1.0, "GiB", at_least=False)
+            for name in ("lse", "rows", "window", "padding", "softcap")
+        ),
     ]
     return section
 
@@ -119,12 +140,24 @@ def materialised(q: Tensor, k: Tensor) -> Tensor:
     return torch.special.entr(attention).sum(-1)
 
 
-METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+METHODS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "lse": lambda q, k: attention_entropy(q, k, method="lse"),
     "chunked": lambda q, k: attention_entropy(q, k, method="chunked"),
+    "rows": attention_rows,
+    "window": lambda q, k: attention_entropy(q, k, window=256),
+    "padding": lambda q, k: attention_entropy(q, k, padding=padded(q)),
+    "softcap": lambda q, k: attention_entropy(q, k, softcap=50.0),
+    "flex": lambda q, k: attention_entropy(q, k, method="flex"),
     "materialised": materialised,
     "sdpa": lambda q, k: F.scaled_dot_product_attention(q, k, k, is_causal=True),
 }
+
+
+def padded(q: Tensor) -> Tensor:
+    """A padding mask (B, T) that leaves out the first eighth."""
+    real = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool)
+    real[:, : q.shape[2] // 8] = False
+    return real
 
 
 def draw(heads: int, context: int) -> tuple[Tensor, Tensor]:
@@ -139,10 +172,13 @@ def entropy(context: int, options: Options) -> list[dict[str, Any]]:
     map_bytes = context**2 * 4
     needed = MAPS * heads * map_bytes
     q, k = draw(heads, context)
-    measured = [name for name in METHODS if name != "materialised" or needed <= MOST]
+    skipped = {"materialised": f"needs {needed / GIB:.3g} GiB"} if needed > MOST else {}
+    if reason := why_no_flex("cpu"):
+        skipped["flex"] = reason
+    measured = [name for name in METHODS if name not in skipped]
     calls = max(1, 2**22 // context**2)  # in a row: the smallest take less than a millisecond
 
-    def side(method: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], float]:
+    def side(method: Callable[[Tensor, Tensor], Any]) -> Callable[[], float]:
         return seconds(lambda: method(q, k), calls)
 
     samples = alternate({name: side(METHODS[name]) for name in measured}, options.repeats, options.warmup)
@@ -156,7 +192,7 @@ def entropy(context: int, options: Options) -> list[dict[str, Any]]:
             row["over_sdpa"] = ratio(samples, name, "sdpa")
             row["peak_bytes"], _ = in_a_process(peak, name, heads, context)
         else:
-            row["skipped"] = f"needs {needed / GIB:.3g} GiB"
+            row["skipped"] = skipped[name]
         rows.append(row)
     return rows
 

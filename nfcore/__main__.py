@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from nfcore import faults
-from nfcore.settings import Experiment, SettingsError, override, project_root, read_yaml
+from nfcore.settings import DTYPES, Experiment, SettingsError, override, project_root, read_yaml
 
 
 # Modules of the extra `book` that commands import.
@@ -83,9 +83,11 @@ def data(args: argparse.Namespace) -> None:
 
 
 def entropy(args: argparse.Namespace) -> None:
-    from nfcore.report import entropy_of_text
+    from nfcore.measure import entropy_of_texts
 
-    print(entropy_of_text(args.model, args.text, args.context, args.sequences))
+    options = dict(device=args.device, dtype=args.dtype, csv=args.csv, plot=args.plot)
+    for table in entropy_of_texts(args.model, args.text, args.context, args.sequences, **options):
+        print(table, flush=True)
 
 
 def list_runs(args: argparse.Namespace) -> None:
@@ -352,9 +354,15 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("entropy", entropy, "attention entropy per head of a saved or Hub model on a text")
     sub.add_argument("model", help="a run's id, a directory of a saved model, or a Hub name")
-    sub.add_argument("text", type=Path, help="a UTF-8 text file")
+    sub.add_argument("text", type=Path, nargs="+", help="a UTF-8 text file")
     sub.add_argument("--context", type=int, default=128, help="tokens a sequence (default 128)")
     sub.add_argument("--sequences", type=int, default=16, help="sequences from the start of the text (default 16)")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default cpu)")
+    sub.add_argument("--dtype", choices=DTYPES, help="of the model (default: as its weights are saved)")
+    sub.add_argument("--csv", type=Path, help="write what is measured of each head, a line per layer and head")
+    sub.add_argument(
+        "--plot", type=Path, help="write a picture of the heads' entropy over its ceiling (.png, .svg, ...)"
+    )
 
     group = commands.add_parser("runs", help="list, show, verify, record").add_subparsers(required=True)
     sub = command("list", list_runs, "finished runs of this machine, or the runs of a preset and their state", group)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ import pandas as pd
 
 from nfcore import runs
 from nfcore.presets import Preset
-from nfcore.settings import SettingsError, project_root
-from nfcore.shares import QUARTERS, entropy_ceiling, quartile_shares
+from nfcore.settings import project_root
+from nfcore.shares import entropy_ceiling
 
 
 NAMES = {"ln_g": "SM+LN+G", "ln_r": "SM+LN+R", "g": "SM+G", "r": "SM+R"}  # in the names of glued results
@@ -156,58 +155,6 @@ def glue(**values: Any) -> None:
 
     for name, value in values.items():
         glue_value(name, value, display=False)
-
-
-def entropy_of_text(model: str, text: Path, context: int, sequences: int) -> str:
-    """Table of head entropies of a model on the first ``sequences`` pieces of ``context`` tokens of a text file.
-
-    ``model``: the id of a finished run, a directory with a saved model and its tokenizer, or a Hub name.
-
-    Raises:
-        SettingsError: the model or the text cannot be loaded, the text is too short, or the model cannot be hooked.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-
-    import nfcore.model  # noqa: F401  registers our models with the Auto classes
-    from nfcore.entropy import head_entropy
-
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise SettingsError(f"{text}: not UTF-8 text") from None
-    saved = runs.runs_dir() / model
-    record = runs.read_record(saved)
-    if record:
-        runs.verify(saved, record)
-    where = str(saved / "model" if record else model)
-    try:
-        network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False).eval()
-        file = Path(where) / "tokenizer.json"
-        if file.exists():
-            tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(file))
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"model: {model!r} cannot be loaded ({str(error).splitlines()[0]})") from None
-    limit = getattr(network.config, "max_position_embeddings", None) or context
-    if not 2 <= context <= limit:
-        raise SettingsError(f"context: {context} must be between 2 and the model's {limit} positions")
-    ids = tokenizer(content)["input_ids"]
-    count = min(sequences, len(ids) // context)
-    if count < 1:
-        raise SettingsError(f"{text}: {len(ids)} tokens, fewer than one sequence of {context}")
-    heads = head_entropy(network, torch.tensor(ids[: count * context]).view(count, context)).double().numpy()
-    ceiling = entropy_ceiling(context)
-    frame = pd.DataFrame(heads, columns=[f"head {h}" for h in range(heads.shape[1])])
-    frame.insert(0, "mean", np.nanmean(heads, axis=1))
-    frame.index.name = "layer"
-    shares = ", ".join(f"{q} {s:.0%}" for q, s in zip(QUARTERS, quartile_shares(heads, ceiling), strict=True))
-    return (
-        f"{frame.to_string(float_format='{:.3f}'.format)}\n\n"
-        f"nats, {count} sequences of {context} tokens; ceiling {ceiling:.4f}\n"
-        f"share of heads with Max = ceiling: {shares}"
-    )
 
 
 def with_interval(unit: str, estimate: float, low: float, high: float) -> str:

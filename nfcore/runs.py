@@ -12,7 +12,8 @@ Frames, each with the column ``run`` (the id):
   ``nonlinear_share_centred`` of the activation (:mod:`nfcore.linearity`), ``slope`` and ``scale`` where they are
   learnable; on the probe batch.
 - ``heads``: ``step``, ``layer``, ``head``, ``entropy`` (nats), ``entropy_over_ln_i``, ``nonfinite_rows``,
-  ``largest_logit``; at the last probe ``entropy_random``, on uniformly random tokens.
+  ``largest_logit`` (absolute), ``max_logit``, ``log_sum_exp``, ``sink_rate``
+  (:func:`nfcore.meter.attention_statistics`); at the last probe ``entropy_random``, on uniformly random tokens.
 - ``positions``: at the last probe ``step``, ``layer``, query ``position`` (from 1), ``entropy`` (nats, mean over batch
   and heads), ``entropy_random``.
 

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nfcore import runs
-from nfcore.entropy import attention_statistics
 from nfcore.linearity import nonlinear_shares
+from nfcore.meter import attention_statistics
 from nfcore.model import NormFreeForCausalLM
 
 
@@ -195,7 +195,7 @@ class Telemetry:
 
         hooks = [block.register_forward_hook(watch_block(i)) for i, block in enumerate(model.blocks)]
         hooks += [activation.register_forward_hook(watch_activation) for activation in model.activations]
-        with self.paused():
+        with self.paused(), _fused_attention(model):
             try:
                 heads = attention_statistics(model, self.probe)
             finally:
@@ -206,6 +206,8 @@ class Telemetry:
             [float(whole(p.detach())) for p in values] or [math.nan] for values in (model.slopes, model.scales)
         )
         by_position = heads.pop("by_position")
+        for name in ("ceiling", "layer"):  # the same in all rows, and their number
+            del heads[name]
         random_by_position = random["by_position"] if random else torch.full_like(by_position, math.nan)
         heads["entropy_random"] = random["entropy"] if random else torch.full_like(heads["entropy"], math.nan)
         for layer, values in enumerate(layers):
@@ -220,6 +222,17 @@ class Telemetry:
                 for i, (entropy, entropy_random) in enumerate(pairs, 1):
                     values = {"entropy": entropy, "entropy_random": entropy_random}
                     self.tables["positions"].append({**where, "position": i, **values})
+
+
+@contextmanager
+def _fused_attention(model: NormFreeForCausalLM) -> Iterator[None]:
+    """Attend with torch's fused attention, so that a probe does not depend on what training attends with."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _rms(x: Tensor) -> float:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import yaml
 from filelock import FileLock
 
-from nfcore import faults, head_entropy, runs
+from nfcore import entropy_ceiling, faults, head_entropy, measure, runs
 from nfcore.__main__ import main, parser
 from nfcore.presets import Preset
 from nfcore.settings import Experiment, project_root
@@ -279,6 +280,57 @@ def test_entropy_of_a_saved_directory_is_that_of_the_run(trained: Path, text: Pa
     assert printed[0] == printed[1]
 
 
+def test_entropy_of_several_texts_as_csv_and_picture(
+    trained: Path, text: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(text.read_text()[200:])
+    csv, plot = tmp_path / "heads.csv", tmp_path / "heads.png"
+    arguments = ("entropy", trained.name, text, other, "--context", 16, "--sequences", 5, "--dtype", "float64")
+    assert main([*map(str, arguments), "--device", "cpu", "--csv", str(csv), "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{text}\n")
+    assert f"\n{other}\n" in printed
+    frame = pd.read_csv(csv)
+    assert set(frame["text"]) == {str(text), str(other)}
+    assert {"layer", "head", "entropy", "ceiling", "log_sum_exp", "max_logit", "sink_rate"} <= {*frame}
+    network, tokenizer = measure.load(trained.name, dtype="float64")
+    expected = head_entropy(network, measure.sequences_of(network, tokenizer, other, 16, 5))
+    own = frame[frame["text"] == str(other)].set_index(["layer", "head"])["entropy"].unstack()
+    np.testing.assert_allclose(own, expected, atol=1e-6)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_batches_of_a_text_are_averaged(trained: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, tokenizer = measure.load(trained.name)
+    ids = measure.sequences_of(network, tokenizer, text, 16, 5)
+    whole, done = measure.measure(network, ids), []
+    monkeypatch.setattr(measure, "TOKENS", 32)
+    pd.testing.assert_frame_equal(measure.measure(network, ids, done.append), whole, rtol=1e-5)
+    assert done == [2, 4, 5]
+
+
+def test_layers_are_printed_by_their_own_numbers_with_the_ceiling_of_their_mask(
+    trained: Path, text: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Layers 0 and 2 of a Gemma 2 have a window of 4 tokens."""
+    import transformers
+
+    config = transformers.Gemma2Config(
+        vocab_size=512, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=40, head_dim=8, sliding_window=4,
+    )  # fmt: skip
+    saved = tmp_path / "gemma"
+    transformers.Gemma2ForCausalLM(config).save_pretrained(saved)
+    shutil.copy(trained / "model" / "tokenizer.json", saved)
+    assert main(["entropy", str(saved), str(text), "--context", "16"]) == 0
+    table, _, summary = capsys.readouterr().out.partition("\n\n")
+    printed = np.loadtxt(io.StringIO(table), skiprows=2)
+    low, high = entropy_ceiling(16, window=4), entropy_ceiling(16)
+    np.testing.assert_allclose(printed[:, 2], [low, high, low], atol=6e-4)
+    assert f"ceiling {low:.4f} to {high:.4f}" in summary
+
+
 def test_entropy_of_wrong_input(trained: Path, diverged: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
     assert "context: 2048 must be between 2 and the model's 1024" in refused(
         capsys, "entropy", trained.name, text, "--context", 2048
@@ -290,6 +342,9 @@ def test_entropy_of_wrong_input(trained: Path, diverged: Path, text: Path, tmp_p
     assert "1 tokens, fewer than one sequence of 128" in refused(capsys, "entropy", trained.name, tmp_path / "short")
     assert "model: 'no/model' cannot be loaded" in refused(capsys, "entropy", "no/model", text)
     assert "cannot be loaded" in refused(capsys, "entropy", diverged.name, text)
+    assert "--device: 'cud' cannot be used" in refused(
+        capsys, "entropy", trained.name, text, "--context", 16, "--device", "cud"
+    )
 
 
 # --- notebook, book ---------------------------------------------------------------------------------------------

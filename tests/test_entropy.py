@@ -1,4 +1,4 @@
-"""Attention entropy against oracles in float64, its invariances, its edges, and whole models of several families."""
+"""Attention entropy against oracles in float64, its invariances and its edges."""
 
 import itertools
 import math
@@ -10,31 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-)
+from torch import Tensor
 
-from nfcore import (
-    NormFreeConfig,
-    NormFreeForCausalLM,
-    attention_entropy,
-    attention_statistics,
-    entropy,
-    entropy_ceiling,
-    head_entropy,
-)
+from nfcore import attention_entropy, attention_rows, entropy, entropy_ceiling
 from nfcore.settings import SettingsError
 
 
@@ -284,7 +262,12 @@ def test_devices_without_a_kernel_are_named():
 @pytest.mark.parametrize(
     ("q", "k", "more", "said"),
     [
-        ((1, 2, 5, 4), (1, 2, 5, 4), {"method": "flash"}, "method: 'flash' is not one of auto, exact, chunked, lse"),
+        (
+            (1, 2, 5, 4),
+            (1, 2, 5, 4),
+            {"method": "flash"},
+            "method: 'flash' is not one of auto, exact, chunked, lse, flex",
+        ),
         ((2, 5, 4), (2, 5, 4), {}, r"\(2, 5, 4\)"),
         ((1, 2, 5, 4), (2, 2, 5, 4), {}, r"\(B, H, T, K\)"),
         ((1, 2, 5, 4), (1, 2, 5, 3), {}, r"\(1, 2, 5, 3\)"),
@@ -304,180 +287,211 @@ def test_whole_numbers_are_refused():
         attention_entropy(torch.zeros(1, 1, 2, 2, dtype=torch.long), torch.zeros(1, 1, 2, 2))
 
 
-# --- whole models -----------------------------------------------------------------------------------------------
+# --- masks, caps, sinks -----------------------------------------------------------------------------------------
 
-SMALL = dict(vocab_size=97, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-LLAMA = dict(
-    hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=40, **SMALL
-)
+BATCH, HEADS, LENGTH = 2, 4, 33
 
 
-def gpt2() -> GPT2LMHeadModel:
-    return GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=32, **SMALL))
+def hidden(*shape: int) -> Tensor:
+    """A mask that hides a third of the keys, and some queries' all."""
+    seen = torch.rand(*shape) > 0.3
+    seen[..., 7, :] = False
+    return seen
 
 
-def gpt_neox() -> GPTNeoXForCausalLM:
-    sizes = dict(num_hidden_layers=3, num_attention_heads=4, hidden_size=32, intermediate_size=40)
-    return GPTNeoXForCausalLM(GPTNeoXConfig(max_position_embeddings=32, **sizes, **SMALL))
+def padding() -> Tensor:
+    """One sequence padded on the left, one on the right."""
+    real = torch.ones(BATCH, LENGTH, dtype=torch.long)
+    real[0, :5] = real[1, -4:] = 0
+    return real
 
 
-def ours(family: str = "gpt2") -> NormFreeForCausalLM:
-    sizes = dict(num_hidden_layers=3, num_attention_heads=4, vocab_size=97)
-    return NormFreeForCausalLM(NormFreeConfig.from_shape(f"{family}-2x32", norm="none", embd_pdrop=0.1, **sizes))
-
-
-MODELS: dict[str, Callable[[], Any]] = {
-    "gpt2": gpt2,
-    "gpt_neox": gpt_neox,
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(sliding_window=None, **LLAMA)),
-    "our gpt2": ours,
-    "our pythia": lambda: ours("pythia"),
+HOW: dict[str, Callable[[], dict[str, Any]]] = {
+    "causal": dict,
+    "all keys": lambda: dict(causal=False),
+    "padding": lambda: dict(padding=padding()),
+    "window": lambda: dict(window=5),
+    "chunk": lambda: dict(chunk=7),
+    "softcap": lambda: dict(softcap=2.0),
+    "sinks": lambda: dict(sinks=torch.randn(HEADS)),
+    "sink of each row": lambda: dict(sinks=torch.randn(BATCH, HEADS, LENGTH)),
+    "boolean mask": lambda: dict(mask=hidden(BATCH, 1, LENGTH, LENGTH)),
+    "boolean mask of heads": lambda: dict(mask=hidden(1, HEADS, LENGTH, LENGTH), causal=False),
+    "additive mask": lambda: dict(mask=torch.zeros(LENGTH, LENGTH).masked_fill(~hidden(LENGTH, LENGTH), -1e4)),
+    "lowest number": lambda: dict(mask=torch.where(hidden(BATCH, 1, LENGTH, LENGTH), 0.0, torch.finfo().min)),
+    "bias": lambda: dict(mask=torch.randn(1, HEADS, LENGTH, LENGTH)),
+    "function": lambda: dict(mask=lambda b, h, i, j: (b + h + i + j) % 3 > 0),
+    "all at once": lambda: dict(
+        padding=padding(),
+        window=9,
+        softcap=1.0,
+        sinks=torch.randn(HEADS),
+        mask=torch.randn(HEADS, LENGTH, LENGTH),
+        scale=0.7,
+    ),
 }
 
 
-def with_sharp_attention(build: Callable[[], Any]) -> Any:
-    """Weights large enough that attention is far from uniform; the gains of norms stay."""
-    model = build().eval()
-    for name, p in model.named_parameters():
-        if "norm" not in name and "ln_" not in name:
-            nn.init.normal_(p, 0.0, 0.2)
-    return model
+def weights_by_hand(q: Tensor, k: Tensor, how: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Scores (B, H, T, S) with -inf where hidden, and the weights of the keys, from the T x T map in float64."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1).double()
+    scores = (8**-0.5 if how.get("scale") is None else how["scale"]) * q.double() @ k.transpose(-1, -2)
+    if "softcap" in how:
+        scores = how["softcap"] * torch.tanh(scores / how["softcap"])
+    b, h, i, j = torch.meshgrid(*map(torch.arange, scores.shape), indexing="ij")
+    seen = (j <= i) if how.get("causal", True) else j >= 0
+    if "window" in how:
+        seen = seen & (j > i - how["window"])
+    if "chunk" in how:
+        seen = seen & (j // how["chunk"] == i // how["chunk"])
+    if "padding" in how:
+        seen = seen & how["padding"].bool()[b, j]
+    mask = how.get("mask")
+    if callable(mask) and not isinstance(mask, Tensor):
+        seen = seen & mask(b, h, i, j)
+    elif mask is not None:
+        seen = seen & (mask if mask.dtype == torch.bool else mask > -9999)
+        scores = scores if mask.dtype == torch.bool else scores + mask
+    scores = scores.masked_fill(~seen, -torch.inf)
+    sinks = how.get("sinks")
+    if sinks is None:
+        return scores, scores.softmax(-1)
+    sink = (sinks[:, None] if sinks.dim() == 1 else sinks)[..., None].expand(*scores.shape[:3], 1)
+    return scores, torch.cat((scores, sink.double()), -1).softmax(-1)[..., :-1]
 
 
-def ids(batch: int = 2, length: int = 16) -> Tensor:
-    return torch.randint(97, (batch, length))
+@pytest.mark.parametrize("elements", [2**18, 1200, 40])
+@pytest.mark.parametrize("name", HOW)
+def test_what_attention_has_is_measured(monkeypatch, name, elements):
+    monkeypatch.setattr(entropy, "CHUNK_ELEMENTS", elements)
+    q, k = random_qk(BATCH, HEADS, LENGTH, 8, size=2.0, key_heads=2)
+    how = HOW[name]()
+    scores, weights = weights_by_hand(q, k, how)
+    seen = scores > -torch.inf
+    nothing = ~seen.any(-1)
+    expected = torch.special.entr(weights).sum(-1).masked_fill(nothing, math.nan)
+    first = seen.any(-2).int().argmax(-1)  # (B, H)
+    on_first = weights.gather(-1, first[..., None, None].expand(*scores.shape[:3], 1))[..., 0]
+    for method, tolerance in (("exact", 1e-12), ("chunked", 1e-5)):
+        rows = attention_rows(q, k, method=method, **how)
+        close(rows.entropy, expected, tolerance)
+        close(rows.max_logit, scores.amax(-1).masked_fill(nothing, math.nan), tolerance)
+        close(rows.min_logit, scores.masked_fill(~seen, math.inf).amin(-1).masked_fill(nothing, math.nan), tolerance)
+        close(rows.first_key, on_first.masked_fill(nothing, math.nan), tolerance)
+        # the weight of a key is exp(score - log-sum-exp), sinks or none
+        of_weights = (scores.amax(-1) - weights.amax(-1).log()).masked_fill(nothing, math.nan)
+        close(rows.log_sum_exp, of_weights, tolerance)
+        assert torch.equal(rows.keys, seen.sum(-1).expand_as(rows.keys))
+        close(attention_entropy(q, k, method=method, **how), expected, tolerance)
+    close(attention_entropy(q, k, **how), expected, 1e-5)
 
 
-@torch.no_grad()
-def from_maps(model: Any, batch: Tensor) -> Tensor:
-    """Head entropies from the attention maps that the eager implementation returns."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    maps = model(batch, output_attentions=True).attentions
-    model.set_attn_implementation(before)
-    return torch.stack([-torch.special.xlogy(p.double(), p.double()).sum(-1).mean((0, 2)) for p in maps])
+@pytest.mark.parametrize("name", [name for name in HOW if "sink" not in name and name not in ("bias", "all at once")])
+@pytest.mark.parametrize("method", ["exact", "chunked"])
+def test_the_ceiling_of_a_masked_row_is_the_log_of_its_keys(name, method):
+    q, k = random_qk(BATCH, HEADS, LENGTH, 8, key_heads=2)
+    how = HOW[name]()
+    for size in (0.0, 0.1, 5.0):
+        rows = attention_rows(size * q, k, method=method, **how)
+        ceiling = rows.keys.log().masked_fill(rows.keys == 0, math.nan)
+        assert (rows.entropy.isnan() == (rows.keys == 0)).all()
+        assert not (rows.entropy < -1e-6).any()
+        assert not (rows.entropy > ceiling + 5e-6).any()
+        if size == 0:
+            close(rows.entropy, ceiling, 5e-6)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_head_entropy_is_that_of_the_maps(name):
-    model, batch = with_sharp_attention(MODELS[name]), ids()
-    expected = from_maps(model, batch)
-    assert expected.shape == (3, 4)
-    assert expected.min() < 0.95 * entropy_ceiling(16)
-    for method in ALL_METHODS:
-        close(head_entropy(model, batch, method=method), expected, 5e-6)
-    mapping = {"input_ids": batch, "attention_mask": torch.ones_like(batch), "labels": batch}
-    close(head_entropy(model, mapping), expected, 5e-6)
+@pytest.mark.parametrize("name", [name for name in HOW if name not in ("softcap", "all at once")])
+def test_a_vector_added_to_all_keys_changes_nothing_under_a_mask(name):
+    q, k = random_qk(BATCH, HEADS, LENGTH, 8, key_heads=2)
+    how = HOW[name]()
+    sinks = how.pop("sinks", None)  # which do not move with the keys
+    assert sinks is None or sinks.shape[0] > 0
+    after = attention_entropy(q, k + torch.randn(8), **how)
+    close(after, attention_entropy(q, k, method="exact", **how), 2e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_attention_statistics(name):
-    model, batch = with_sharp_attention(MODELS[name]), ids()
-    statistics = attention_statistics(model, batch)
-    names = ("entropy", "entropy_over_ln_i", "nonfinite_rows", "largest_logit")
-    shapes = {**dict.fromkeys(names, (3, 4)), "by_position": (3, batch.shape[1])}
-    assert {key: value.shape for key, value in statistics.items()} == shapes
-    close(statistics["entropy"], from_maps(model, batch), 5e-6)
-    close(statistics["by_position"].mean(1), statistics["entropy"].mean(1), 5e-6)
-    assert (statistics["by_position"] <= torch.arange(1, batch.shape[1] + 1).log() + 1e-5).all()
-    assert ((statistics["entropy_over_ln_i"] > 0) & (statistics["entropy_over_ln_i"] <= 1 + 1e-5)).all()
-    assert not statistics["nonfinite_rows"].any()
-    # entropy ln n - D with D at most twice the largest score: flat attention needs no large score, sharp one does
-    assert (statistics["largest_logit"] >= (entropy_ceiling(16) - statistics["entropy"]) / 2).all()
+@pytest.mark.parametrize("name", ["padding", "window", "boolean mask", "additive mask", "softcap", "sinks"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_key_spoils_exactly_the_rows_whose_mask_lets_them_see_it(name, bad):
+    q, k = random_qk(BATCH, HEADS, LENGTH, 8)
+    how = HOW[name]()
+    seen = weights_by_hand(q, k, how)[0][..., 12] > -torch.inf
+    expected = attention_entropy(q, k, method="exact", **how)
+    k[0, 1, 12, 3] = bad
+    capped = name == "softcap" and math.isinf(bad)  # tanh makes the score finite again
+    spoilt = torch.zeros_like(expected, dtype=torch.bool)
+    spoilt[0, 1] = seen[0, 0 if seen.shape[1] == 1 else 1]
+    got = attention_entropy(q, k, **how)
+    if capped:
+        close(got[~spoilt], expected[~spoilt], 2e-6)
+        assert got[spoilt].isfinite().all()
+    else:
+        close(got, expected.masked_fill(spoilt, math.nan), 2e-6)
 
 
-@torch.no_grad()
-def test_the_largest_logit_is_that_of_the_scores():
-    model, batch = with_sharp_attention(ours), ids()
-    inputs: list[Tensor] = []
-    for block in model.blocks:
-        block.attention.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    got = attention_statistics(model, batch)["largest_logit"]
-    for block, x, row in zip(model.blocks, inputs, got, strict=True):
-        q, k, _ = (torch.nn.functional.pad(block.attention.qkv_bias, (0, 32)) + block.attention.qkv(x)).chunk(3, -1)
-        q, k = (part.unflatten(-1, (4, 8)).transpose(1, 2) for part in (q, k))
-        scores = (q @ k.transpose(-1, -2) / 8**0.5).tril()
-        torch.testing.assert_close(row, scores.abs().amax((0, 2, 3)), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("name", ["softcap", "window", "bias", "sinks"])
+def test_gradients_under_masks_and_caps(name):
+    q, k = random_qk(BATCH, HEADS, LENGTH, 8)
+    how = HOW[name]()
+    of = {}
+    for method in ("exact", "chunked"):
+        inputs = [x.clone().requires_grad_() for x in (q, k)]
+        of[method] = torch.autograd.grad(attention_entropy(*inputs, method=method, **how).sum(), inputs)
+    for mine, oracle in zip(of["chunked"], of["exact"], strict=True):
+        assert oracle.abs().max() > 0.01
+        close(mine, oracle, 2e-5)
 
 
-def test_rows_that_are_not_finite_are_counted_and_left_out():
-    """A token whose embedding is NaN, at position 10 of one of two sequences."""
-    model, batch = with_sharp_attention(ours), ids()
-    batch[batch == 5] = 6
-    clean = head_entropy(model, batch)
-    batch[1, 10] = 5
-    model.embed.weight.data[5] = math.nan
-    statistics = attention_statistics(model, batch)
-    rows = statistics["nonfinite_rows"]
-    assert (rows[0] == 6).all()  # positions 10..15
-    assert ((rows[1:] >= 6) & (rows[1:] <= 16)).all()  # the layer itself spreads it: a weight of zero times NaN
-    assert statistics["entropy"].isfinite().all()
-    close(head_entropy(model, batch), statistics["entropy"], 5e-6)
-    assert not torch.allclose(clean, statistics["entropy"].to(clean.dtype))
-    batch[:, 0] = 5
-    statistics = attention_statistics(model, batch)
-    assert (statistics["nonfinite_rows"] == 32).all()
-    assert statistics["entropy"].isnan().all()
-    assert head_entropy(model, batch).isnan().all()
+def test_a_window_is_not_computed_beyond_its_reach(monkeypatch):
+    """Time and memory of a windowed row grow with the window."""
+    tiles = []
+    tile = entropy._tile
+    monkeypatch.setattr(entropy, "_tile", lambda values, *rest: tiles.append(values.numel()) or tile(values, *rest))
+    q, k = random_qk(1, 1, 4096, 8)
+    attention_entropy(q, k, window=64)
+    assert sum(tiles) < 4096 * 64 * 2.1
+    assert max(tiles) <= entropy.CHUNK_ELEMENTS
 
 
-@pytest.mark.parametrize("measure", [head_entropy, attention_statistics])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "our gpt2"])
-@pytest.mark.parametrize("training", [True, False])
-def test_measuring_leaves_the_model_as_it_was(name, implementation, training, measure):
-    model = MODELS[name]().train(training)
-    model.set_attn_implementation(implementation)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    results = [measure(model, ids()) for _ in range(2)]
-    assert results
-    with pytest.raises(IndexError):
-        measure(model, torch.full((1, 4), 1000))  # fails inside the model
-    assert model.config._attn_implementation == implementation
-    assert model.training == training
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert not entropy._measure
+def test_where_there_is_no_kernel_for_a_mask():
+    q, k = random_qk()
+    with pytest.raises(NotImplementedError, match="'lse' has no kernel for a mask"):
+        attention_entropy(q, k, window=3, method="lse")
+    with pytest.raises(NotImplementedError, match="no mask that is a tensor"):
+        attention_entropy(q, k, softcap=3.0, method="flex")
 
 
-def test_measuring_sees_no_dropout():
-    model, batch = ours().train(), ids()
-    assert torch.equal(head_entropy(model, batch), head_entropy(model.eval(), batch))
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_where_this_torch_has_its_log_sum_exp(monkeypatch):
+    q, k = random_qk(BATCH, HEADS, LENGTH, 8, key_heads=2)
+    reason = entropy.why_no_flex("cpu")
+    if reason is not None:
+        with pytest.raises(NotImplementedError, match="'flex' has no log-sum-exp on device 'cpu'"):
+            attention_entropy(q, k, method="flex")
+        # the same call uncompiled, which gives one everywhere
+        monkeypatch.setitem(entropy._FLEX, "cpu", None)
+        monkeypatch.setattr(torch, "compile", lambda function: function)
+    for how in (HOW[name]() for name in ("causal", "all keys", "window", "chunk", "sinks")):
+        close(attention_entropy(q, k, method="flex", **how), attention_entropy(q, k, method="exact", **how), 5e-6)
 
 
-@pytest.mark.parametrize("measure", [head_entropy, attention_statistics])
-def test_what_is_not_plain_causal_attention_says_so(measure):
-    batch = ids()
-    mask = torch.ones_like(batch)
-    mask[0, :3] = 0
-    with pytest.raises(SettingsError, match="padded"):
-        measure(gpt2(), {"input_ids": batch, "attention_mask": mask})
-
-    windowed = MistralForCausalLM(MistralConfig(sliding_window=4, **LLAMA))
-    with pytest.raises(SettingsError, match="windowed"):
-        measure(windowed, batch)
-    close(head_entropy(windowed, batch[:, :4]), from_maps(windowed.eval(), batch[:, :4]), 5e-6)
-
-    capped = Gemma2ForCausalLM(Gemma2Config(head_dim=8, attn_logit_softcapping=5.0, **LLAMA))
-    with pytest.raises(SettingsError, match="softcap"):
-        measure(capped, batch)
-    assert capped.config._attn_implementation != "nfcore_recording"
-
-    with pytest.raises(SettingsError, match="Linear: not a transformers model"):
-        measure(nn.Linear(2, 2), batch)
-
-
-@pytest.mark.parametrize("measure", [head_entropy, attention_statistics])
-def test_a_model_with_its_own_attention_cannot_be_hooked(measure):
-    """Bloom adds its position biases inside its own attention code."""
-    model = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=4, **SMALL))
-    with pytest.raises(SettingsError, match="cannot be hooked"):
-        measure(model, ids())
-
-
-def test_head_entropy_refuses_an_unknown_method():
-    with pytest.raises(SettingsError, match="method: 'fast'"):
-        head_entropy(ours(), ids(), method="fast")
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"mask": torch.ones(4, 4, dtype=torch.bool)}, r"mask: shape \(4, 4\) must broadcast to \(B, H, T, S\)"),
+        ({"mask": torch.ones(33, 33, dtype=torch.long)}, "mask: dtype torch.int64 must be bool"),
+        ({"padding": torch.ones(33)}, r"padding: shape \(33,\) must be \(B, S\), here \(2, 33\)"),
+        ({"window": 0}, "window: 0 must be at least 1"),
+        ({"window": 4, "causal": False}, "window: 4 must be at least 1, and needs causal=True"),
+        ({"chunk": -1}, "chunk: -1"),
+        ({"softcap": 0.0}, "softcap: 0.0 must be above 0"),
+        ({"sinks": torch.zeros(2)}, r"sinks: shape \(2, 1\) must broadcast to \(H,\) or \(B, H, T\)"),
+    ],
+)
+def test_masks_that_do_not_fit(how, said):
+    with pytest.raises(SettingsError, match=said):
+        attention_entropy(*random_qk(), **how)
 
 
 @pytest.mark.parametrize("method", ["exact", "chunked", "lse"])

@@ -146,7 +146,7 @@ def test_frames_of_all_finished_runs(two: Path, trained: Path, diverged: Path) -
         ],
         "heads": [
             *("step", "layer", "head", "entropy", "entropy_over_ln_i", "nonfinite_rows", "largest_logit"),
-            "entropy_random",
+            *("max_logit", "log_sum_exp", "sink_rate", "entropy_random"),
         ],
         "positions": ["step", "layer", "position", "entropy", "entropy_random"],
     }.items():

@@ -1,0 +1,105 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Coverage
+#
+# The meter reads the attention of most causal language models in transformers, and refuses the others by name. To see that, each
+# class is built with a tiny random configuration and measured twice on the same tokens: by {py:func}`~nfcore.meter.head_entropy`,
+# and from the attention maps that the class itself returns with eager attention. `python -m benchmarks coverage` measures again.
+
+# %% tags=["parameters", "hide-input"]
+preset = "quick"  # smoke, quick, gpu or paper: this page shows no runs, and is the same for all
+source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
+seeds = None  # list of seeds; None, here and below: what the preset says
+models = None  # mapping, e.g. {gpt2: {num_hidden_layers: 4}}; replaces only the keys it holds, as those below
+data = None  # mapping, e.g. {corpus: path/to/folder}
+training = None  # mapping, e.g. {learning_rate: 0.001}
+steps = None  # mapping: updates of each budget, e.g. {main: 1200}
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+preset = parameters(globals())
+
+# %% tags=["hide-input"]
+import json
+
+import pandas as pd
+from IPython.display import Markdown
+
+from nfcore.report import glue, markdown_table
+from nfcore.settings import project_root
+
+
+results = json.loads((project_root() / "benchmarks" / "results" / "coverage.json").read_text())
+found = pd.DataFrame(results["rows"])
+made = results["provenance"]
+right = found[found["outcome"] == "right"]
+glue(coverage_right=f"{len(right)}", coverage_all=f"{len(found)}")
+Markdown(
+    f"*transformers {made['transformers']}, torch {made['torch']}, {made['measured']}: {len(right)} of {len(found)} classes"
+    f" agree with their own maps to {right['largest_error_nats'].max():.0e} nats in every head.*"
+)
+
+# %% [markdown]
+# ## Outcomes
+
+# %% tags=["hide-input"]
+meanings = {
+    "right": "entropy agrees with the maps to 1e-5 nats in every head",
+    "refused": "the meter says in one line that it does not measure this class",
+    "wrong": "entropies differ, or layers are missing",
+    "crashed": "anything else happened",
+    "no maps": "the meter measures, but the class returns no maps to compare with",
+    "not built": "no tiny configuration of the class could be made to run",
+}
+count = found["outcome"].value_counts()
+table = pd.DataFrame(
+    [{"outcome": name, "classes": int(count.get(name, 0)), "meaning": text} for name, text in meanings.items()]
+)
+markdown_table(table)
+
+# %% [markdown]
+# ## Measured
+#
+# Layers are those with causal self-attention, under their own numbers; hybrid models have others between them. *sdpa* and *eager*
+# are the attention that the class runs by default. The error is the largest over layers and heads.
+
+# %% tags=["hide-input"]
+table = [
+    {
+        "class": row["class"],
+        "attention": row["implementation"],
+        "layers": ", ".join(dict.fromkeys(str(int(layer)) for layer in row["layers"])),
+        "heads": str(int(row["heads"])),
+        "largest error (nats)": f"{row['largest_error_nats']:.0e}",
+    }
+    for _, row in right.iterrows()
+]
+markdown_table(pd.DataFrame(table))
+
+# %% [markdown]
+# ## Not measured
+#
+# The refused classes have attention code of their own, which does not go through transformers' attention interface, or no softmax
+# attention at all.
+
+# %% tags=["hide-input"]
+rest = found[found["outcome"] != "right"].sort_values(["outcome", "class"])
+table = [
+    {"class": row["class"], "outcome": row["outcome"], "reason": str(row["reason"]).partition(": ")[2]}
+    for _, row in rest.iterrows()
+]
+markdown_table(pd.DataFrame(table))
+
+# %% [markdown]
+# ## What to remember
+#
+# A model behind transformers' attention interface is measured as it runs, and a model that is not is refused rather than guessed at.

@@ -1,0 +1,478 @@
+"""Whole models: what the meter reads from their attention, and that it leaves them as they were."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertLMHeadModel,
+    BloomConfig,
+    BloomForCausalLM,
+    CLIPVisionConfig,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
+
+from nfcore import (
+    NormFreeConfig,
+    NormFreeForCausalLM,
+    attention_statistics,
+    entropy_ceiling,
+    head_entropy,
+    meter,
+)
+from nfcore.settings import SettingsError
+
+
+ALL_METHODS = ("exact", "chunked", "lse", "auto")
+
+
+def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(got.double(), expected.double(), rtol=0, atol=tolerance, equal_nan=True)
+
+
+# --- whole models -----------------------------------------------------------------------------------------------
+
+SMALL = dict(vocab_size=97, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+LLAMA = dict(
+    hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=40, **SMALL
+)
+
+
+def gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=32, **SMALL))
+
+
+def gpt_neox() -> GPTNeoXForCausalLM:
+    sizes = dict(num_hidden_layers=3, num_attention_heads=4, hidden_size=32, intermediate_size=40)
+    return GPTNeoXForCausalLM(GPTNeoXConfig(max_position_embeddings=32, **sizes, **SMALL))
+
+
+def ours(family: str = "gpt2") -> NormFreeForCausalLM:
+    sizes = dict(num_hidden_layers=3, num_attention_heads=4, vocab_size=97)
+    return NormFreeForCausalLM(NormFreeConfig.from_shape(f"{family}-2x32", norm="none", embd_pdrop=0.1, **sizes))
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(sliding_window=None, **LLAMA)),
+    "our gpt2": ours,
+    "our pythia": lambda: ours("pythia"),
+}
+
+
+def with_sharp_attention(build: Callable[[], Any]) -> Any:
+    """Weights large enough that attention is far from uniform; the gains of norms stay."""
+    model = build().eval()
+    for name, p in model.named_parameters():
+        if "norm" not in name and "ln_" not in name:
+            nn.init.normal_(p, 0.0, 0.2)
+    return model
+
+
+def ids(batch: int = 2, length: int = 16) -> Tensor:
+    return torch.randint(97, (batch, length))
+
+
+@torch.no_grad()
+def from_maps(model: Any, input_ids: Tensor, **batch: Tensor) -> Tensor:
+    """Head entropies from the attention maps that the eager implementation returns."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    maps = [p for p in model(input_ids, output_attentions=True, **batch).attentions if p is not None]
+    model.set_attn_implementation(before)
+    return torch.stack([-torch.special.xlogy(p.double(), p.double()).sum(-1).mean((0, 2)) for p in maps])
+
+
+PLAIN = tuple(MODELS)
+MODELS |= {
+    "mistral with a window": lambda: MistralForCausalLM(MistralConfig(sliding_window=6, **LLAMA)),
+    "gemma 2": lambda: Gemma2ForCausalLM(
+        Gemma2Config(head_dim=8, attn_logit_softcapping=2.0, sliding_window=6, **LLAMA)
+    ),
+    "gpt-oss": lambda: GptOssForCausalLM(
+        GptOssConfig(head_dim=8, sliding_window=6, num_local_experts=4, num_experts_per_tok=2, **LLAMA)
+    ),
+    "diffllama": lambda: DiffLlamaForCausalLM(DiffLlamaConfig(**LLAMA)),
+    "lfm2": lambda: Lfm2ForCausalLM(
+        Lfm2Config(layer_types=["conv", "full_attention"] * 2, **{**LLAMA, "num_hidden_layers": 4})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_head_entropy_is_that_of_the_maps(name):
+    model, batch = with_sharp_attention(MODELS[name]), ids()
+    expected = from_maps(model, batch)
+    assert expected.shape == (3, 4)
+    assert expected.min() < 0.95 * entropy_ceiling(16)
+    for method in ALL_METHODS:
+        close(head_entropy(model, batch, method=method), expected, 5e-6)
+    mapping = {"input_ids": batch, "attention_mask": torch.ones_like(batch), "labels": batch}
+    close(head_entropy(model, mapping), expected, 5e-6)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_attention_statistics(name):
+    model, batch = with_sharp_attention(MODELS[name]), ids()
+    statistics = attention_statistics(model, batch)
+    names = ("entropy", "entropy_over_ln_i", "nonfinite_rows", "largest_logit")
+    names += ("max_logit", "log_sum_exp", "sink_rate", "ceiling")
+    shapes = {**dict.fromkeys(names, (3, 4)), "by_position": (3, batch.shape[1]), "layer": (3,)}
+    assert {key: value.shape for key, value in statistics.items()} == shapes
+    close(statistics["entropy"], from_maps(model, batch), 5e-6)
+    close(statistics["by_position"].mean(1), statistics["entropy"].mean(1), 5e-6)
+    assert (statistics["by_position"] <= torch.arange(1, batch.shape[1] + 1).log() + 1e-5).all()
+    assert ((statistics["entropy_over_ln_i"] > 0) & (statistics["entropy_over_ln_i"] <= 1 + 1e-5)).all()
+    assert not statistics["nonfinite_rows"].any()
+    close(statistics["ceiling"], torch.full((3, 4), entropy_ceiling(16)), 1e-6)
+    assert (statistics["max_logit"] <= statistics["largest_logit"]).all()
+    # entropy ln n - D with D at most twice the largest score: flat attention needs no large score, sharp one does
+    assert (statistics["largest_logit"] >= (entropy_ceiling(16) - statistics["entropy"]) / 2).all()
+
+
+@torch.no_grad()
+def test_logits_and_sinks_are_those_of_the_scores():
+    model, batch = with_sharp_attention(ours), ids()
+    inputs: list[Tensor] = []
+    for block in model.blocks:
+        block.attention.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    got = attention_statistics(model, batch)
+    for layer, (block, x, row) in enumerate(zip(model.blocks, inputs, got["largest_logit"], strict=True)):
+        q, k, _ = (torch.nn.functional.pad(block.attention.qkv_bias, (0, 32)) + block.attention.qkv(x)).chunk(3, -1)
+        q, k = (part.unflatten(-1, (4, 8)).transpose(1, 2) for part in (q, k))
+        scores = (q @ k.transpose(-1, -2) / 8**0.5).tril()
+        torch.testing.assert_close(row, scores.abs().amax((0, 2, 3)), rtol=1e-5, atol=1e-5)
+        seen = scores.masked_fill(torch.ones(16, 16, dtype=torch.bool).triu(1), -torch.inf)
+        others = {
+            "max_logit": seen.amax((0, 2, 3)),
+            "log_sum_exp": seen.logsumexp(-1).mean((0, 2)),
+            "sink_rate": seen.softmax(-1)[..., 0].mean((0, 2)),
+        }
+        for name, expected in others.items():
+            torch.testing.assert_close(got[name][layer], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_are_not_finite_are_counted_and_left_out():
+    """A token whose embedding is NaN, at position 10 of one of two sequences."""
+    model, batch = with_sharp_attention(ours), ids()
+    batch[batch == 5] = 6
+    clean = head_entropy(model, batch)
+    batch[1, 10] = 5
+    model.embed.weight.data[5] = math.nan
+    statistics = attention_statistics(model, batch)
+    rows = statistics["nonfinite_rows"]
+    assert (rows[0] == 6).all()  # positions 10..15
+    assert ((rows[1:] >= 6) & (rows[1:] <= 16)).all()  # the layer itself spreads it: a weight of zero times NaN
+    assert statistics["entropy"].isfinite().all()
+    close(head_entropy(model, batch), statistics["entropy"], 5e-6)
+    assert not torch.allclose(clean, statistics["entropy"].to(clean.dtype))
+    batch[:, 0] = 5
+    statistics = attention_statistics(model, batch)
+    assert (statistics["nonfinite_rows"] == 32).all()
+    assert statistics["entropy"].isnan().all()
+    assert head_entropy(model, batch).isnan().all()
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """What a caller can see of a model and of transformers."""
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    return {
+        "training": [module.training for module in model.modules()],
+        "configs": [config.to_dict() for config in configs],
+        "attention": [config._attn_implementation for config in configs],
+        "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        "interface": (AttentionInterface.get_interface, dict(AttentionInterface._global_mapping)),
+        "masks": dict(AttentionMaskInterface._global_mapping),
+        "weights": {name: p.detach().clone() for name, p in model.state_dict().items()},
+        "stance": torch._dynamo.eval_frame._stance.stance,
+    }
+
+
+def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    weights = before.pop("weights"), after.pop("weights")
+    return before == after and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("measure", [head_entropy, attention_statistics])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "our gpt2"])
+def test_measuring_leaves_the_model_as_it_was(name, implementation, measure):
+    model = MODELS[name]().train()
+    model.set_attn_implementation(implementation)
+    frozen = list(model.modules())[3]
+    frozen.eval()
+    before = state(model)
+    measure(model, ids())
+    assert same(before, state(model))
+    assert not frozen.training
+
+    before = state(model)
+    handle = list(model.modules())[-1].register_forward_hook(lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure(model, ids())
+    handle.remove()
+    assert same(before, state(model))
+
+
+def test_parts_with_an_attention_of_their_own_keep_it():
+    """The text and vision configurations of Llava differ in their attention."""
+    model = llava().eval()
+    model.set_attn_implementation({"vision_config": "eager", "text_config": "sdpa"})
+    model(**llava_batch())  # transformers puts hooks of its own where outputs are collected
+    before = state(model)
+    head_entropy(model, llava_batch())
+    assert same(before, state(model))
+
+
+def test_a_measurement_inside_a_measurement():
+    model, other, batch = with_sharp_attention(gpt2).train(), with_sharp_attention(MODELS["llama"]), ids()
+    expected, before, inner = (head_entropy(model, batch), head_entropy(other, batch)), state(model), []
+    handle = model.transformer.h[1].register_forward_hook(lambda *args: inner.append(head_entropy(other, batch)))
+    assert torch.equal(head_entropy(model, batch), expected[0])
+    handle.remove()
+    assert torch.equal(inner[0], expected[1])
+    assert same(before, state(model))
+
+
+def test_two_threads_measure_and_a_third_generates():
+    """Measurements of one model at once, and another model that is used meanwhile, have their own results."""
+    model, other = with_sharp_attention(MODELS["llama"]).train(), with_sharp_attention(gpt2)
+    batches = [ids(1, n) for n in (8, 12, 16)]
+    expected = [head_entropy(model, batch) for batch in batches]
+    before, logits = state(model), other(batches[0]).logits
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(head_entropy, model, batch) for batch in batches * 4]
+        used = [pool.submit(lambda: other(batches[0]).logits) for _ in range(8)]
+        for future, value in zip(found, expected * 4, strict=True):
+            assert torch.equal(future.result(), value)
+        assert all(torch.equal(future.result(), logits) for future in used)
+    assert same(before, state(model))
+
+
+def test_measuring_sees_no_dropout():
+    model, batch = ours().train(), ids()
+    assert torch.equal(head_entropy(model, batch), head_entropy(model.eval(), batch))
+
+
+# --- the batch given is the batch measured ----------------------------------------------------------------------
+
+
+def llava() -> Any:
+    sizes = dict(hidden_size=32, intermediate_size=40, num_attention_heads=4)
+    vision = CLIPVisionConfig(num_hidden_layers=3, image_size=8, patch_size=4, projection_dim=32, **sizes)
+    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**LLAMA), image_token_index=96)
+    return with_sharp_attention(lambda: LlavaForConditionalGeneration(config))
+
+
+def llava_batch() -> dict[str, Tensor]:
+    """An image of 2 x 2 patches at the start of each sequence."""
+    batch = torch.randint(90, (2, 16))
+    batch[:, 1:5] = 96
+    return {"input_ids": batch, "pixel_values": torch.randn(2, 3, 8, 8), "attention_mask": torch.ones_like(batch)}
+
+
+def test_an_image_is_measured_with_its_text():
+    model, batch = llava(), llava_batch()
+    expected = from_maps(model, **batch)
+    close(head_entropy(model, batch), expected, 5e-6)
+    assert head_entropy(model, batch).shape == (3, 4)  # the image encoder has no row
+    batch["pixel_values"] = batch["pixel_values"].flip(0)
+    assert (head_entropy(model, batch) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral with a window", "our gpt2", "our pythia"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_not_measured(name, side):
+    """A padded batch has the rows of its sequences alone, given the same positions."""
+    model, batch = with_sharp_attention(MODELS[name]), ids(2, 16)
+    mask = torch.ones_like(batch)
+    short = slice(5, 16) if side == "left" else slice(0, 11)
+    mask[0], mask[0, short] = 0, 1
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    padded = {"input_ids": batch, "attention_mask": mask, "position_ids": positions}
+    alone = [head_entropy(model, batch[:1, short]), head_entropy(model, batch[1:])]
+    close(head_entropy(model, padded), (11 * alone[0] + 16 * alone[1]) / 27, 1e-5)
+    found = attention_statistics(model, padded)
+    close(found["entropy"], head_entropy(model, padded), 1e-5)
+    assert not found["nonfinite_rows"].any()
+    window = 6 if "window" in name else None
+    close(found["ceiling"], torch.full((3, 4), entropy_ceiling(16, padding=mask, window=window)), 1e-5)
+    assert ((found["sink_rate"] > 0) & (found["sink_rate"] < 1)).all()
+    parts = [attention_statistics(model, x)["max_logit"] for x in (batch[:1, short], batch[1:])]
+    close(found["max_logit"], torch.maximum(*parts), 1e-4)
+
+
+def test_a_mask_of_the_callers_own_decides_what_is_measured():
+    """Two sequences packed in one row do not see each other."""
+    model, batch = with_sharp_attention(MODELS["llama"]), ids(1, 16)
+    document = torch.arange(16) >= 6
+    mask = (document[:, None] == document) & torch.ones(16, 16, dtype=torch.bool).tril()
+    positions = torch.cat((torch.arange(6), torch.arange(10)))[None]
+    packed = {"input_ids": batch, "attention_mask": mask[None, None], "position_ids": positions}
+    alone = head_entropy(model, batch[:, :6]), head_entropy(model, batch[:, 6:])
+    close(head_entropy(model, packed), (6 * alone[0] + 10 * alone[1]) / 16, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["mistral with a window", "gemma 2", "gpt-oss"])
+def test_windows_caps_and_sinks_are_measured(name):
+    model, batch = with_sharp_attention(MODELS[name]), ids()
+    expected = from_maps(model, batch)
+    close(head_entropy(model, batch), expected, 5e-6)
+    close(attention_statistics(model, batch)["entropy"], expected, 5e-6)
+
+
+# --- a row for each decoder layer -------------------------------------------------------------------------------
+
+
+def test_layers_are_named_by_their_own_number():
+    model, batch = with_sharp_attention(MODELS["lfm2"]), ids()
+    found = attention_statistics(model, batch)
+    assert found["layer"].tolist() == [1, 3]
+    close(head_entropy(model, batch), from_maps(model, batch), 5e-6)
+
+
+def test_differential_attention_has_one_row_per_layer():
+    model, batch = with_sharp_attention(MODELS["diffllama"]), ids()
+    close(head_entropy(model, batch), from_maps(model, batch), 5e-6)
+    assert attention_statistics(model, batch)["layer"].tolist() == [0, 1, 2]
+
+
+def bart() -> Any:
+    sizes = dict(encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=40, decoder_ffn_dim=40)
+    config = BartConfig(d_model=32, encoder_layers=2, decoder_layers=3, max_position_embeddings=32, **sizes, **SMALL)
+    return with_sharp_attention(lambda: BartForConditionalGeneration(config))
+
+
+def test_of_an_encoder_decoder_only_the_decoders_own_attention_is_measured():
+    model, batch = bart(), ids()
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        maps = model(batch, decoder_input_ids=batch, output_attentions=True).decoder_attentions
+        model.set_attn_implementation("sdpa")
+    expected = torch.stack([torch.special.entr(p.double()).sum(-1).mean((0, 2)) for p in maps])
+    close(head_entropy(model, {"input_ids": batch, "decoder_input_ids": batch}), expected, 5e-6)
+    # what pads the encoder's sequence does not pad the decoder's
+    mask = torch.ones_like(batch)
+    mask[:, 9:] = 0
+    first = attention_statistics(model, {"input_ids": batch, "attention_mask": mask, "decoder_input_ids": batch})
+    close(first["entropy"][0], expected[0], 5e-6)
+    assert (expected <= entropy_ceiling(16)).all()
+
+
+def bert(**more: Any) -> Any:
+    sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40)
+    return with_sharp_attention(lambda: BertLMHeadModel(BertConfig(**sizes, **SMALL, **more)))
+
+
+@pytest.mark.parametrize("measure", [head_entropy, attention_statistics])
+def test_what_is_no_causal_attention_is_refused_by_name(measure):
+    with pytest.raises(SettingsError, match=r"BertLMHeadModel: no layer calls .* causal softmax self-attention"):
+        measure(bert(), ids())
+    decoder = bert(is_decoder=True)
+    batch = ids()
+    close(head_entropy(decoder, batch), from_maps(decoder, batch), 5e-6)
+    with pytest.raises(SettingsError, match="Linear: not a transformers model"):
+        measure(nn.Linear(2, 2), ids())
+    # Bloom adds its position biases inside its own attention code.
+    with pytest.raises(SettingsError, match="BloomForCausalLM: no layer calls"):
+        measure(BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=4, **SMALL)), ids())
+
+
+def test_layers_with_fewer_heads_end_in_nan():
+    assert meter._stacked([torch.ones(3), torch.ones(2)]).isnan().tolist() == [[False] * 3, [False, False, True]]
+
+
+# --- wrapped models ---------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_model_is_measured_as_it_was_written():
+    model, batch = with_sharp_attention(gpt2), ids()
+    expected = head_entropy(model, batch)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled(batch)
+    assert torch.equal(head_entropy(compiled, batch), expected)
+    model.transformer.h[0].compile(backend="eager")
+    assert torch.equal(head_entropy(model, batch), expected)
+
+
+def test_an_offloaded_model(tmp_path):
+    model, batch = with_sharp_attention(MODELS["llama"]), ids()
+    expected = head_entropy(model, batch)
+    accelerate.cpu_offload(model, execution_device="cpu")
+    assert next(model.parameters()).device.type == "meta"
+    assert torch.equal(head_entropy(model, batch), expected)
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------
+
+
+def test_lists_arrays_and_single_sequences_are_converted():
+    model, batch = with_sharp_attention(gpt2), ids()
+    expected = head_entropy(model, batch)
+    rows = [*batch], tuple(map(tuple, batch.tolist())), batch.numpy().astype("uint16")
+    for same_batch in (batch.tolist(), batch.numpy(), {"input_ids": batch.tolist()}, batch.int(), *rows):
+        assert torch.equal(head_entropy(model, same_batch), expected)
+    single = head_entropy(model, batch[:1])
+    for one in (batch[0], batch[0].tolist(), {"input_ids": batch[0].tolist(), "attention_mask": [1] * 16}):
+        assert torch.equal(head_entropy(model, one), single)
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        (torch.zeros(2, 0, dtype=torch.long), r"input_ids of shape \(2, 0\) holds no tokens"),
+        ([], r"input_ids of shape \(0,\) holds no tokens"),
+        ([[1, 2], [3]], "input_ids is no array of numbers; pad sequences"),
+        ("a text", "input_ids is str; it must be token ids"),
+        (torch.rand(2, 4), r"input_ids is torch.float32 of shape \(2, 4\)"),
+        (torch.zeros(1, 2, 3, dtype=torch.long), r"torch.int64 of shape \(1, 2, 3\)"),
+        ({"attention_mask": [[1, 1]]}, "keys attention_mask lack input_ids"),
+        ({}, r"keys \(none\) lack input_ids"),
+        ([[5, 1000]], "token ids 5 to 1000 are not within the vocabulary of 97"),
+        ([[5, -1]], "token ids -1 to 5 are not within"),
+        ([[5] * 33], "33 tokens, more than the model's 32 positions"),
+        (torch.ones(1, 4, dtype=torch.bool), "input_ids is torch.bool"),
+        (None, "input_ids is NoneType"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, r"attention_mask of shape \(1, 1\) does not cover"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, "attention_mask leaves no token"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused_in_one_line(batch, said):
+    with pytest.raises(SettingsError, match=said) as caught:
+        head_entropy(gpt2(), batch)
+    assert "\n" not in str(caught.value)
+
+
+def test_head_entropy_refuses_an_unknown_method():
+    with pytest.raises(SettingsError, match="method: 'fast'"):
+        head_entropy(ours(), ids(), method="fast")
