@@ -34,13 +34,14 @@ from nfcore.settings import SHAPES, ModelSettings, SettingsError, check_keys, fr
 TRIED = ("5.17", "5.24")  # the first and the last series of transformers that pass tests/test_model.py: `make versions`
 
 
-def _series(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")[:2]))
+def warn_if_untried(version: str) -> None:
+    """Say so where nobody tried this version of transformers, which may hand arguments under other names."""
+    first, last, this = (tuple(map(int, v.split(".")[:2])) for v in (*TRIED, version))
+    if not first <= this <= last:
+        warnings.warn(f"nfcore was tested with transformers {' to '.join(TRIED)}, not with {version}", stacklevel=3)
 
 
-if not _series(TRIED[0]) <= _series(transformers.__version__) <= _series(TRIED[1]):
-    tried = " to ".join(TRIED)
-    warnings.warn(f"nfcore was tested with transformers {tried}, not with {transformers.__version__}", stacklevel=2)
+warn_if_untried(transformers.__version__)
 
 
 class NormFreeConfig(PreTrainedConfig):

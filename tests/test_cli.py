@@ -1,6 +1,7 @@
 """The command line: what it prints, how it ends, and that it loads torch only to work."""
 
 import argparse
+import ast
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -28,6 +30,7 @@ from nfcore.__main__ import main, parser
 from nfcore.presets import Preset
 from nfcore.settings import Experiment, project_root
 from nfcore.training import load_model
+from tests.conftest import ROOT
 
 
 Tiny = Callable[..., Experiment]
@@ -49,6 +52,47 @@ def refused(capsys: Any, *arguments: Any) -> str:
     assert printed.out == ""
     assert re.fullmatch(r"nfcore: [^\n]+\n", printed.err), printed.err
     return printed.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("runs", "list", "quick"),
+        ("plan", "study"),
+        ("train", "quick/0123456789ab"),
+        ("claims",),
+        ("study", "--dry-run"),
+        ("book", "smoke"),
+    ],
+    ids=" ".join,
+)
+def test_outside_a_checkout_a_command_says_that_it_needs_one(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("NFCORE_ROOT", str(tmp_path))
+    assert "it comes with a checkout of the project" in refused(capsys, *command)
+
+
+@pytest.mark.parametrize(("module", "extra"), [("nbformat", True), ("wandb", False)])
+def test_a_missing_module_is_named_with_the_extra_that_has_it(module, extra, capsys, monkeypatch):
+    def absent(args: argparse.Namespace) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("nfcore.__main__.notebook", absent)
+    assert ("nfcore's extra `book`" in refused(capsys, "notebook", "a.py", "b.ipynb")) == extra
+
+
+def test_every_module_that_nfcore_imports_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["book"]]
+    declared = {re.split(r"[<>=]", name)[0].replace("-", "_") for name in asked} | {"yaml", "IPython"}
+    imported = set()
+    for source in (ROOT / "nfcore").glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).split(".")[0])
+    assert imported - set(sys.stdlib_module_names) - {"nfcore"} <= declared
+    assert project["scripts"] == {"nfcore": "nfcore.__main__:main"}
 
 
 # --- help -------------------------------------------------------------------------------------------------------

@@ -4,17 +4,20 @@ import copy
 import math
 import subprocess
 import sys
+import tomllib
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from nfcore import NormFreeConfig, NormFreeForCausalLM, model, settings
 from nfcore.settings import SHAPES, SettingsError
+from tests.conftest import ROOT
 
 
 logging.disable_progress_bar()
@@ -565,12 +568,23 @@ def test_only_the_embedding_drops_out_and_only_in_training():
     assert torch.equal(without(ids).logits, without(ids).logits)
 
 
-def test_importing_the_package_loads_no_torch_and_reaching_for_the_model_registers_it():
+def test_the_range_of_transformers_that_was_tried_is_declared_and_another_is_named():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    first, last = (v.split(".") for v in model.TRIED)
+    declared = f"transformers>={'.'.join(first)},<{last[0]}.{int(last[1]) + 1}"
+    assert declared in project["dependencies"]
+    for version in ("5.16.1", "5.25.0.dev0", "6.0"):
+        with pytest.warns(UserWarning, match=f"not with {version}"):
+            model.warn_if_untried(version)
+    for version in (*model.TRIED, transformers.__version__):
+        model.warn_if_untried(version)  # a warning is an error here
+
+
+def test_importing_the_package_loads_no_torch_and_the_auto_classes_know_the_model():
     script = (
         "import sys, nfcore\n"
         "from nfcore import Experiment, SettingsError\n"
         "assert not {'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules), 'heavy import'\n"
-        "nfcore.NormFreeForCausalLM\n"
         "from transformers import AutoConfig, AutoModelForCausalLM\n"
         "config = AutoConfig.for_model('normfree', hidden_size=32, num_attention_heads=2, vocab_size=9)\n"
         "assert type(AutoModelForCausalLM.from_config(config)) is nfcore.NormFreeForCausalLM\n"

@@ -722,3 +722,22 @@ def test_token_losses_leave_the_mode_of_the_model() -> None:
     assert model.training
     ids = training.as_ids(rows)
     assert float(losses.mean()) == pytest.approx(float(model.eval()(input_ids=ids, labels=ids).loss.detach()), abs=1e-6)
+
+
+def test_the_commit_of_a_repository_around_an_installed_package_is_not_reported(tmp_path, monkeypatch):
+    def git(*command: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *command], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    installed = tmp_path / "lib" / "nfcore" / "training.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "-m", "somebody else's")
+    monkeypatch.setattr(training, "__file__", str(installed))
+    assert training.git_commit() is None
+    git("add", "--all")
+    git("commit", "--quiet", "-m", "ours")
+    assert training.git_commit() == git("rev-parse", "HEAD")

@@ -1,6 +1,6 @@
 """Run the tests of the model under the first supported transformers and the newest on PyPI, or under VERSION ...
 
-Each goes, without its dependencies, into a throwaway folder that comes before this environment.
+Each goes with what it needs (torch is not among that) into a throwaway folder that comes before this environment.
 """
 
 import os
@@ -19,7 +19,7 @@ def main(versions: list[str]) -> int:
     for version in versions or [f"{TRIED[0]}.*", ""]:
         wanted = f"transformers=={version}" if version else "transformers"
         with tempfile.TemporaryDirectory() as folder:
-            install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, wanted]
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, wanted]
             subprocess.run(install, check=True)
             path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
             environment = {**os.environ, "PYTHONPATH": path}
