@@ -580,12 +580,13 @@ def test_the_range_of_transformers_that_was_tried_is_declared_and_another_is_nam
         model.warn_if_untried(version)  # a warning is an error here
 
 
-def test_importing_the_package_loads_no_torch_and_the_auto_classes_know_the_model():
+def test_importing_the_package_loads_no_torch_and_importing_the_model_tells_the_auto_classes():
     script = (
         "import sys, nfcore\n"
         "from nfcore import Experiment, SettingsError\n"
         "assert not {'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules), 'heavy import'\n"
         "from transformers import AutoConfig, AutoModelForCausalLM\n"
+        "import nfcore.model\n"
         "config = AutoConfig.for_model('normfree', hidden_size=32, num_attention_heads=2, vocab_size=9)\n"
         "assert type(AutoModelForCausalLM.from_config(config)) is nfcore.NormFreeForCausalLM\n"
         "try:\n"
