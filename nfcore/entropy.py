@@ -37,7 +37,7 @@ class Rows(NamedTuple):
     entropy: Tensor  # nats
     log_sum_exp: Tensor  # ln of the softmax's denominator, sinks included
     max_logit: Tensor  # largest score, as it enters the softmax
-    min_logit: Tensor  # smallest score of a key that the row may see
+    min_logit: Tensor | None  # smallest score of a key that the row may see, if asked for
     first_key: Tensor  # attention weight on the first key that any query of the sequence may see
     keys: Tensor  # how many keys the row may see, int64
 
@@ -118,7 +118,7 @@ class Scores:
         """Whether query i may see key j, without regard to a mask that is a tensor; indices broadcast."""
         seen = j <= i if self.causal else (i >= 0) & (j >= 0)
         if self.window is not None:
-            seen = seen & (i - j < self.window)
+            seen = seen & (j > i - self.window)
         if self.chunk is not None:
             seen = seen & (i // self.chunk == j // self.chunk)
         if self.padding is not None:
@@ -231,19 +231,19 @@ def attention_entropy(
     return _rows(scores, "exact" if method == "exact" else "chunked").entropy
 
 
-def attention_rows(q: Tensor, k: Tensor, *, method: str = "auto", **how: Any) -> Rows:
-    """Entropy, log-sum-exp, largest and smallest logit, weight on the first key and number of keys of each row.
+def attention_rows(q: Tensor, k: Tensor, *, method: str = "auto", lowest: bool = False, **how: Any) -> Rows:
+    """Entropy, log-sum-exp, largest logit, weight on the first key and number of keys of each row, all of them exact.
 
     One pass over blocks of scores, with the keywords of :func:`attention_entropy`; ``method`` is ``exact`` or
-    ``chunked`` (``auto``).
+    ``chunked`` (``auto``). ``lowest``: the smallest logit too, which takes one more look at the scores.
     """
     choice("method", method, ("auto", "exact", "chunked"))
-    return _rows(Scores(q, k, **how), "exact" if method == "exact" else "chunked")
+    return _rows(Scores(q, k, **how), "exact" if method == "exact" else "chunked", lowest)
 
 
-def _rows(scores: Scores, method: str) -> Rows:
+def _rows(scores: Scores, method: str, lowest: bool = False) -> Rows:
     with torch.autocast(scores.q.device.type, enabled=False):  # it would round matrix products to 8 bits
-        rows = (_exact if method == "exact" else _chunked)(scores)
+        rows = (_exact if method == "exact" else _chunked)(scores, lowest)
         entropy, log_sum_exp = _with_sinks(scores, rows.entropy, rows.log_sum_exp)
         first = rows.first_key
         if scores.sinks is not None:
@@ -260,7 +260,7 @@ def _with_sinks(scores: Scores, entropy: Tensor, log_sum_exp: Tensor) -> tuple[T
     return log_m.exp() * (entropy - log_m), whole
 
 
-def _exact(scores: Scores) -> Rows:
+def _exact(scores: Scores, lowest: bool = False) -> Rows:
     q, k = scores.q.double(), scores.keys_of_heads.double()
     values = scores.factor * q @ k.transpose(-1, -2)  # (B, H, T, S)
     if scores.softcap is not None:
@@ -277,13 +277,13 @@ def _exact(scores: Scores) -> Rows:
         entropy.masked_fill(bad, torch.nan),
         values.masked_fill(~seen, -torch.inf).logsumexp(-1),
         values.masked_fill(~seen, -torch.inf).amax(-1),
-        values.masked_fill(~seen, torch.inf).amin(-1),
+        values.masked_fill(~seen, torch.inf).amin(-1) if lowest else None,
         log_p.exp().gather(-1, index)[..., 0],
         seen.sum(-1).expand(q.shape[:3]),
     )
 
 
-def _chunked(scores: Scores) -> Rows:
+def _chunked(scores: Scores, lowest: bool = False) -> Rows:
     """Blocks of queries, and of sequences and heads, that together hold at most ``CHUNK_ELEMENTS`` scores."""
     softcap = scores.softcap
     q = (scores.factor if softcap is None else scores.factor / softcap) * scores.q.float()
@@ -313,19 +313,23 @@ def _chunked(scores: Scores) -> Rows:
                 values = softcap * values.tanh()
             if bias is not None:
                 values = values + bias.expand(batch, heads, -1, -1)[b, h]
-            tiles.append(_tile(values, hidden[b, h], edge - left, scores.first_key.expand(batch, heads)[b, h] - left))
+            tiles.append(
+                _tile(values, hidden[b, h], edge - left, scores.first_key.expand(batch, heads)[b, h] - left, lowest)
+            )
         joined = [torch.cat([torch.cat(x, 1) for x in _grouped(part, heads, of)]) for part in zip(*tiles, strict=True)]
         count = seen.sum(-1) + edge - left
         parts.append((*joined, count.expand(batch, heads, -1)))
-    return _whole(*(torch.cat(part, -1) for part in zip(*parts, strict=True)))
+    entropy, lse, top, first, *low, keys_seen = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+    return _whole(entropy, lse, top, low[0] if low else None, first, keys_seen)
 
 
-def _whole(entropy: Tensor, lse: Tensor, top: Tensor, low: Tensor, first: Tensor, keys: Tensor) -> Rows:
+def _whole(entropy: Tensor, lse: Tensor, top: Tensor, low: Tensor | None, first: Tensor, keys: Tensor) -> Rows:
     """Rows with NaN where no key is seen and, except for the logits, where one of them is not finite."""
     empty = keys == 0
     bad = empty | ~entropy.isfinite()
     entropy, lse, first = (x.masked_fill(bad, torch.nan) for x in (entropy, lse, first))
-    return Rows(entropy, lse, top.masked_fill(empty, torch.nan), low.masked_fill(empty, torch.nan), first, keys)
+    low = None if low is None else low.masked_fill(empty, torch.nan)
+    return Rows(entropy, lse, top.masked_fill(empty, torch.nan), low, first, keys)
 
 
 def _grouped(tiles: tuple[Tensor, ...], heads: int, of: int) -> list[tuple[Tensor, ...]]:
@@ -334,24 +338,33 @@ def _grouped(tiles: tuple[Tensor, ...], heads: int, of: int) -> list[tuple[Tenso
     return [tiles[n : n + per] for n in range(0, len(tiles), per)]
 
 
-def _tile(values: Tensor, hidden: Tensor, edge: int, first: Tensor) -> tuple[Tensor, ...]:
-    """Rows of a block of scores (b, h, t, s), which is used up; ``hidden`` is of its columns from ``edge`` on, and
-    ``first`` (b, h) the column whose weight is wanted."""
+def _tile(values: Tensor, hidden: Tensor, edge: int, first: Tensor, lowest: bool) -> tuple[Tensor, ...]:
+    """Entropy, log-sum-exp, largest (and ``lowest``) score and weight on the first key of each row.
+
+    Args:
+        values: a block of scores (b, h, t, s), which is used up.
+        hidden: which of its columns from ``edge`` on are not seen.
+        first: (b, h), the column of the first key; negative if it lies before the block.
+    """
     low = []
-    if edge:
+    if edge and lowest:
         low.append(values[..., :edge].detach().amin(-1))
     if edge < values.shape[-1]:
-        low.append(values[..., edge:].detach().masked_fill(hidden, NEVER_SEEN).amin(-1))
-        values[..., edge:].masked_fill_(hidden, -NEVER_SEEN)  # finite, so that its product with the weight 0 is 0
+        right = values[..., edge:]
+        if lowest:
+            low.append(right.detach().masked_fill(hidden, NEVER_SEEN).amin(-1))
+        right.masked_fill_(hidden, -NEVER_SEEN)  # finite, so that its product with the weight 0 is 0
     top = values.detach().amax(-1)
     # Below the row's maximum every term of H = ln Z + sum p (max - s) is positive: nothing cancels.
     below = values.sub_(top[..., None])
     weights = below.exp()
     total = weights.sum(-1)
-    gap = (weights * below).sum(-1)
     column = first.clamp(0, values.shape[-1] - 1)[..., None, None].expand(*values.shape[:3], 1)
     on_first = weights.detach().gather(-1, column)[..., 0] / total * (first >= 0)[..., None]
-    return total.log() - gap / total, total.log() + top, top, functools.reduce(torch.minimum, low), on_first
+    gap = (weights * below if weights.requires_grad else below.mul_(weights)).sum(-1)
+    log_total = total.log()
+    found = (log_total - gap / total, log_total + top, top, on_first)
+    return (*found, functools.reduce(torch.minimum, low)) if lowest else found
 
 
 # --- streaming: the log-sum-exp of a kernel ---------------------------------------------------------------------

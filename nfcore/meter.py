@@ -222,9 +222,9 @@ def _inputs(model: Any, batch: Any) -> dict[str, Any]:
     given = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
     inputs = {name: _tensor(name, value) for name, value in given.items()}
     ids = inputs.get("input_ids")
-    if ids is None and "inputs_embeds" not in inputs and "decoder_input_ids" not in inputs:
+    if not inputs.keys() & {"input_ids", "inputs_embeds", "decoder_input_ids"}:
         raise SettingsError(f"batch: keys {', '.join(map(str, given)) or '(none)'} lack input_ids")
-    if ids is not None:
+    if ids is not None or inputs.keys() == {"input_ids"}:
         if isinstance(ids, Tensor) and ids.numel() == 0:
             raise SettingsError(f"batch: input_ids of shape {tuple(ids.shape)} holds no tokens")
         if not isinstance(ids, Tensor) or ids.dim() not in (1, 2) or ids.dtype in NO_IDS:
@@ -353,7 +353,7 @@ def attention_statistics(model: Any, batch: Any) -> dict[str, Tensor]:
     layers: list[int] = []
 
     def measure(layer: int, how: dict[str, Any]) -> None:
-        rows = attention_rows(**how)
+        rows = attention_rows(**how, lowest=True)
         measured = rows.keys > 0
         if (real := _real_tokens(model, inputs, measured.shape[2])) is not None:
             measured = measured & real[:, None].to(measured.device)
@@ -362,6 +362,7 @@ def attention_statistics(model: Any, batch: Any) -> dict[str, Tensor]:
         )
         highest = rows.keys.log()  # 0 where a row sees one key
         over = (entropy / highest.masked_fill(rows.keys < 2, torch.nan))[..., 1:]
+        assert rows.min_logit is not None
         top, low = rows.max_logit.masked_fill(~measured, -torch.inf), rows.min_logit.masked_fill(~measured, torch.inf)
         found = {
             "entropy": entropy.nanmean((0, 2)),
