@@ -274,7 +274,7 @@ def glue_verdicts(rows: pd.DataFrame, words: Mapping[str, str] | None = None) ->
 def said(row: pd.Series, words: Mapping[str, str] | None = None) -> str:
     """The verdict of a row in ``words`` (None: its own); without a value, why there is none."""
     if row["verdict"] == "no runs":
-        return "no seed is trained" if row["lost"] else "not trained yet"
+        return "no trained seed" if row["lost"] else "not trained yet"
     return words[row["verdict"]] if words else str(row["verdict"])
 
 

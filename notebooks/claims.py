@@ -147,13 +147,14 @@ axes.axvspan(-1, 1, color="grey", alpha=0.2, linewidth=0)
 for row, test in percent.iterrows():
     name, ours = test["id"], dict(color=STYLES["SM+R"]["color"])
     theirs = dict(color="black", fillstyle="none", label="published" if row == 0 else None)
-    axes.plot(test["published"], row, "o", gid=f"{name}, published", **theirs)
+    axes.plot(test["published"], row, "o", zorder=3, gid=f"{name}, published", **theirs)
     if np.isfinite(test["estimate"]):
         several = np.isfinite(test["low"])
         if several:
             axes.plot([test["low"], test["high"]], [row, row], gid=f"{name}, interval", **ours)
         fill = "full" if several else "none"
         axes.plot(test["estimate"], row, "D", markersize=5, fillstyle=fill, gid=f"{name}, ours", **ours)
+axes.plot([], [], "D", markersize=5, label="ours", **ours)
 axes.axvline(0, color="black", linewidth=0.6)
 axes.set_yticks(range(len(percent)), [f"{test['id']}  n = {test['n']}" for _, test in percent.iterrows()])
 axes.invert_yaxis()
@@ -269,6 +270,9 @@ for panel, (title, design, runs, of) in zip(axes[0], both, strict=True):
         ends, name = (curves.min(axis=1), curves.max(axis=1)), f"{configuration}, range over seeds"
         panel.vlines(curves.index, *ends, color=style["color"], linewidth=0.8, gid=name)
     panel.set(title=title, xscale="log", xlabel="tokens (M)", ylabel="evaluation loss (nats per token)")
+    panel.xaxis.set_minor_formatter("")
+    panel.set_xticks([t for t in (0.5, 1, 2, 5, 10, 20) if t < 1.1 * panel.dataLim.x1])
+    panel.xaxis.set_major_formatter("{x:g}")
     direct_labels(panel)
     size = f"{tokens_of(design.cells['SM+G'].experiments[0]) / 1e6:.1f} M tokens"
     change, n = difference(of, {"SM+G": 1, "SM+LN+G": -1})
