@@ -153,7 +153,7 @@ def against(first: str, ours: Any, second: str, theirs: Any, form: str = "{:.2f}
     """
     values = [np.atleast_1d(np.asarray(v, dtype=float)) for v in (ours, theirs)]
     means = [float(v.mean()) if len(v) else float("nan") for v in values]
-    a, b = (form.format(mean) if np.isfinite(mean) else "not finite" for mean in means)
+    a, b = (form.format(mean) if np.isfinite(mean) else "diverged" for mean in means)
     if not np.isfinite(means).all():
         return f"{a} in {first} and {b} in {second}"
     overlap = min(map(len, values)) > 1 and max(v.min() for v in values) <= min(v.max() for v in values)
