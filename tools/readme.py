@@ -92,7 +92,7 @@ def block() -> str:
     lines += [
         f"| paper | {PAPER_TOKENS / 1e6:,.0f} M | 1 | {paper_change:+.1f} % |",
         "",
-        "The paper's first table for GPT-2 as claims, judged on preset `study` (the book's page Claims has every verdict):",
+        "The paper's first table for GPT-2, judged on preset `study` (the book's page Claims has every verdict):",
         "",
         "| claim | paper | ours, 95 % interval | seeds | verdict |",
         "|---|---|---|---|---|",
