@@ -85,8 +85,10 @@ def told(key, words):
     """A claim with its numbers in a sentence."""
     row = by_id.loc[key]
     if row["verdict"] == "no runs":
-        return f"{words}: {said(row)}."
-    return f"{words} {with_interval(row['unit'], row['estimate'], row['low'], row['high'])} (n = {row['n']}; paper {with_interval(row['unit'], row['published'], np.nan, np.nan)}): {said(row)}."
+        return f"{row['statement']}: {said(row)}."
+    ours = with_interval(row["unit"], row["estimate"], row["low"], row["high"])
+    theirs = with_interval(row["unit"], row["published"], np.nan, np.nan)
+    return f"{words} {ours} (n = {row['n']}; paper {theirs}): {said(row)}."
 
 
 finding = " ".join(
@@ -167,7 +169,9 @@ show_figure(
     shown.select(run for runs in percent["runs"] for run in runs) if len(shown.runs) else None,
     interactive=False,
     finding=f"The change of perplexity has the published sign in {signs} of the {len(there)} claims that have trained runs; "
-    f"{len(percent) - len(there)} have none yet.",
+    f"{len(percent) - len(there)} have none yet."
+    if len(there)
+    else f"None of the {len(percent)} claims has trained runs yet; only the published values are drawn.",
 )
 
 # %% [markdown]

@@ -1,4 +1,4 @@
-"""The words of the book: no measured number typed by hand, pages that close with what to remember, sentences that hold."""
+"""The words of the book: no measured number typed by hand, a close on every page, sentences that the runs bear out."""
 
 import re
 from pathlib import Path

@@ -119,7 +119,7 @@ def test_a_verdict_table_has_a_column_a_number_and_none_without_content():
         "claim": "ReLU is ahead",
         "source": "paper",
         "published": "-8.2 %",
-        "ours, 95 % interval".replace(" %", "\u00a0%"): "-5.0 % [-6.0, -4.0]",
+        "ours, 95 % interval": "-5.0 % [-6.0, -4.0]",
         "n": "5",
         "p (Holm)": "&lt;0.001",
         "verdict": "✓ reproduced",
