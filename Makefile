@@ -24,7 +24,7 @@ help:
 	@echo "make torture    the long form of the tests that kill and damage; counts accumulate in data/recorded/torture.json"
 	@echo "make lint       check formatting, lint, spelling, style of the prose and types"
 	@echo "make audit      ask the public database of vulnerabilities about the locked versions"
-	@echo "make notebooks  execute the committed notebooks on data/recorded/quick again, and write README's results"
+	@echo "make notebooks  execute the committed notebooks on data/recorded again, and write README's results"
 	@echo "make bench      measure speed and memory, write benchmarks/results, print the targets"
 	@echo "make pdf | zip | links [PRESET=...]  print the book, pack it to read offline, check its links"
 	@echo "make lock       write requirements.lock anew from pyproject.toml"
@@ -60,10 +60,11 @@ audit:
 	_build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
 notebooks: $(ENVIRONMENT)
-	for script in notebooks/*.py; do \
-		case "$$script" in */claims.py|*/confounds.py|*/mechanism.py|*/explorer.py) preset=study;; *) preset=quick;; esac; \
-		.venv/bin/python -m nfcore notebook "$$script" "book/notebooks/$$(basename "$$script" .py).ipynb" \
-			"preset=$$preset" source=recorded || exit 1; done
+	.venv/bin/python -c 'from nfcore.study import NOTEBOOKS; import pathlib; \
+		[print(p.stem, NOTEBOOKS.get(p.stem, "quick")) for p in sorted(pathlib.Path("notebooks").glob("*.py"))]' \
+	| while read -r name preset; do \
+		.venv/bin/python -m nfcore notebook "notebooks/$$name.py" "book/notebooks/$$name.ipynb" \
+			"preset=$$preset" source=recorded < /dev/null || exit 1; done
 	.venv/bin/python -m tools.readme
 
 bench: $(ENVIRONMENT)

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nfcore import runs
+from nfcore.claims import UNITS, contrast, interval
 from nfcore.presets import Preset
 from nfcore.settings import project_root
-from nfcore.shares import entropy_ceiling
+from nfcore.shares import early_layers, entropy_ceiling
+from nfcore.study import Study
 
 
 NAMES = {"ln_g": "SM+LN+G", "ln_r": "SM+LN+R", "g": "SM+G", "r": "SM+R"}  # in the names of glued results
+# How a verdict of nfcore.claims is shown: on a claim, with a marker, and on a question of the transient.
+MARKED = {
+    "reproduced": "✓ reproduced",
+    "contradicted": "✗ contradicted",
+    "negligible": "○ negligible",
+    "undecided": "? undecided",
+}
+ANSWERS = {
+    "reproduced": "yes",
+    "contradicted": "no, the reverse",
+    "negligible": "no, negligible",
+    "undecided": "undecided",
+}
 
 
 def published(name: str) -> dict[str, Any]:
@@ -110,8 +126,8 @@ def final_heads(shown: runs.Runs, configuration: str) -> np.ndarray:
 
 
 def early_share(heads: np.ndarray, context: int) -> float:
-    """Mean entropy of the heads (L, H) of layers 1 and 2 over the ceiling."""
-    return float(np.nanmean(heads[1:3]) / entropy_ceiling(context))
+    """Mean entropy of the heads (L, H) of the early layers over the ceiling."""
+    return float(np.nanmean(heads[early_layers(len(heads))]) / entropy_ceiling(context))
 
 
 def layer_entropy(shown: runs.Runs, configuration: str) -> pd.DataFrame:
@@ -122,9 +138,9 @@ def layer_entropy(shown: runs.Runs, configuration: str) -> pd.DataFrame:
 
 
 def leaves_ceiling(shown: runs.Runs, configuration: str) -> float:
-    """First probe at which layers 1 and 2 stand below nine tenths of the ceiling; infinity if none does."""
+    """First probe at which the early layers are below nine tenths of the ceiling; infinity if none does."""
     table = layer_entropy(shown, configuration)
-    early = table[[layer for layer in (1, 2) if layer in table]].mean(axis=1)
+    early = table[[*early_layers(len(table.columns))]].mean(axis=1)
     below = early.index[early < 0.9 * entropy_ceiling(int(shown.runs["data.context"].iloc[0]))]
     return float(below[0]) if len(below) else float("inf")
 
@@ -136,7 +152,7 @@ def against(first: str, ours: Any, second: str, theirs: Any, form: str = "{:.2f}
     """
     values = [np.atleast_1d(np.asarray(v, dtype=float)) for v in (ours, theirs)]
     means = [float(v.mean()) if len(v) else float("nan") for v in values]
-    a, b = (form.format(mean) if np.isfinite(mean) else "not finite" for mean in means)
+    a, b = (form.format(mean) if np.isfinite(mean) else "diverged" for mean in means)
     if not np.isfinite(means).all():
         return f"{a} in {first} and {b} in {second}"
     overlap = min(map(len, values)) > 1 and max(v.min() for v in values) <= min(v.max() for v in values)
@@ -162,60 +178,117 @@ def with_interval(unit: str, estimate: float, low: float, high: float) -> str:
     if np.isnan(estimate):
         return "-"
     values = np.exp([estimate, low, high]) if unit == "log" else np.array([estimate, low, high])
-    form = {"percent": "{:+.1f}", "points": "{:+.1f}", "share": "{:+.3f}", "log": "×{:.2f}"}.get(unit, "{:+.2f}")
+    form = {"percent": "{:+.1f}", "points": "{:+.1f}", "share": "{:+.3f}", "slope": "{:+.3f}", "log": "×{:.2f}"}[unit]
     first, *limits = (form.format(value) for value in values)
-    word = {"percent": " %", "points": " points", "count": " of seeds"}.get(unit, "")
+    word = {"percent": " %", "points": " points"}.get(unit, "")
     return f"{first}{word}" + ("" if np.isnan(low) else f" [{', '.join(limits)}]")
 
 
-def glue_verdicts(rows: pd.DataFrame) -> None:
-    """Name the results of :func:`nfcore.claims.verdicts` for the prose: of the test ``C1 Pythia``, ``c1_pythia`` is the
-    estimate with its interval; ``c1_pythia_published``, ``_seeds`` and ``_verdict`` are what stands beside it."""
+def difference(
+    frame: pd.DataFrame, weights: Mapping[str, float], statistic: str = "loss", unit: str = "percent"
+) -> tuple[str, int]:
+    """A contrast of :func:`nfcore.claims.statistics` with its 95 % interval in words, and its number of seeds."""
+    values, _ = contrast(frame, weights, statistic)
+    found = interval(values)
+    return with_interval(unit, *(UNITS[unit](found[name]) for name in ("estimate", "low", "high"))), len(values)
+
+
+def left_out(frame: pd.DataFrame, ids: Iterable[str]) -> str:
+    """How many of these runs are not trained, by what became of them; empty if all are."""
+    outcomes = frame[frame["run"].isin(list(ids))].drop_duplicates("run")["outcome"]
+    counts = outcomes[outcomes != "trained"].value_counts(sort=False)
+    return ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+
+
+def glue_verdicts(rows: pd.DataFrame, words: Mapping[str, str] | None = None) -> None:
+    """Name the results of :func:`nfcore.claims.verdicts` for the prose: of the test ``T4 Pythia``, ``t4_pythia`` is the
+    estimate with its interval; ``t4_pythia_published``, ``_seeds`` and ``_verdict`` are what belongs to it.
+
+    ``words``: what verdicts are called, as :data:`ANSWERS`; None keeps them.
+    """
     for _, row in rows.iterrows():
-        key = re.sub(r"\W+", "_", row["id"].lower())
-        published_value = np.nan if row["published"] is None else float(row["published"])
+        key, verdict = re.sub(r"\W+", "_", row["id"].lower()), said(row, words)
         glue(
             **{
-                key: with_interval(row["unit"], row["estimate"], row["low"], row["high"]),
-                f"{key}_published": with_interval(row["unit"], published_value, np.nan, np.nan),
+                key: verdict if row["verdict"] == "no runs" else _ours(row),
+                f"{key}_published": _published(row),
                 f"{key}_seeds": str(row["n"]),
-                f"{key}_verdict": row["direction"],
+                f"{key}_verdict": verdict,
             }
         )
 
 
-def verdict_table(rows: pd.DataFrame, question: str = "statement") -> Any:
-    """Rows of :func:`nfcore.claims.verdicts` as a table, without the columns that are empty in all of them."""
-    numbers = rows[["unit", "estimate", "low", "high"]].itertuples(index=False, name=None)
-    table = pd.DataFrame(
-        {
-            "id": rows["id"],
-            question: rows["statement"],
-            "published": [
-                with_interval(unit, value, np.nan, np.nan) if pd.notna(value) else ""
-                for unit, value in zip(rows["unit"], rows["published"].astype(float), strict=True)
-            ],
-            "ours, 95 % interval": [with_interval(*row) for row in numbers],
-            "n; d; p (Holm)": [
-                "; ".join([str(n), *([] if np.isnan(p) else [f"{d:.1f}", "<0.001" if p < 0.001 else f"{p:.3f}"])])
-                for n, d, p in rows[["n", "d", "p_holm"]].itertuples(index=False, name=None)
-            ],
-            "seeds lost": [str(lost) if lost else "" for lost in rows["lost"]],
-            "direction" if question == "statement" else "answer": rows["direction"],
-            "size": rows["size"],
-        }
-    )
-    return markdown_table(table[[c for c in table if (table[c].astype(str) != "").any()]])
+def said(row: pd.Series, words: Mapping[str, str] | None = None) -> str:
+    """The verdict of a row in ``words`` (None: its own); without a value, why there is none."""
+    if row["verdict"] == "no runs":
+        return "no trained seed" if row["lost"] else "not trained yet"
+    return words[row["verdict"]] if words else str(row["verdict"])
 
 
-def study_banner(shown: runs.Runs, planned: int) -> Any:
-    """One paragraph that says how much of the study a page shows and what made it."""
+def verdict_table(
+    rows: pd.DataFrame, frame: pd.DataFrame, question: str = "claim", columns: Iterable[str] | None = None
+) -> Any:
+    """Rows of :func:`nfcore.claims.verdicts` as a table, without the columns that are empty in all of them.
+
+    ``frame``: the statistics that they come from, which say what became of runs that are left out. ``question``: the
+    heading of the statements; where it is not ``claim`` they are questions, and the verdicts answers. ``columns``: only
+    these.
+    """
+    claims = question == "claim"
+    shown = []
+    for _, row in rows.iterrows():
+        p, counted = row["p_holm"], row["statistic"] == "divergence"  # which leaves out nothing
+        shown.append(
+            {
+                "id": row["id"],
+                question: row["statement"],
+                "source": row["source"] or "",
+                "published": "" if (text := _published(row)) == "-" else text,
+                "ours, 95 % interval": _ours(row),
+                "n": str(row["n"]),
+                "left out": "" if counted else left_out(frame, row["runs"]),
+                "p (Holm)": "" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}",
+                "verdict" if claims else "answer": said(row, MARKED if claims else ANSWERS),
+            }
+        )
+    table = pd.DataFrame(shown)
+    return markdown_table(table[[c for c in columns or table if (table[c] != "").any()]])
+
+
+def _ours(row: pd.Series) -> str:
+    return with_interval(row["unit"], row["estimate"], row["low"], row["high"])
+
+
+def _published(row: pd.Series) -> str:
+    value = row["published"]
+    return "-" if pd.isna(value) else with_interval(row["unit"], float(value), np.nan, np.nan)
+
+
+def study_runs(study: Study) -> runs.Runs:
+    """The runs of a study; empty tables as long as none is made."""
+    made = len(study.missing()) < len(study.experiments())
+    return study.runs() if made else runs.together([])
+
+
+def study_banner(shown: runs.Runs, study: Study) -> Any:
+    """One paragraph that says how much of a study a page shows, what made it and which stages are not trained yet."""
     from IPython.display import Markdown
 
-    frame = shown.runs
-    devices = "; ".join(sorted(frame["provenance.device"].unique())) if len(frame) else "nothing"
-    hours = frame["provenance.wall_seconds"].sum() / 3600 if len(frame) else 0.0
-    return Markdown(
-        f"*Preset `study`: {len(frame)} of {planned} planned runs, {frame['status'].eq('diverged').sum()} of them not"
-        f" finite to their end, made on {devices} in {hours:.1f} hours of single-thread time.*"
-    )
+    there, planned = set(shown.runs["run"]), {s: [e.id for e in study.experiments(s)] for s in study.stages}
+    text = f"Preset `{study.name}`: {len(there)} of {len(study.experiments())} planned runs"
+    if there:
+        tokens = shown.runs["provenance.tokens"] / 1e6
+        size = f"{tokens.min():.1f}" + (f" to {tokens.max():.1f}" if tokens.max() > tokens.min() else "")
+        devices = "; ".join(sorted(shown.runs["provenance.device"].unique()))
+        hours = shown.runs["provenance.wall_seconds"].sum() / 3600
+        stopped = int(shown.runs["status"].eq("diverged").sum())
+        text += f" of {size} M tokens each, made on {devices} in {hours:.1f} hours of single-thread time"
+        text += f"; {stopped} stopped before their end"
+    counts = {
+        stage: f"{stage} ({len(there & set(ids))} of {len(ids)} runs)"
+        for stage, ids in planned.items()
+        if set(ids) - there
+    }
+    if counts:
+        text += f". **Not trained yet, or not all of it:** {', '.join(counts.values())}"
+    return Markdown(f"*{text}.*")

@@ -10,7 +10,8 @@
 # # Evaluation loss over training
 #
 # This page shows how the evaluation loss falls during training, as the right panel of the paper's first figure does
-# {cite}`jha2024relus`: the four main GPT-2 configurations, evaluated on the same held-out files.
+# {cite}`jha2024relus`: the four main GPT-2 configurations, evaluated on the same held-out files. Early in training, our models with LayerNorm are
+# behind those without; [Claims](claims.ipynb) shows where they overtake, over seeds.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml

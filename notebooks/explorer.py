@@ -9,16 +9,22 @@
 # %% [markdown]
 # # Explorer
 #
-# This page shows any two {term}`cells <cell (of the study)>` of the study side by side: loss, {term}`entropy <head entropy>` by layer,
-# maps of the heads, their shares in the quarters of the entropy range {eq}`eq-quarters`, learnable slopes. A cell is a configuration
-# with changes to it; its runs differ in the {term}`seed` alone ([Claims](claims.ipynb) says how they were planned).
+# ```{admonition} These runs are in a transient
+# :class: warning
+# They are 2.5 M tokens long and end in a {term}`transient` in which LayerNorm does not help yet, so no verdict on the paper is taken
+# from them; [Claims](claims.ipynb) has the verdicts, on longer runs.
+# ```
 #
-# Means are over the runs of a cell that were finite to their end. Where none was, they are over all its runs and stop where
-# the first of them did. The address in the browser names the two cells: keep it to come back, or send it to somebody.
+# Set any two {term}`cells <cell (of the study)>` of the first study side by side: loss, {term}`entropy <head entropy>` by layer, maps of
+# the heads, their shares in the quarters of the entropy range {eq}`eq-quarters`, and learnable slopes. A cell is a configuration with
+# changes to it; its runs differ only in the {term}`seed`.
+#
+# Means are over the {term}`trained` runs of a cell. Where it has none, they are over all its runs and stop where the first of them did. The
+# address in the browser names the two cells: keep it to come back, or send it to somebody.
 
 # %% tags=["parameters", "hide-input"]
-preset = "study"  # these pages show the study, notebooks/params/study.yaml
-source = "recorded"  # recorded: data/recorded/study; local: those and this machine's runs
+preset = "transient"  # this page shows the first study, notebooks/params/transient.yaml
+source = "recorded"  # recorded: data/recorded/transient; local: those and this machine's runs
 
 # %% tags=["hide-input"]
 from nfcore.notebook import parameters
@@ -28,21 +34,27 @@ study = parameters(globals())
 
 # %% tags=["hide-input"]
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 
+from nfcore.claims import statistics
 from nfcore.figures import STYLES
 from nfcore.presets import FAMILIES
 from nfcore.report import markdown_table, study_banner
 from nfcore.shares import QUARTERS, entropy_ceiling, quartile_shares
+from nfcore.study import SPARE
 
 
 shown = study.runs()
 rows = shown.runs.set_index("run")
+spare = replace(study, cells={name: cell for name, cell in study.cells.items() if min(cell.seeds) >= SPARE})
+outcomes = pd.concat([statistics(shown, part) for part in (spare, study)])
+outcomes = outcomes.drop_duplicates("run").set_index("run")["outcome"]
 tables = {name: dict(iter(getattr(shown, name).groupby("run"))) for name in ("metrics", "layers", "heads")}
-study_banner(shown, len(study.experiments()))
+study_banner(shown, study)
 
 
 # %% tags=["hide-input"]
@@ -98,14 +110,14 @@ def settings(row):
 def described(cell):
     """All that the page shows of a cell."""
     ids = [e.id for e in cell.experiments if e.id in rows.index]
-    finished = [run for run in ids if rows.loc[run, "status"] == "complete"]
-    used = finished or ids
+    trained = [run for run in ids if outcomes[run] == "trained"]
+    used = trained or ids
     row = rows.loc[ids[0]]
     ceiling = entropy_ceiling(int(row["data.context"]))
-    perplexity = rows.loc[finished, "perplexity"].astype(float)
+    perplexity = rows.loc[trained, "perplexity"].astype(float)
     loss = over_runs("metrics", used, "step", "value").dropna()
     steps, heads = by_step("heads", used, ["layer", "head"], "entropy")
-    last = [tables["heads"][run].query("step == step.max()")["entropy"] for run in finished]
+    last = [tables["heads"][run].query("step == step.max()")["entropy"] for run in trained]
     shares = np.mean([quartile_shares(h, ceiling) for h in last], axis=0) if last else np.full(len(QUARTERS), np.nan)
     ends = {
         name: rounded(getattr(perplexity, how)()) for name, how in (("mean", "mean"), ("low", "min"), ("high", "max"))
@@ -120,10 +132,10 @@ def described(cell):
         "marker": style.get("marker"),
         "settings": settings(row),
         "seeds": [int(rows.loc[run, "seed"]) for run in ids],
-        "diverged": len(ids) - len(finished),
+        "left out": len(ids) - len(trained),
         "runs": ids,
         "ceiling": rounded(ceiling),
-        "perplexity": ends if finished else None,
+        "perplexity": ends if trained else None,
         "loss": {
             "x": [int(step) for step in loss.index],
             **{
@@ -160,7 +172,7 @@ HTML(
 # %% [markdown]
 # ## All cells
 #
-# Final perplexity, mean over the seeds that were finite to the end, with the smallest and the largest.
+# Final perplexity: mean over the trained runs, with the lowest and the highest.
 
 
 # %% tags=["hide-input"]
@@ -170,10 +182,10 @@ def table_row(cell):
         "cell": cell["label"],
         "model": cell["settings"]["model"],
         "runs": len(cell["runs"]),
-        "not finite": cell["diverged"],
+        "left out": cell["left out"],
         "perplexity": ends["mean"],
-        "smallest": ends["low"],
-        "largest": ends["high"],
+        "lowest": ends["low"],
+        "highest": ends["high"],
     }
 
 
@@ -183,11 +195,11 @@ markdown_table(pd.DataFrame([table_row(cell) for cell in cells]), digits=2)
 # ## What to remember
 
 # %% tags=["hide-input"]
-finite = [cell for cell in cells if cell["perplexity"]]
-best = min(finite, key=lambda cell: cell["perplexity"]["mean"])
-most = max(finite, key=lambda cell: cell["shares"][-1])
+trained = [cell for cell in cells if cell["perplexity"]]
+best = min(trained, key=lambda cell: cell["perplexity"]["mean"])
+most = max(trained, key=lambda cell: cell["shares"][-1])
 Markdown(
-    f"Of {len(cells)} cells, {len(cells) - len(finite)} have no run that was finite to its end. The lowest mean perplexity is "
-    f"that of `{best['label']}`, {best['perplexity']['mean']:.2f}; the most heads in the last quarter of the entropy range, "
-    f"{100 * most['shares'][-1]:.0f} %, has `{most['label']}`."
+    f"{len(cells) - len(trained)} of {len(cells)} cells have no trained run. `{best['label']}` has the lowest mean perplexity, "
+    f"{best['perplexity']['mean']:.2f}; `{most['label']}` has the most heads in the top quarter of the entropy range, "
+    f"{100 * most['shares'][-1]:.0f} %."
 )

@@ -9,10 +9,11 @@
 # %% [markdown]
 # # Instability
 #
-# This page shows which {term}`norm-free` models stop being finite, and when ([C7](../claims-of-the-paper.md)). A run whose values do
-# so ends there, and the step and the first layer with such a value are its result.
+# Which {term}`norm-free` models {term}`diverge <diverged>`, and when ([C7](../claims-of-the-paper.md))? A run with a value that is not
+# finite ends there, and its step and the first layer with such a value are its result. One seed shows what can happen;
+# [Claims](claims.ipynb) compares times to divergence over seeds.
 #
-# Shown is GPT-2 with ReLU, GELU, a leaky slope of 0.1 and a linear feed-forward network, at the preset's learning rate and at ten
+# We show GPT-2 with ReLU, GELU, a leaky slope of 0.1 and a linear feed-forward network, at the preset's learning rate and at ten
 # times that, and GELU with matrices and {term}`residual stream` in bfloat16.
 
 # %% tags=["parameters", "hide-input"]
@@ -44,10 +45,10 @@ shown = sources(preset, "instability")
 banner(preset, next(iter(shown.values())))
 
 # %% [markdown]
-# Published are the final perplexities of SM+R and SM+G {cite}`jha2024relus`, NaNs for SM {cite}`jha2025entropy`, and the file name of
-# a plot script that speaks of NaNs for a leaky slope of 0.1 {cite}`jha2024code`. They belong to the paper's learning rate and to
-# float16; they stand beside our runs at that of the preset. The outcome names the step and the place of the first value that is not
-# finite.
+# The paper reports final perplexities of SM+R and SM+G {cite}`jha2024relus`, a later paper NaNs for SM {cite}`jha2025entropy`, and a plot
+# script is named after NaNs at a leaky slope of 0.1 {cite}`jha2024code`. They belong to the paper's learning rate and to float16, and
+# stand next to our runs at the preset's rate. The outcome names the step and the place of the first value that is not finite. An
+# {term}`exploded gradient` is another event: it is clipped, and the run goes on.
 
 # %% tags=["hide-input"]
 paper = published("perplexity")
@@ -56,13 +57,13 @@ theirs |= {"SM": paper["GPT2_T128_softmax_only"]["SM"], "SM+L(0.1)": "NaNs (scri
 
 
 def outcome(run):
-    """How far a run came, and where it stopped being finite."""
+    """How far a run came, and where it diverged."""
     if run["status"] != "diverged":
         return f"{int(run['step'])} steps"
     head = run["diverged.layer"] == run["model.num_hidden_layers"]
     place = "head" if head else f"layer {int(run['diverged.layer'])}"
     where = run["diverged.where"] if run["diverged.where"] == "evaluation" else f"{run['diverged.where']} pass"
-    return f"not finite at step {int(run['diverged.step'])}, {place}, {where}"
+    return f"diverged at step {int(run['diverged.step'])}, {place}, {where}"
 
 
 own = next(iter(shown.values()))
@@ -88,7 +89,7 @@ for _, run in own.runs.iterrows():
     )
 markdown_table(pd.DataFrame(rows), digits=2)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads, on the probe batch, at the preset's learning rate (solid) and ten times that (dashed). A cross marks a run that stopped being finite."}, "image": {"alt": "Largest attention logits against steps on a logarithmic axis, for each norm-free configuration and learning rate."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads, on the probe batch, at the preset's learning rate (solid) and ten times that (dashed). A cross marks a run that diverged."}, "image": {"alt": "Largest attention logits against steps on a logarithmic axis, for each norm-free configuration and learning rate."}}
 figure, panel = plt.subplots(figsize=(5.5, 3.4))
 highest, stopped = {}, []
 for _, run in own.runs[own.runs["training.precision"] == own.runs["training.precision"].iloc[0]].iterrows():
@@ -123,7 +124,7 @@ panel.set(yscale="log", xlabel="optimiser step", ylabel="largest |attention scor
 panel.legend()
 most = max(highest, key=highest.get)
 finding = f"The largest score is {float(f'{highest[most]:.3g}'):,g} ({most}). "
-finding += f"Stopped being finite: {'; '.join(stopped)}." if stopped else "All of these runs stayed finite."
+finding += f"Diverged: {'; '.join(stopped)}." if stopped else "None of these runs diverged."
 show_figure(figure, own, finding=finding)
 
 # %% [markdown]
@@ -136,7 +137,7 @@ names = ", ".join(
     for _, r in bad.iterrows()
 )
 Markdown(
-    f"{len(bad)} of {len(own.runs)} runs stopped being finite"
+    f"{len(bad)} of {len(own.runs)} runs diverged"
     + (f": {names}." if len(bad) else ".")
     + " The published softmax-only model ended in NaNs."
 )

@@ -11,7 +11,7 @@
 #
 # This page shows how the {term}`entropy <head entropy>` of each layer falls during training. Every head starts at the
 # {term}`ceiling`: at initialisation the scores are so small that attention is uniform, as the first points of {numref}`fig-layers`
-# show. The claim ([C6](../claims-of-the-paper.md)) is that the early layers of the {term}`norm-free` GELU model stay up.
+# show. The claim ([C6](../claims-of-the-paper.md)) is that the {term}`early layers` of the {term}`norm-free` GELU model stay up.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -80,11 +80,10 @@ for panel, configuration in zip(axes, MAIN, strict=True):
 axes[0].set_ylabel("entropy (nats)")
 context = int(own.runs["data.context"].iloc[0])
 early = {c: early_share(final_heads(own, c), context) for c in MAIN}
-those = "layers 1 and 2" if layers > 2 else "layer 1"
 show_figure(
     figure,
     own,
-    finding=f"At the last step the mean of {those} over the ceiling is {against('SM+G', early['SM+G'], 'SM+R', early['SM+R'])}; "
+    finding=f"At the last step the mean of the early layers over the ceiling is {against('SM+G', early['SM+G'], 'SM+R', early['SM+R'])}; "
     f"with LayerNorm it is {against('SM+LN+G', early['SM+LN+G'], 'SM+LN+R', early['SM+LN+R'])}.",
 )
 
@@ -116,8 +115,8 @@ markdown_table(pd.DataFrame(rows), digits=2)
 below = {configuration: leaves_ceiling(own, configuration) for configuration in MAIN}
 end = {configuration: early_share(theirs[configuration], 128) for configuration in MAIN}
 Markdown(
-    "Layers 1 and 2 together first fall below nine tenths of the ceiling: "
+    "The early layers together first fall below nine tenths of the ceiling: "
     + ", ".join(f"{c} {f'at step {step:.0f}' if np.isfinite(step) else 'never'}" for c, step in below.items())
-    + f". The paper's claim is that SM+G stays up longest; at the end its layers 1 and 2 have a mean of {end['SM+G']:.2f} of the "
+    + f". The paper's claim is that SM+G stays up longest; at the end its early layers have a mean of {end['SM+G']:.2f} of the "
     f"ceiling, those of SM+R {end['SM+R']:.2f} (published)."
 )

@@ -112,7 +112,7 @@ glue(
 )
 glue(**{f"early_{name}": f"{share[c]:.2f}" for name, c in NAMES.items()})
 Markdown(
-    f"The heads of layers 1 and 2 stand at {share['SM+G']:.2f} of the ceiling in SM+G and at {share['SM+R']:.2f} in SM+R "
-    f"(published: {paper_share['SM+G']:.2f} and {paper_share['SM+R']:.2f}); with LayerNorm at {share['SM+LN+G']:.2f} and {share['SM+LN+R']:.2f} "
+    f"The heads of the early layers have a mean entropy of {share['SM+G']:.2f} of the ceiling in SM+G and of {share['SM+R']:.2f} in SM+R "
+    f"(published: {paper_share['SM+G']:.2f} and {paper_share['SM+R']:.2f}); with LayerNorm it is {share['SM+LN+G']:.2f} and {share['SM+LN+R']:.2f} "
     f"(published: {paper_share['SM+LN+G']:.2f} and {paper_share['SM+LN+R']:.2f})."
 )

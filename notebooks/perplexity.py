@@ -45,7 +45,8 @@ banner(preset, next(iter(shown.values())))
 #
 # Final perplexity on held-out files, and its change in percent against `SM+LN+G` of the same family at the same number
 # of steps. Rows with other step counts must not be compared with one another: a preset may train the main GPT-2 rows
-# longer than the rest. `NaN`: the run stopped being finite.
+# longer than the rest. `NaN`: the run diverged. How far LayerNorm gets in runs this short depends on their length:
+# [Claims](claims.ipynb) follows it over tokens, and has the changes over seeds with verdicts.
 
 # %% tags=["hide-input"]
 paper = published("perplexity")
@@ -104,7 +105,7 @@ def theirs(family, configuration):
 
 def side(percent):
     return (
-        "not comparable (a run is not finite)"
+        "not comparable (a run diverged)"
         if pd.isna(percent)
         else f"{abs(percent):.1f} % {'below' if percent > 0 else 'above'}"
     )

@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Results against the paper
 #
-# This page shows all experiments at a glance, claim by claim, beside the published results {cite}`jha2024relus`. The statements are
-# explained in [the paper's claims](../claims-of-the-paper.md); each experiment's own page has the details.
+# All experiments at a glance, claim by claim, next to the published results {cite}`jha2024relus`.
+# [The paper's claims](../claims-of-the-paper.md) explains the statements; each experiment's own page has the details. Unless more seeds are
+# given, these runs have one seed; [Claims](claims.ipynb) has the verdicts.
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -37,6 +38,7 @@ from nfcore.claims import statistics, verdicts
 from nfcore.figures import STYLES, direct_labels, show_figure, use_style
 from nfcore.presets import EXPERIMENTS, MAIN
 from nfcore.report import (
+    MARKED,
     against,
     banner,
     early_share,
@@ -46,7 +48,9 @@ from nfcore.report import (
     perplexities,
     published,
     relative_change,
+    said,
     sources,
+    study_runs,
     with_interval,
 )
 from nfcore.shares import entropy_ceiling, shares_by_convention
@@ -70,7 +74,7 @@ final = perplexities(main).droplevel(["model.family", "data.context"])
 for position, configuration in enumerate(MAIN):
     value = final[configuration]
     left.bar(position, value, color=STYLES[configuration]["color"], width=0.6, label=configuration)
-    label = "not finite" if np.isnan(value) else f"{value:.2f}"
+    label = "diverged" if np.isnan(value) else f"{value:.2f}"
     left.annotate(label, (position, 0 if np.isnan(value) else value), ha="center", va="bottom", fontsize=8)
     profile = np.nanmean(final_heads(main, configuration), axis=1) / entropy_ceiling(context)
     right.plot(range(len(profile)), profile, label=configuration, markersize=4, linewidth=1.2, **STYLES[configuration])
@@ -83,21 +87,19 @@ right.axhline(1, color="grey", linestyle="--", linewidth=0.8, gid="ceiling")
 direct_labels(right)
 seeds_of = {c: main.where(configuration=c).runs["perplexity"].astype(float) for c in MAIN}
 early = {c: early_share(final_heads(main, c), context) for c in MAIN}
-those = "layers 1 and 2" if len(profile) > 2 else "layer 1"
 show_figure(
     figure,
     main,
-    finding=f"Perplexity without LayerNorm is {against('SM+R', seeds_of['SM+R'], 'SM+G', seeds_of['SM+G'])}; entropy of {those} "
-    f"over the ceiling is {against('SM+R', early['SM+R'], 'SM+G', early['SM+G'])}.",
+    finding=f"Perplexity without LayerNorm is {against('SM+R', seeds_of['SM+R'], 'SM+G', seeds_of['SM+G'])}; entropy of the early "
+    f"layers over the ceiling is {against('SM+R', early['SM+R'], 'SM+G', early['SM+G'])}.",
 )
 
 # %% [markdown]
 # ## Claim by claim
 #
-# *Direction* compares signs only, of our first column of results with the published statement: `same`, `opposite`,
-# `equal` (at the printed precision) or `-` (nothing comparable, for example runs of different length). The published
-# numbers and, unless more seeds are given, ours come from a single seed. So this table says which way a result points
-# and passes no verdict on a claim: that takes several seeds and their spread, as on the page [Claims](claims.ipynb).
+# *Direction* compares only signs, of our first column of results with the published statement: `same`, `opposite`, `equal` (at the
+# printed precision) or `-` (nothing comparable, for example runs of different length). It is no verdict: the published numbers have one
+# seed, and so have ours unless more are given. *Study* has the estimate over seeds that [Claims](claims.ipynb) judges, and its verdict.
 
 # %% tags=["hide-input"]
 paper = published("perplexity")
@@ -140,12 +142,12 @@ def slope_ends(runs, decay):
 
 
 def outcome(runs, configuration):
-    """What became of a configuration at each learning rate, and whether one run stopped being finite."""
+    """What became of a configuration at each learning rate, and whether one run diverged."""
     chosen = runs.runs[runs.runs["configuration"] == configuration].sort_values("training.learning_rate")
     bad = chosen["status"] == "diverged"
     words = [
         f"rate {run['training.learning_rate']:g}: "
-        + (f"not finite at step {int(run['diverged.step'])}" if run["status"] == "diverged" else "finite")
+        + (f"diverged at step {int(run['diverged.step'])}" if run["status"] == "diverged" else "finite")
         for _, run in chosen.iterrows()
     ]
     return "; ".join(words), "same" if bad.any() else "not seen", f"{int(runs.runs['step'].max())}"
@@ -180,7 +182,7 @@ def compare(of):
     rows.append(
         (
             "C3",
-            f"heads in the last quarter of the entropy range: {', '.join(MAIN)}",
+            f"heads in the top quarter of the entropy range: {', '.join(MAIN)}",
             ", ".join(f"{printed[c][3]} %" for c in MAIN),
             ", ".join(f"{last[c]:.0f} %" for c in MAIN),
             compared_with(last["SM+G"], last["SM+R"]),
@@ -211,39 +213,39 @@ def compare(of):
     g, r = leaves_ceiling(main, "SM+G"), leaves_ceiling(main, "SM+R")
     direction = compared_with(g, r)
     words = [f"step {int(step)}" if np.isfinite(step) else "never" for step in (g, r)]
-    statement = "layers 1 and 2 first below 0.9 of the ceiling: SM+G, SM+R"
+    statement = "early layers first below 0.9 of the ceiling: SM+G, SM+R"
     rows.append(("C6", statement, "SM+G later (plot)", ", ".join(words), direction, steps))
 
     for configuration, theirs in (("SM+L(0.1)", "NaNs (script name)"), ("SM", "NaNs")):
         ours, direction, steps = outcome(of["instability"], configuration)
-        rows.append(("C7", f"{configuration} stops being finite", theirs, ours, direction, steps))
+        rows.append(("C7", f"{configuration} diverges", theirs, ours, direction, steps))
     return sorted(rows)
 
 
 compared = {where: compare({name: of[where] for name, of in shown.items()}) for where in wheres}
-# The same claims over seeds, in the order of the rows
-ids = ["C1", "C1 Pythia", "C1 Pythia T=256", "C2", "C2 Pythia", "C3", "C4", "C5", "C5 free", "C6"]
-ids += ["C7 SM", "C7 slope 0.1", "C8", "C8 Pythia"]
+# The same claims over seeds, in the order of the rows; None has no test
+ids = ["T4", "T4 Pythia", "T4 Pythia T=256", "T1", "T1 Pythia", "E1", "E3", "S1", "S4", "E4", "N2", "N1", "L1", None]
 study = Study.load()
-over_seeds = verdicts(statistics(study.runs(), study)).set_index("id")[["unit", "estimate", "low", "high"]]
+over_seeds = verdicts(statistics(study_runs(study), study)).set_index("id")
 rows = []
 for number, (key, (claim, statement, theirs, _, direction, steps)) in enumerate(
     zip(ids, compared[wheres[0]], strict=True)
 ):
     row = {"claim": claim, "statement": statement, "published": theirs}
     row |= {where: lines[number][3] for where, lines in compared.items()}
-    row["study, over seeds"] = with_interval(*over_seeds.loc[key])
-    rows.append(row | {"direction": direction, f"updates, {wheres[0]}": steps})
+    row |= {"direction": direction, f"updates, {wheres[0]}": steps}
+    test = over_seeds.loc[key] if key else None
+    row["study"] = with_interval(*test[["unit", "estimate", "low", "high"]]) if key else "-"
+    rows.append(row | {"n": str(test["n"]) if key else "-", "verdict": said(test, MARKED) if key else "no test"})
 markdown_table(pd.DataFrame(rows))
 
 # %% [markdown]
-# The column of the study is the difference that [Claims](claims.ipynb) tests, with its 95 % interval: percent of
-# perplexity, percentage points of heads (C3), shares of the ceiling (C4, C6), final over initial slope (C5), share of seeds
-# that stopped being finite (C7). It is of the recorded runs, whichever runs the other columns show.
+# *Study* is a difference with its 95 % interval: percent of perplexity (C1, C2, C8), percentage points of heads (C3), shares of the
+# ceiling (C4, C6), the final slope (C5), share of runs that diverged (C7). It comes from the recorded runs of the study, whichever runs
+# the other columns show.
 #
-# C5 without decay has no published counterpart: the public code always decays the slopes. For C7, `not seen` means that
-# all runs shown stayed finite for as long as they were trained, and `same` that at least one did not. Learning rates
-# are those of the preset and ten times that.
+# C5 without decay has no published counterpart: the public code always decays the slopes. For C7, `not seen` means that no run shown
+# diverged for as long as it was trained, and `same` that at least one did. Learning rates are those of the preset and ten times that.
 
 # %% [markdown]
 # ## What to remember

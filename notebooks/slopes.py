@@ -9,10 +9,10 @@
 # %% [markdown]
 # # Learnable negative slopes
 #
-# This page shows what becomes of the {term}`negative slope <leaky ReLU slope>` of a leaky ReLU when it is learned, so that the
-# {term}`norm-free` model settles its own activation. The paper's authors report that the slopes go to zero, that is to ReLU
+# What becomes of the {term}`negative slope <leaky ReLU slope>` of a leaky ReLU when it is learned, so that the {term}`norm-free` model
+# settles its own activation? The paper's authors report in a later paper that the slopes go to zero, that is to ReLU
 # {cite}`jha2024aero` ([C5](../claims-of-the-paper.md)). They start from 0.01 and have weight decay 0.1 {cite}`jha2024code`, which alone
-# moves them towards zero {eq}`eq-slope-decay`.
+# moves them towards zero {eq}`eq-slope-decay`. [Claims](claims.ipynb) tests over seeds whether they end at zero.
 #
 # Here both kinds of sharing, one slope per layer and one for all layers, are run from 0.01 with that decay and from 0.25 with none.
 

@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Status
 #
-# This page shows what made the numbers in this book: versions, hardware, every run, and the hashes of its data and of the sources of
-# the model, data and training code. All of it comes from the records of the runs. The runs of the study have theirs at the end of
-# [Claims](claims.ipynb).
+# This page shows what made the numbers in this book: versions, hardware, every run, the hashes of its data, and the measurement version,
+# which is raised when the same settings would give other numbers. All of it comes from the records of the runs. The runs of the study
+# have theirs at the end of [Claims](claims.ipynb).
 
 # %% tags=["parameters", "hide-input"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml

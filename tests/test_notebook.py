@@ -1,18 +1,22 @@
 """Notebooks: parameters, execution to the same bytes, and every script at preset smoke, training included."""
 
+import json
 import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import nbformat
+import pandas as pd
 import pytest
 
-from nfcore import notebook
+from nfcore import notebook, runs
+from nfcore.data import file_sha256
 from nfcore.figures import SPEC
 from nfcore.notebook import execute, parameters
 from nfcore.presets import Preset, params_file
@@ -94,15 +98,15 @@ def test_wrong_parameters_are_refused(given: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(seeds=[1]), "parameters of preset study: unknown setting 'seeds'; allowed: preset, source"),
+        (dict(seeds=[1]), "parameters of preset transient: unknown setting 'seeds'; allowed: preset, source"),
         (dict(source="here"), "source: 'here' is not one of"),
         (dict(training={}), "unknown setting 'training'"),
     ],
 )
-def test_wrong_parameters_of_the_study_are_refused(given: dict[str, Any], message: str) -> None:
-    assert parameters({"preset": "study", "source": "local"}) == Study.load("local")
+def test_wrong_parameters_of_a_study_are_refused(given: dict[str, Any], message: str) -> None:
+    assert parameters({"preset": "study", "source": "local"}) == Study.load("study", "local")
     with pytest.raises(SettingsError, match=message):
-        parameters({"preset": "study", **given})
+        parameters({"preset": "transient", **given})
 
 
 # --- execution --------------------------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ def test_parameters_of_a_script(script: Path) -> None:
     exec(cells[0].source, given)
     names = {name for name in given if not name.startswith("_")}
     if script.stem in STUDY_NOTEBOOKS:
-        assert given | {"preset": "study", "source": "recorded"} == given
+        assert given | {"preset": STUDY_NOTEBOOKS[script.stem], "source": "recorded"} == given
         assert names == {"preset", "source"}
     else:
         assert names == {f.name for f in fields(Preset)}
@@ -223,6 +227,72 @@ def test_script_runs_at_smoke(script: Path, smoke_grid: Path, tmp_path: Path) ->
     assert str(tmp_path) not in text
     assert str(Path.home()) not in text
     assert before == {record: record.stat().st_mtime_ns for record in smoke_grid.glob("*/record.json")}, "trained again"
+
+
+@pytest.fixture
+def project_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """``project_with(*stages)``: a project in which these stages of the study are recorded, by runs of the transient
+    under the settings of the study's."""
+
+    def make(*stages: str) -> Path:
+        root, real = tmp_path / "project", project_root()
+        (root / "data" / "recorded").mkdir(parents=True)
+        for name in (
+            "data/published",
+            "data/claims.yaml",
+            "data/transient.yaml",
+            "data/recorded/transient",
+            "notebooks",
+        ):
+            (root / name).symlink_to(real / name)
+        source = runs.load_runs(real / "data" / "recorded" / "transient")
+        donors: dict[str, list[dict[str, Any]]] = {}
+        for record in runs.read_records(real / "data" / "recorded" / "transient"):
+            if record["settings"]["model"]["num_hidden_layers"] == 6:
+                donors.setdefault(runs.row(record)["configuration"], []).append(record)
+        study = Study.load()
+        wanted = {e.id: e for stage in stages for e in study.experiments(stage)}
+        donor = {
+            run: donors.get(e.model.configuration, donors["SM+R"])[place % 3]
+            for place, (run, e) in enumerate(wanted.items())
+        }
+        if wanted:
+            target = root / "data" / "recorded" / "study"
+            target.mkdir()
+            records = [{**donor[run], "id": run, "name": e.name, "settings": e.to_dict()} for run, e in wanted.items()]
+            (target / "records.json").write_text(json.dumps(records))
+            for name in runs.TABLES:
+                tables = dict(iter(getattr(source, name).groupby("run")))
+                copies = [tables[old["id"]].assign(run=run) for run, old in donor.items() if old["id"] in tables]
+                pd.concat(copies).to_parquet(target / f"{name}.parquet", index=False)
+            sums = {path.name: file_sha256(path) for path in target.iterdir()}
+            (target / "checksums.json").write_text(json.dumps(sums))
+        monkeypatch.setenv("NFCORE_ROOT", str(root))
+        return root
+
+    return make
+
+
+@pytest.mark.parametrize("stages", [(), ("rates",), tuple(Study.load().stages)], ids=len)
+def test_claims_page_builds_with_whatever_is_recorded(
+    stages: tuple[str, ...], project_with: Callable[..., Path], tmp_path: Path
+) -> None:
+    project_with(*stages)
+    given = {"preset": "study", "source": "recorded"}
+    executed = execute(project_root() / "notebooks" / "claims.py", tmp_path / "out.ipynb", given)
+    shown = "".join(str(o.get("data", {}).get("text/markdown", "")) for o in outputs(executed))
+    study = Study.load()
+    missing = [stage for stage in study.stages if stage not in stages]
+    for stage in missing:
+        assert f"{stage} (0 of {len(study.experiments(stage))} runs)" in shown, "a missing stage is hidden"
+    for name, cell in study.cells.items():
+        if cell.stage in missing and cell.stage != "rates":
+            assert f"`{name}`" in shown, "a configuration without runs is hidden"
+    assert ("Not trained yet" in shown) == bool(missing)
+    assert ("not trained yet" in shown) == ("linear" in missing)
+    findings = [o["data"][SPEC]["finding"] for o in outputs(executed) if SPEC in o.get("data", {})]
+    assert not [finding for finding in findings if re.search(r"\b(?:nan|inf|None)\b", finding)]
+    assert not [o.text for o in outputs(executed) if o.get("name") == "stderr"]
 
 
 def papermill(source: Path, target: Path, *options: str) -> "subprocess.CompletedProcess[str]":

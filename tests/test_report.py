@@ -1,5 +1,6 @@
 """What the notebooks share: comparisons and tables."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ from markdown_it import MarkdownIt as Markdown
 from nfcore import report
 from nfcore.presets import Preset
 from nfcore.runs import load_runs
+from nfcore.shares import entropy_ceiling
+from nfcore.study import Study
 
 
 def test_other_tokens_under_the_same_settings_are_reported(smoke_grid):
@@ -54,8 +57,8 @@ def test_cells_of_a_table_cannot_bring_html_or_columns():
         (40.02, 52.63, "40.02 in SM+R, below the 52.63 in SM+G"),
         (2.0, 1.0, "2.00 in SM+R, above the 1.00 in SM+G"),
         (1.001, 1.002, "1.00 in SM+R, equal to the 1.00 in SM+G"),
-        (np.nan, 1.0, "not finite in SM+R and 1.00 in SM+G"),
-        ([1.0, 2.0], [3.0, np.nan], "1.50 in SM+R and not finite in SM+G"),
+        (np.nan, 1.0, "diverged in SM+R and 1.00 in SM+G"),
+        ([1.0, 2.0], [3.0, np.nan], "1.50 in SM+R and diverged in SM+G"),
         ([1.0, 2.0], [3.0, 4.0], "1.50 in SM+R, below the 3.50 in SM+G"),
         ([1.0, 3.0], [2.0, 4.0], "2.00 in SM+R, below the 3.00 in SM+G, though their seeds overlap"),
     ],
@@ -75,7 +78,7 @@ def test_relative_change():
         ("points", (34.0, np.nan, np.nan), "+34.0 points"),
         ("share", (0.1234, 0.1, 0.15), "+0.123 [+0.100, +0.150]"),
         ("log", (np.log(2), 0.0, np.log(4)), "×2.00 [×1.00, ×4.00]"),
-        ("count", (1.0, 0.29, 1.0), "+1.00 of seeds [+0.29, +1.00]"),
+        ("slope", (0.0123, -0.01, 0.03), "+0.012 [-0.010, +0.030]"),
         ("percent", (np.nan, np.nan, np.nan), "-"),
     ],
 )
@@ -83,23 +86,96 @@ def test_an_estimate_is_shown_with_its_interval_and_unit(unit, values, shown):
     assert report.with_interval(unit, *values) == shown
 
 
-def test_a_verdict_table_leaves_out_columns_without_content():
-    row = dict(id="C1", statement="ReLU", unit="percent", published=-8.2, estimate=-5.0, low=-6.0, high=-4.0, d=-3.0)
-    row |= dict(p_holm=0.0001, n=5, lost=0, direction="reproduced", size="reproduced")
-    table = report.verdict_table(pd.DataFrame([row])).data
-    for part in ("-8.2\u00a0%", "-5.0\u00a0% [-6.0, -4.0]", "5; -3.0; &lt;0.001", "reproduced"):
-        assert part in table
-    assert "seeds lost" not in table
-    asked = report.verdict_table(pd.DataFrame([{**row, "published": None, "size": "", "lost": 2}]), "question").data
-    assert "published" not in asked
-    assert "size" not in asked
-    assert "answer" in asked
-    assert "seeds lost" in asked
+@pytest.mark.parametrize(("layers", "early"), [(2, [1]), (6, [1, 2]), (12, [1, 2, 3, 4, 5])])
+def test_early_entropy_is_of_the_early_layers_at_any_depth(layers, early):
+    heads = np.random.default_rng(0).uniform(size=(layers, 4))
+    assert report.early_share(heads, 128) == pytest.approx(heads[early].mean() / entropy_ceiling(128))
 
 
-def test_the_banner_of_the_study_counts_its_runs(smoke_grid):
-    shown = load_runs()
-    diverged = int((shown.runs["status"] == "diverged").sum())
-    text = report.study_banner(shown, 1000).data
-    assert f"{len(shown.runs)} of 1000 planned runs, {diverged} of them not" in text
+def test_the_step_at_which_early_layers_leave_the_ceiling(smoke_grid):
+    own = Preset.load("smoke").runs("maps")
+    ceiling = entropy_ceiling(int(own.runs["data.context"].iloc[0]))
+    steps = sorted(own.heads["step"].unique())
+    level = np.where(own.heads["layer"] == 0, 0.1, np.where(own.heads["step"] < steps[1], 1.0, 0.8))
+    fallen = replace(own, heads=own.heads.assign(entropy=level * ceiling))
+    assert report.leaves_ceiling(fallen, "SM+G") == steps[1], "layer 0 does not count"
+    assert report.leaves_ceiling(replace(own, heads=own.heads.assign(entropy=ceiling)), "SM+G") == np.inf
+
+
+OUTCOMES = pd.DataFrame({"run": ["a", "b", "c", "c"], "outcome": ["trained", "diverged", "untrained", "untrained"]})
+ROW = dict(id="T4", statement="ReLU is ahead", source="paper", statistic="loss", unit="percent", published=-8.2)
+ROW |= dict(estimate=-5.0, low=-6.0, high=-4.0, p_holm=0.0001, n=5, lost=0, verdict="reproduced", runs=["a"])
+
+
+def test_a_verdict_table_has_a_column_a_number_and_none_without_content():
+    def columns(**changes):
+        question = changes.pop("question", "claim")
+        lines = report.verdict_table(pd.DataFrame([{**ROW, **changes}]), OUTCOMES, question).data.splitlines()
+        names, _, values = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+        return dict(zip(names, (value.replace("\u00a0", " ") for value in values), strict=True))
+
+    assert columns() == {
+        "id": "T4",
+        "claim": "ReLU is ahead",
+        "source": "paper",
+        "published": "-8.2 %",
+        "ours, 95 % interval": "-5.0 % [-6.0, -4.0]",
+        "n": "5",
+        "p (Holm)": "&lt;0.001",
+        "verdict": "✓ reproduced",
+    }
+    assert columns(runs=["a", "b", "c"])["left out"] == "1 diverged, 1 untrained"
+    assert "left out" not in columns(runs=["b"], statistic="divergence"), "diverged runs are what it counts"
+    nothing = dict(verdict="no runs", n=0, estimate=np.nan, low=np.nan, high=np.nan, p_holm=np.nan, runs=[])
+    assert columns(**nothing)["verdict"] == "not trained yet"
+    assert columns(**nothing, lost=3)["verdict"] == "no trained seed"
+    assert columns(question="question", verdict="contradicted", published=None)["answer"] == "no, the reverse"
+    assert "published" not in columns(published=None)
+
+
+def test_only_chosen_columns_of_a_verdict_table_are_shown():
+    table = report.verdict_table(pd.DataFrame([ROW]), OUTCOMES, columns=("claim", "n", "verdict")).data
+    assert [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")] == ["claim", "n", "verdict"]
+
+
+def test_verdicts_are_glued_by_their_ids(monkeypatch):
+    glued = {}
+    monkeypatch.setattr(report, "glue", glued.update)
+    waiting = {**ROW, "id": "T4 Pythia T=256", "verdict": "no runs", "estimate": np.nan, "n": 0}
+    report.glue_verdicts(pd.DataFrame([ROW, waiting]))
+    assert glued["t4"] == "-5.0 % [-6.0, -4.0]"
+    assert [glued[f"t4_{name}"] for name in ("published", "seeds", "verdict")] == ["-8.2 %", "5", "reproduced"]
+    assert (glued["t4_pythia_t_256"], glued["t4_pythia_t_256_published"]) == ("not trained yet", "-8.2 %")
+    report.glue_verdicts(pd.DataFrame([ROW]), report.ANSWERS)
+    assert glued["t4_verdict"] == "yes"
+
+
+def test_a_difference_is_over_the_seeds_that_both_cells_have():
+    index = pd.MultiIndex.from_tuples([(c, s) for c in "ab" for s in (1, 2, 3)], names=["cell", "seed"])
+    frame = pd.DataFrame({"loss": [1.0, 1.0, 1.0, 0.9, 1.0, np.nan]}, index=index)
+    text, n = report.difference(frame, {"a": 1, "b": -1})
+    assert (text.split(" %")[0], n) == (f"{100 * np.expm1(0.05):+.1f}", 2)
+    assert report.difference(frame, {"a": 1, "none": -1}) == ("-", 0)
+
+
+def test_a_study_without_runs_is_shown_as_not_trained(params_root):
+    study = Study.load()
+    shown = report.study_runs(study)
+    assert shown.runs.empty
+    text = report.study_banner(shown, study).data
+    assert text.startswith(f"*Preset `study`: 0 of {len(study.experiments())} planned runs.")
+    for stage in study.stages:
+        assert f"{stage} (0 of {len(study.experiments(stage))} runs)" in text
+
+
+def test_the_banner_of_a_study_counts_its_runs_and_says_what_made_them():
+    study = Study.load("transient")
+    shown = study.runs()
+    text = report.study_banner(shown, study).data
+    assert f"{len(shown.runs)} of {len(study.experiments())} planned runs" in text
+    assert f"{(shown.runs['status'] == 'diverged').sum()} stopped before their end" in text
     assert shown.runs["provenance.device"].iloc[0] in text
+    assert "Not trained yet" not in text
+    part = report.study_banner(shown.select(e.id for e in study.experiments("core")), study).data
+    assert re.search(r"\*\*Not trained yet, or not all of it:\*\* .*sizes \(0 of \d+ runs\)", part)
+    assert "core (" not in part

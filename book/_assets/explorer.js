@@ -133,9 +133,9 @@
   function summary(pair) {
     const interval = ({ perplexity: p }) => (p ? `${number(p.mean)} [${number(p.low)}, ${number(p.high)}]` : "none");
     const rows = [
-      ["final perplexity, mean [smallest, largest]", pair.map(interval)],
+      ["final perplexity, mean [lowest, highest]", pair.map(interval)],
       ["seeds", pair.map((cell) => cell.seeds.join(", "))],
-      ["not finite to the end", pair.map((cell) => `${cell.diverged} of ${cell.runs.length} runs`)],
+      ["not trained, left out", pair.map((cell) => `${cell["left out"]} of ${cell.runs.length} runs`)],
       ...Object.keys(pair[0].settings).map((name) => [name, pair.map((cell) => cell.settings[name])]),
     ];
     const [p, q] = pair.map((cell) => cell.perplexity);
