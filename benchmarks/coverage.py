@@ -271,10 +271,14 @@ def run(options: Options) -> Section:
         row = isolated(config_class, model_class, kind)
         section.rows.append({"kind": "class", "model_type": kind, "class": model_class.__name__, **row})
         print(f"  {kind}: {row['outcome']} {row.get('reason', '')}", file=sys.stderr, flush=True)
-    count = {name: sum(row["outcome"] == name for row in section.rows) for name in ("right", "wrong", "crashed")}
-    section.targets = [
+    section.targets = targets(section.rows)
+    return section
+
+
+def targets(rows: list[dict[str, Any]]) -> list[Target]:
+    count = {name: sum(row["outcome"] == name for row in rows) for name in ("right", "wrong", "crashed")}
+    return [
         Target("causal-LM classes measured right to 1e-5 nats", count["right"], 130, "", at_least=True),
         Target("causal-LM classes measured wrong", count["wrong"], 0, "", at_least=False),
         Target("causal-LM classes at which the meter crashed", count["crashed"], 0, "", at_least=False),
     ]
-    return section

@@ -94,7 +94,7 @@ markdown_table(pd.DataFrame(table))
 # %% tags=["hide-input"]
 rest = found[found["outcome"] != "right"].sort_values(["outcome", "class"])
 table = [
-    {"class": row["class"], "outcome": row["outcome"], "reason": str(row["reason"]).partition(": ")[2]}
+    {"class": row["class"], "outcome": row["outcome"], "reason": str(row["reason"]).split("Error: ", 1)[-1]}
     for _, row in rest.iterrows()
 ]
 markdown_table(pd.DataFrame(table))

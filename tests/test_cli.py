@@ -330,7 +330,7 @@ def test_entropy_of_several_texts_as_csv_and_picture(
     other = tmp_path / "other.py"
     other.write_text(text.read_text()[200:])
     csv, plot = tmp_path / "heads.csv", tmp_path / "heads.png"
-    arguments = ("entropy", trained.name, text, other, "--context", 16, "--sequences", 5, "--dtype", "float64")
+    arguments = ("entropy", trained.name, text, other, "--context", 16, "--sequences", 5, "--dtype", "float32")
     assert main([*map(str, arguments), "--device", "cpu", "--csv", str(csv), "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"{text}\n")
@@ -338,7 +338,7 @@ def test_entropy_of_several_texts_as_csv_and_picture(
     frame = pd.read_csv(csv)
     assert set(frame["text"]) == {str(text), str(other)}
     assert {"layer", "head", "entropy", "ceiling", "log_sum_exp", "max_logit", "sink_rate"} <= {*frame}
-    network, tokenizer = measure.load(trained.name, dtype="float64")
+    network, tokenizer = measure.load(trained.name, dtype="float32")
     expected = head_entropy(network, measure.sequences_of(network, tokenizer, other, 16, 5))
     own = frame[frame["text"] == str(other)].set_index(["layer", "head"])["entropy"].unstack()
     np.testing.assert_allclose(own, expected, atol=1e-6)
