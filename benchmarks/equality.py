@@ -151,7 +151,7 @@ def precision(options: Options) -> list[dict[str, Any]]:
     from nfcore.runs import read_records, recorded_dir
     from nfcore.study import Study
 
-    study = Study.load("transient")
+    study = Study.load("transient")  # whose runs were made in float32
     plain = {record["id"]: record["final"]["eval_loss"] for record in read_records(recorded_dir(study.name))}
     chosen = {name: study.cells[name].experiments for name in CELLS}
     twins = {

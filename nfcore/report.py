@@ -204,7 +204,7 @@ def glue_verdicts(rows: pd.DataFrame, words: Mapping[str, str] | None = None) ->
     """Name the results of :func:`nfcore.claims.verdicts` for the prose: of the test ``T4 Pythia``, ``t4_pythia`` is the
     estimate with its interval; ``t4_pythia_published``, ``_seeds`` and ``_verdict`` are what belongs to it.
 
-    ``words``: what verdicts are called, as :data:`ANSWERS`; None keeps them.
+    ``words``: what verdicts are called, as ``ANSWERS``; None keeps them.
     """
     for _, row in rows.iterrows():
         key, verdict = re.sub(r"\W+", "_", row["id"].lower()), said(row, words)
