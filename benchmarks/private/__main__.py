@@ -179,7 +179,8 @@ def measure_models(results: Results, runs: list[Path], text: Path, context: int,
             result = parties.run(model.program, arrays)
             difference = np.abs(result.value - plain)
             row = {
-                **{"protocol": "SEMI2K", **label},
+                "protocol": "SEMI2K",
+                **label,
                 **_counts([result], timing),
                 "input_bytes": 8 * arrays["tokens"].size,  # the share of the tokens that the client sends first
                 "largest_logit": float(f"{np.abs(plain).max():.4g}"),

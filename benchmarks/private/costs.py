@@ -1,7 +1,7 @@
 """The cost of a whole model as the sum of its operations, from what was measured.
 
-Of an operation and a protocol a :func:`law` gives the bytes at any size: linear in the counts of :func:`features`, fitted
-to all measured sizes. Where it misses a measured size, ``largest_miss`` says by how much.
+A :func:`law` gives the bytes of an operation at any size. It is linear in the counts of :func:`features` and fitted to
+all measured sizes; ``largest_miss`` is its largest relative error among these.
 
 Axes: T positions, V vocabulary, D width, H heads, K head width, F feed-forward width.
 """
@@ -41,8 +41,8 @@ SUMMED = [("gpt2-2x32", 32), ("gpt2-6x64", 128), ("pythia-70m", 128), ("gpt2-124
 
 
 def features(operation: str, shape: Sequence[int]) -> list[float]:
-    """What the bytes of an operation grow with: a constant; its elements and, where it works on rows, those; of a product
-    the elements that come in and those that go out."""
+    """What the bytes of an operation grow with: a constant, its elements, and its rows where it works on rows; for a
+    product a constant, the elements that come in and the elements that go out."""
     if operation == "product":
         *batch, rows, inner, columns = shape
         count = math.prod(batch)
@@ -78,7 +78,7 @@ def laws(rows: Iterable[Row]) -> list[Row]:
 
 
 def parts(settings: Mapping[str, Any], context: int) -> list[tuple[str, str, tuple[int, ...], int]]:
-    """Every operation of one pass over ``context`` tokens: the part of the model, the operation, its shape, how often."""
+    """The operations of one pass over ``context`` tokens: part of the model, operation, shape, how often."""
     d, layers, heads = (settings[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     f, v, k = settings.get("intermediate_size") or 4 * d, settings["vocab_size"], d // heads
     block = [

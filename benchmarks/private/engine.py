@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -39,9 +39,10 @@ class EngineError(RuntimeError):
 class Settings:
     """How the parties compute.
 
-    ``protocol``: ``SEMI2K`` counts the online phase, with correlated randomness from a trusted dealer that costs nothing;
-    ``CHEETAH`` is complete between two parties. ``field`` and ``fraction_bits``: numbers are fixed-point in a ring of that
-    many bits. ``ports``: of the two parties, None for free ones. ``timeout``: seconds for one program, or for the start.
+    ``protocol``: ``SEMI2K`` is the online phase only; its correlated randomness comes from a trusted dealer and is not
+    counted. ``CHEETAH`` is complete between two parties. ``field`` and ``fraction_bits``: numbers are fixed-point, in a
+    ring of 32, 64 or 128 bits. ``ports``: of the two parties, None for free ones. ``timeout``: seconds for one program,
+    and for the start.
     """
 
     protocol: str = "SEMI2K"
@@ -140,10 +141,8 @@ class Parties:
         shares = {name: shaper.make_shares(x, spu.Visibility.VIS_SECRET) for name, x in inputs.items()}
         shapes = {name: (x.shape, str(x.dtype)) for name, x in inputs.items()}
         for rank, pipe in enumerate(self.pipes):
-            try:
+            with suppress(OSError):  # it is gone, and its answer says so
                 pipe.send((programs[rank], shapes, {name: both[rank] for name, both in shares.items()}))
-            except OSError:  # it is gone, and the answer says so
-                pass
         first, second = self._collect("answer")
         kinds = Counter(first["kinds"])
         kinds.update(second["kinds"])

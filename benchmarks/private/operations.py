@@ -102,7 +102,7 @@ def scale(x: Array, factor: float = 0.3) -> Array:
 
 
 def rotary(x: Array, fraction: float = 0.25, base: float = 10000.0) -> Array:
-    """Rotate the first ``fraction`` K dimensions of x (H, T, K) in pairs (i, i + half) by angles known to both parties."""
+    """Rotate the first ``fraction`` K dimensions of x (H, T, K) in pairs (i, i + half), by angles both parties know."""
     width = int(fraction * x.shape[-1]) // 2 * 2
     exponents = np.arange(0, width, 2) / max(width, 1)
     angles = np.arange(x.shape[-2])[:, None] * base**-exponents  # (T, width / 2)
