@@ -63,7 +63,7 @@ audit:
 
 notebooks: $(ENVIRONMENT)
 	for script in notebooks/*.py; do \
-		case "$$script" in */claims.py|*/confounds.py|*/mechanism.py|*/explorer.py) preset=study;; *) preset=quick;; esac; \
+		case "$$script" in */claims.py|*/confounds.py|*/mechanism.py|*/private.py|*/explorer.py) preset=study;; *) preset=quick;; esac; \
 		.venv/bin/python -m nfcore notebook "$$script" "book/notebooks/$$(basename "$$script" .py).ipynb" \
 			"preset=$$preset" source=recorded || exit 1; done
 	.venv/bin/python -m tools.readme

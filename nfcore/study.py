@@ -26,7 +26,7 @@ from nfcore.settings import (
 
 
 NAME = "study"
-NOTEBOOKS = ("claims", "confounds", "mechanism", "explorer")
+NOTEBOOKS = ("claims", "confounds", "mechanism", "private", "explorer")
 RATE_SEED = 100  # of the learning-rate grid, and of nothing else
 
 

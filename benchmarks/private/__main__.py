@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -32,8 +33,10 @@ SECTIONS = ("operations", "models", "costs")
 CONTEXT = 128
 REPEATS = 3  # of a timed operation
 
+Shape = tuple[int, ...]
+
 # By protocol and kind. CHEETAH is slower by far, and stops at smaller sizes.
-MEASURED: dict[str, dict[str, list[tuple[int, ...]]]] = {
+MEASURED: dict[str, dict[str, list[Shape]]] = {
     "SEMI2K": {
         "activation": [(128, 64), (128, 256), (128, 768), (128, 3072)],
         "norm": [(32, 64), (128, 64), (128, 256), (128, 768)],
@@ -58,10 +61,14 @@ MEASURED: dict[str, dict[str, list[tuple[int, ...]]]] = {
 }
 
 
-def planned(protocol: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Operations and shapes, the small ones first."""
-    found = [(name, shape) for name, o in OPERATIONS.items() for shape in MEASURED[protocol][o.kind]]
-    return sorted(found, key=lambda pair: np.prod(pair[1]))
+def planned(protocol: str, only: Sequence[str] = tuple(OPERATIONS), largest: float = np.inf) -> list[tuple[str, Shape]]:
+    """Operations and shapes with at most ``largest`` numbers as input, the small ones first."""
+
+    def numbers(pair: tuple[str, Shape]) -> int:
+        return sum(x.size for x in inputs(*pair).values())
+
+    found = [(name, shape) for name, o in OPERATIONS.items() for shape in MEASURED[protocol][o.kind] if name in only]
+    return sorted((pair for pair in found if numbers(pair) <= largest), key=numbers)
 
 
 class Results:
@@ -108,18 +115,21 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def measure_operations(results: Results, protocol: str, largest: float, timing: bool, timeout: float) -> int:
-    """Measure what is missing of a protocol, at shapes of at most ``largest`` numbers; how many operations failed."""
+def measure_operations(
+    results: Results, protocol: str, wanted: list[tuple[str, Shape]], timing: bool, timeout: float
+) -> int:
+    """Measure what is missing of the wanted operations and shapes; how many failed."""
     key = ("protocol", "operation", "shape")
     have = {
         (row["operation"], tuple(row["shape"]))
         for row in results.rows
         if row["protocol"] == protocol and row["bytes"] is not None and (row["seconds"] is not None or not timing)
     }
-    waiting = [pair for pair in planned(protocol) if pair not in have and np.prod(pair[1]) <= largest]
     failed = 0
     parties: Parties | None = None
-    for name, shape in waiting:
+    for name, shape in wanted:
+        if (name, shape) in have:
+            continue
         row: dict[str, Any] = dict(protocol=protocol, operation=name, shape=list(shape))
         function, given = OPERATIONS[name].function, inputs(name, shape)
         try:
@@ -220,7 +230,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.private", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--protocol", choices=PROTOCOLS, action="append", help="of the operations (default: both)")
-    parser.add_argument("--largest", type=float, default=np.inf, help="operations on at most so many numbers only")
+    parser.add_argument("--only", choices=OPERATIONS, action="append", metavar="OPERATION", help="this operation")
+    parser.add_argument(
+        "--largest", type=float, default=np.inf, help="operations with at most so many numbers as input"
+    )
     parser.add_argument("--run", type=Path, action="append", default=[], help="a folder of a finished run, for models")
     parser.add_argument("--text", type=Path, default=TEXT, help="what the models of --run read (default: %(default)s)")
     parser.add_argument("--context", type=int, default=CONTEXT, help="tokens a model reads (default %(default)s)")
@@ -237,7 +250,8 @@ def main(arguments: list[str] | None = None) -> int:
         if "operations" in sections:
             results = Results(args.results / "operations.json")
             for protocol in args.protocol or PROTOCOLS:
-                failed += measure_operations(results, protocol, args.largest, args.timing, args.timeout)
+                wanted = planned(protocol, args.only or tuple(OPERATIONS), args.largest)
+                failed += measure_operations(results, protocol, wanted, args.timing, args.timeout)
         if "models" in sections:
             results = Results(args.results / "models.json")
             measure_models(results, args.run, args.text, args.context, args.timing, args.timeout)

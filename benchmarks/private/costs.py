@@ -60,6 +60,7 @@ def law(rows: Iterable[Row]) -> Row:
     coefficients = np.linalg.lstsq(counts / sent[:, None], np.ones(len(rows)), rcond=None)[0]
     miss = float(np.abs(counts @ coefficients / sent - 1).max())
     first = {key: rows[0][key] for key in ("protocol", "operation")}
+    first["label"] = OPERATIONS[rows[0]["operation"]].label
     return {
         **first,
         "coefficients": [round(float(c), 3) + 0.0 for c in coefficients],

@@ -286,6 +286,7 @@ def _compute(
         runtime.set_var(name, shares[name])
     link.barrier()
     sent, read = loopback_bytes(), log.stat().st_size
+    link.barrier()  # nobody sends before both have read
     start = time.perf_counter()
     runtime.run(executable)
     seconds = time.perf_counter() - start

@@ -137,7 +137,6 @@ OPERATIONS = {
     "silu": Operation("activation", "SiLU", silu),
     "gelu_tanh": Operation("activation", "GELU, tanh form", gelu_tanh),
     "gelu": Operation("activation", "GELU, erf form", gelu),
-    "gelu_erfc": Operation("activation", "GELU, erf form by erfc", gelu_erfc),
     "scaled_gelu": Operation("activation", "GELU(16 x)/16, erf form", scaled_gelu),
     "layernorm": Operation("norm", "LayerNorm", layernorm, ("gain", "bias")),
     "rmsnorm": Operation("norm", "RMSNorm", rmsnorm, ("gain",)),
@@ -145,10 +144,11 @@ OPERATIONS = {
     "derf": Operation("norm", "Derf", derf, ("scale", "shift", "gain", "bias")),
     "hardtanh": Operation("norm", "HardTanh", hardtanh, ("scale", "gain", "bias")),
     "softmax": Operation("softmax", "softmax", softmax),
-    "softmax_division": Operation("softmax", "softmax by a division for each element", softmax_division),
     "scale": Operation("other", "scaling of scores", scale),
     "rotary": Operation("other", "rotary positions", rotary),
     "product": Operation("product", "matrix product", product, ("w",)),
+    "gelu_erfc": Operation("activation", "GELU, erf form by erfc", gelu_erfc),
+    "softmax_division": Operation("softmax", "softmax by a division for each element", softmax_division),
 }
 
 
