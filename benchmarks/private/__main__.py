@@ -31,6 +31,7 @@ RESULTS = ROOT / "_build" / "private" / "results"
 TEXT = ROOT / "nfcore" / "entropy.py"  # Python that no model was trained on
 SECTIONS = ("operations", "models", "costs")
 CONTEXT = 128
+WARM = (32, 64)  # of the ReLU that opens a session
 REPEATS = 3  # of a timed operation
 
 Shape = tuple[int, ...]
@@ -135,8 +136,8 @@ def measure_operations(
         try:
             if parties is None:
                 parties = Parties(Settings(protocol, timeout=timeout))
-                first = parties.run(OPERATIONS["relu"].function, inputs("relu", (1, 8)))  # pays for the set-up
-                setup: dict[str, Any] = dict(protocol=protocol, operation="set-up", shape=[1, 8], largest_error=None)
+                first = parties.run(OPERATIONS["relu"].function, inputs("relu", WARM))  # pays for the set-up
+                setup: dict[str, Any] = dict(protocol=protocol, operation="set-up", shape=[*WARM], largest_error=None)
                 results.add(setup | _counts([first], timing), *key)
             measured = [parties.run(function, given) for _ in range(REPEATS if timing else 1)]
             error = float(np.abs(measured[0].value - np.asarray(function(**given))).max())

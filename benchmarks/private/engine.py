@@ -7,10 +7,12 @@ parties are counted.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import tempfile
 import time
@@ -28,6 +30,8 @@ import numpy as np
 HOST = "127.0.0.1"
 PROTOCOLS = ("SEMI2K", "CHEETAH")
 FIELDS = {"FM32": 32, "FM64": 64, "FM128": 128}  # bits of a share of one number
+START = 300.0  # seconds for a party to load JAX and SPU and to connect
+PR_SET_PDEATHSIG = 1  # of Linux, the one system that SPU is built for here
 TRAFFIC = re.compile(r"(?:- (\S+), executed \d+ times|Link details).*?send bytes (\d+).*?send actions (\d+)")
 
 
@@ -41,8 +45,7 @@ class Settings:
 
     ``protocol``: ``SEMI2K`` is the online phase only; its correlated randomness comes from a trusted dealer and is not
     counted. ``CHEETAH`` is complete between two parties. ``field`` and ``fraction_bits``: numbers are fixed-point, in a
-    ring of 32, 64 or 128 bits. ``ports``: of the two parties, None for free ones. ``timeout``: seconds for one program,
-    and for the start.
+    ring of 32, 64 or 128 bits. ``ports``: of the two parties, None for free ones. ``timeout``: seconds for one program.
     """
 
     protocol: str = "SEMI2K"
@@ -109,7 +112,7 @@ class Parties:
             theirs.close()  # so that the end of the process is the end of the pipe
             self.pipes.append(ours)
             self.processes.append(process)
-        self._collect("start")
+        self._collect("start", START)
 
     def __enter__(self) -> Parties:
         return self
@@ -143,7 +146,7 @@ class Parties:
         for rank, pipe in enumerate(self.pipes):
             with suppress(OSError):  # it is gone, and its answer says so
                 pipe.send((programs[rank], shapes, {name: both[rank] for name, both in shares.items()}))
-        first, second = self._collect("answer")
+        first, second = self._collect("answer", self.settings.timeout)
         kinds = Counter(first["kinds"])
         kinds.update(second["kinds"])
         return Result(
@@ -155,18 +158,17 @@ class Parties:
             kinds={kind: count for kind, count in kinds.items() if count},
         )
 
-    def _collect(self, what: str) -> list[Any]:
+    def _collect(self, what: str, seconds: float) -> list[Any]:
         """One message of each party; an error, an end or silence of one stops both."""
-        deadline = time.monotonic() + self.settings.timeout
+        deadline = time.monotonic() + seconds
         answers: dict[int, Any] = {}
         failure = ""
         while len(answers) < 2 and not failure:
             open_pipes = {self.pipes[rank]: rank for rank in (0, 1) if rank not in answers}
             ready = wait(list(open_pipes), max(0.0, deadline - time.monotonic()))
             if not ready:
-                failure = (
-                    f"no {what} from party {' and '.join(map(str, open_pipes.values()))} in {self.settings.timeout:g} s"
-                )
+                silent = " and ".join(map(str, open_pipes.values()))
+                failure = f"no {what} from party {silent} in {seconds:g} s"
             for pipe in ready:
                 rank = open_pipes[pipe]  # type: ignore[index]
                 try:
@@ -235,6 +237,7 @@ def _runtime(settings: Settings) -> Any:
 
 def _party(rank: int, ports: tuple[int, int], settings: Settings, pipe: Connection, log: Path) -> None:
     """The life of a party: connect, then a program at a time until the pipe ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # however the process that started it ends, it ends too
     os.dup2(os.open(log.with_suffix(".err"), os.O_WRONLY | os.O_CREAT), 2)
     try:
         _quiet(log)
@@ -250,7 +253,7 @@ def _party(rank: int, ports: tuple[int, int], settings: Settings, pipe: Connecti
         pipe.send({})
         while True:
             pipe.send(_compute(link, runtime, log, *pipe.recv()))
-    except EOFError:  # the process that started us is done
+    except EOFError:  # no more programs
         return
     except Exception as error:
         pipe.send(str(error).strip().splitlines()[0] or type(error).__name__)
