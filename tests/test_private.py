@@ -237,17 +237,20 @@ def test_recorded_costs_follow_from_the_recorded_operations(tmp_path: Path) -> N
 def test_the_sum_of_operations_is_what_a_whole_model_sends() -> None:
     sums = {(r["protocol"], r["model"], r["context"], r["configuration"]): r for r in recorded("costs")["rows"]}
     measured = recorded("models")["rows"]
-    assert len(measured) >= 10
+    assert len(measured) >= 6
     for row in measured:
         whole = sums[row["protocol"], row["model"], row["context"], row["configuration"]]
-        assert row["bytes"] == pytest.approx(whole["bytes"], rel=0.01), row["configuration"]
-        assert row["same_next_token"] == row["context"], row["configuration"]
+        assert (row["bytes"], row["messages"]) == (whole["bytes"], whole["messages"]), row["configuration"]
+        if row["run"]:  # random weights give logits that lie close together
+            assert row["same_next_token"] == row["context"], row["configuration"]
+            assert row["largest_error"] < 0.01, row["configuration"]
 
 
 def test_counts_agree_with_the_kernel() -> None:
     """Headers and acknowledgements come on top; a small operation is mostly those."""
-    rows = [row for row in recorded("operations")["rows"] if row["protocol"] == "SEMI2K" and row["bytes"] > 2**20]
-    assert len(rows) > 20
+    rows = [row for row in recorded("operations")["rows"] if row["protocol"] == "SEMI2K" and row["kernel_bytes"]]
+    rows = [row for row in rows if row["bytes"] > 2**23]
+    assert len(rows) > 10
     for row in rows:
         assert 1 <= row["kernel_bytes"] / row["bytes"] < 1.03, (row["operation"], row["shape"])
 

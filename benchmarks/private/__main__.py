@@ -39,7 +39,7 @@ Shape = tuple[int, ...]
 # By protocol and kind. CHEETAH is slower by far, and stops at smaller sizes.
 MEASURED: dict[str, dict[str, list[Shape]]] = {
     "SEMI2K": {
-        "activation": [(128, 64), (128, 256), (128, 768), (128, 3072)],
+        "activation": [(32, 64), (128, 64), (128, 256), (128, 768), (128, 3072)],
         "norm": [(32, 64), (128, 64), (128, 256), (128, 768)],
         "softmax": [(4, 32, 32), (4, 128, 128), (12, 128, 128), (4, 256, 256)],
         "other": [(4, 32, 32), (4, 128, 128), (12, 128, 128)],

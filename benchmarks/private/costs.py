@@ -1,7 +1,7 @@
 """The cost of a whole model as the sum of its operations, from what was measured.
 
-A :func:`law` gives the bytes of an operation at any size. It is linear in the counts of :func:`features` and fitted to
-all measured sizes; ``largest_miss`` is its largest relative error among these.
+A :func:`law` gives the bytes of an operation at any size; ``largest_miss`` is its largest relative error among the
+measured sizes.
 
 Axes: T positions, V vocabulary, D width, H heads, K head width, F feed-forward width.
 """
@@ -52,30 +52,40 @@ def features(operation: str, shape: Sequence[int]) -> list[float]:
     return [1, math.prod(shape)]
 
 
-def law(rows: Iterable[Row]) -> Row:
-    """The least squares of the relative error over measured rows of one operation and protocol."""
-    rows = list(rows)
-    counts = np.array([features(row["operation"], row["shape"]) for row in rows])
+def law(rows: Iterable[Row]) -> Row | None:
+    """The bytes at any size, from the measured rows of one operation and protocol.
+
+    Where a linear function of the features gives every measured size to within 1 %, that function: ``linear`` is true.
+    Otherwise the price of an element at the largest measured size; None for a product, which has no such price.
+    """
+    rows = sorted(rows, key=lambda row: math.prod(row["shape"]))
+    operation = rows[0]["operation"]
+    counts = np.array([features(operation, row["shape"]) for row in rows])
     sent = np.array([row["bytes"] for row in rows], dtype=float)
-    coefficients = np.linalg.lstsq(counts / sent[:, None], np.ones(len(rows)), rcond=None)[0]
-    miss = float(np.abs(counts @ coefficients / sent - 1).max())
-    first = {key: rows[0][key] for key in ("protocol", "operation")}
-    first["label"] = OPERATIONS[rows[0]["operation"]].label
+    fit = np.linalg.lstsq(counts / sent[:, None], np.ones(len(rows)), rcond=None)[0]
+    linear = len(rows) > len(fit) and np.abs(counts @ fit / sent - 1).max() < 0.01
+    if not linear:
+        if operation == "product":
+            return None
+        fit = np.zeros_like(fit)
+        fit[1] = sent[-1] / counts[-1, 1]
     return {
-        **first,
-        "coefficients": [round(float(c), 3) + 0.0 for c in coefficients],
+        **{key: rows[0][key] for key in ("protocol", "operation")},
+        "label": OPERATIONS[operation].label,
+        "coefficients": [round(float(c), 3) + 0.0 for c in fit],
         "sizes": len(rows),
-        "largest_miss": round(miss, 6),
+        "linear": bool(linear),
+        "largest_miss": round(float(np.abs(counts @ fit / sent - 1).max()), 6),
     }
 
 
 def laws(rows: Iterable[Row]) -> list[Row]:
-    """A law for every protocol and operation that has sizes enough to fit one and check it."""
+    """The law of every protocol and operation that has one."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row["bytes"] is not None and row["operation"] in OPERATIONS:
             groups[row["protocol"], row["operation"]].append(row)
-    return [law(group) for group in groups.values() if len(group) > len(features(group[0]["operation"], (2, 2, 2)))]
+    return [found for group in groups.values() if (found := law(group))]
 
 
 def parts(settings: Mapping[str, Any], context: int) -> list[tuple[str, str, tuple[int, ...], int]]:
@@ -107,21 +117,33 @@ def parts(settings: Mapping[str, Any], context: int) -> list[tuple[str, str, tup
 
 
 def total(settings: Mapping[str, Any], context: int, known: Mapping[str, Row], measured: Iterable[Row]) -> Row | None:
-    """Bytes by part, and messages where each operation has them for rows of the same length; None where an operation
-    has no law. ``known``: the laws of one protocol by operation; ``measured``: its rows."""
+    """Bytes by part, and messages where they are known for each operation; None where an operation has no law.
+    Products without a law are left out of the sum. ``known``: the laws of one protocol; ``measured``: its rows."""
     rows = list(measured)
     result: dict[str, float] = dict.fromkeys(("softmax", "norms", "activation", "products", "other"), 0.0)
     messages: int | None = 0
     for part, operation, shape, count in parts(settings, context):
+        if operation == "product" and operation not in known:
+            result.pop(part, None)
+            continue
         if operation not in known:
             return None
         result[part] += count * float(np.dot(features(operation, shape), known[operation]["coefficients"]))
-        sends = {r["messages"] for r in rows if r["operation"] == operation}
-        if len(sends) > 1:  # they depend on the length of a row
-            sends = {r["messages"] for r in rows if r["operation"] == operation and r["shape"][-1] == shape[-1]}
-        messages = None if messages is None or len(sends) != 1 else messages + count * sends.pop()
+        sends = _messages(operation, shape, [row for row in rows if row["operation"] == operation])
+        messages = (
+            None if messages is None or sends is None or not known[operation]["linear"] else messages + count * sends
+        )
     whole = {part: round(count) for part, count in result.items()}
     return {**whole, "bytes": sum(whole.values()), "messages": messages}
+
+
+def _messages(operation: str, shape: Sequence[int], rows: Sequence[Row]) -> int | None:
+    """Messages of one operation: a batch of products takes one after another, a softmax more for longer rows."""
+    batch = math.prod(shape[:-3]) if operation == "product" else 1
+    found = {r["messages"] // (math.prod(r["shape"][:-3]) if operation == "product" else 1) for r in rows}
+    if len(found) > 1:
+        found = {r["messages"] for r in rows if r["shape"][-1] == shape[-1]}
+    return batch * found.pop() if len(found) == 1 else None
 
 
 def sums(rows: Sequence[Row]) -> list[Row]:
