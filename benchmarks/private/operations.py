@@ -85,9 +85,16 @@ def hardtanh(x: Array, scale: Array, gain: Array, bias: Array) -> Array:
 # --- attention and products ---------------------------------------------------------------------------------------
 
 
-def softmax(x: Array) -> Array:
-    """Over the last axis, the largest score subtracted first: one reciprocal a row, then products."""
-    weights = jnp.exp(x - x.max(-1, keepdims=True))
+LOWEST, VANISHING = -1000.0, -30.0  # below any score; its exponential is 0 in fixed-point numbers
+
+
+def softmax(x: Array, mask: np.ndarray | None = None) -> Array:
+    """Over the last axis, the largest score subtracted first: one reciprocal a row, then products. ``mask``, which both
+    parties know, is true where a score counts; it costs nothing. SPU's exponential overflows some hundreds below zero, so
+    that a score so far below the largest of its row would spoil the row."""
+    allowed = np.ones(x.shape[-2:], dtype=bool) if mask is None else mask
+    largest = jnp.where(allowed, x, LOWEST).max(-1, keepdims=True)
+    weights = jnp.exp(jnp.where(allowed, x - largest, VANISHING))
     return weights * (1 / weights.sum(-1, keepdims=True))
 
 
