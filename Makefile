@@ -14,7 +14,12 @@ else
 ENVIRONMENT := .venv/.installed
 endif
 
-.PHONY: help book test versions torture lint audit notebooks bench pdf zip links lock clean
+# SPU has builds for these only.
+PRIVATE_PYTHON ?= $(shell for python in python3.11 python3.10 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null \
+	&& { echo "$$python"; exit; }; done; echo python3)
+
+.PHONY: help book test versions torture lint audit notebooks bench private pdf zip links lock clean
 
 help:
 	@echo "make book [PRESET=smoke|quick|gpu|paper]  train what is missing, run the notebooks, build the book; STRICT=1: none"
@@ -26,6 +31,7 @@ help:
 	@echo "make audit      ask the public database of vulnerabilities about the locked versions"
 	@echo "make notebooks  execute the committed notebooks on data/recorded again, and write README's results"
 	@echo "make bench      measure speed and memory, write benchmarks/results, print the targets"
+	@echo "make private    measure private inference between two processes, in an environment of its own; PRIVATE names sections"
 	@echo "make pdf | zip | links [PRESET=...]  print the book, pack it to read offline, check its links"
 	@echo "make lock       write requirements.lock anew from pyproject.toml"
 	@echo "make clean      remove .venv, the built book and the caches; trained models in runs/ stay"
@@ -69,6 +75,12 @@ notebooks: $(ENVIRONMENT)
 
 bench: $(ENVIRONMENT)
 	.venv/bin/python -m benchmarks $(SECTIONS)
+
+private: _build/private/.installed
+	_build/private/bin/python -m benchmarks.private $(PRIVATE)
+
+_build/private/.installed: benchmarks/private/requirements.txt benchmarks/private/install.py
+	@$(PRIVATE_PYTHON) benchmarks/private/install.py
 
 pdf zip links: book
 	.venv/bin/python -m tools.publish $@ $(PRESET)

@@ -30,7 +30,13 @@ from nfcore.settings import (
 
 STUDIES = ("study", "transient")
 SPARE = 100  # seeds from here on choose learning rates and serve for nothing else
-NOTEBOOKS = {"claims": "study", "confounds": "transient", "mechanism": "transient", "explorer": "transient"}
+NOTEBOOKS = {
+    "claims": "study",
+    "private": "transient",
+    "confounds": "transient",
+    "mechanism": "transient",
+    "explorer": "transient",
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,788 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Private inference, measured
+#
+# The paper wants models without LayerNorm because of {term}`private inference`, where every non-linear operation is paid for in
+# messages. Its numbers are those of AERO {cite}`jha2024aero`, and we could not check them by reading. So we ran the operations, and
+# whole small models, between two processes and counted what they sent.
+#
+# This page asks three things. What does each operation cost? Which of the models in this book would a person choose who pays for
+# bytes? And how do our counts compare with the published ones?
+
+# %% tags=["parameters", "hide-input"]
+preset = "study"  # whose perplexities the frontier shows: study, or a preset that is recorded
+source = "recorded"  # recorded: nothing runs here; local: also measure some operations again, where SPU is installed
+
+# %% tags=["hide-input"]
+from nfcore.notebook import parameters
+
+
+records = parameters(globals())
+
+# %% tags=["hide-input"]
+import json
+import math
+import re
+import subprocess
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from matplotlib.ticker import NullLocator
+
+from nfcore.claims import interval
+from nfcore.figures import STYLES, show_figure, use_style
+from nfcore.report import glue, markdown_table, published
+from nfcore.settings import project_root
+
+
+use_style()
+folder = project_root() / "data" / "recorded" / "private"
+recorded = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("operations", "models", "costs")}
+operations = pd.DataFrame(recorded["operations"]["rows"]).dropna(subset="bytes")
+operations["shape"] = operations["shape"].map(tuple)
+operations["elements"] = operations["shape"].map(math.prod)
+operations["each"] = operations["bytes"] / operations["elements"]
+models = pd.DataFrame(recorded["models"]["rows"])
+sums = pd.DataFrame(recorded["costs"]["rows"])
+laws = pd.DataFrame(recorded["costs"]["laws"])
+LABEL = laws.drop_duplicates("operation").set_index("operation")["label"]
+PROTOCOLS = ["SEMI2K", "CHEETAH"]
+
+
+def row_of(protocol, operation, shape=None):
+    """One measured operation: at this shape, else at the largest that both protocols have."""
+    found = operations[operations["operation"] == operation]
+    if shape is None:
+        sizes = [{*found.loc[found["protocol"] == p, "shape"]} for p in PROTOCOLS]
+        shape = max(set.intersection(*sizes), key=math.prod)
+    return found.set_index(["protocol", "shape"], drop=False).loc[[(protocol, shape)]].iloc[0]
+
+
+def megabytes(count):
+    return f"{count / 1e6:,.1f}"
+
+
+made = recorded["operations"]["provenance"]
+Markdown(
+    f"*Recorded with SPU {made['spu']} on {made['system']}, last on {made['measured']}: {len(operations)} operations and "
+    f"{len(models)} passes of whole models. Seconds are shown where they were taken on an idle machine; bytes and messages "
+    "do not depend on that.*"
+)
+
+# %% [markdown]
+# ## What happens between the two parties
+#
+# A {term}`party` is one of the two computers: the client, who has a text, and the server, who has the weights. Neither may see what the
+# other has.
+#
+# A {term}`share` is one of two numbers that add up to a secret one. The client draws a random number r, keeps x - r and sends r. Each
+# share by itself is noise. To add two secrets, each party adds its own shares, and nothing is sent. To multiply by a number that both
+# know costs no more than cutting the result to its digits.
+#
+# A product of two secrets, or a comparison of one with zero, cannot be done on one's own shares. The parties exchange masked values,
+# compute, and exchange again. One exchange is a {term}`round`. Every message costs bytes, and every round costs the delay of the line,
+# however short the message.
+#
+# Products can be prepared before the inputs are known, with random numbers that are related to each other
+# {cite}`beaver1991efficient`. What is left to do when the inputs arrive is the {term}`online phase`.
+#
+# The engine is SPU {cite}`ma2023secretflow`, the one that AERO uses. It has two protocols for two parties:
+#
+# - **SEMI2K**, after {cite:t}`cramer2018spdz2k`, counts the online phase only. The related random numbers come from a {term}`trusted
+#   dealer`: a third computer that both trust and that sees no data. What the dealer sends is not counted.
+# - **CHEETAH** {cite}`huang2022cheetah` needs no dealer. Homomorphic encryption and oblivious transfer do its work between the
+#   two parties, and all of it is counted.
+#
+# Both are safe against a party that follows the protocol and is curious, not against one that cheats. Numbers are integers that stand
+# for fixed-point fractions, so each result has an error, which we measure too.
+
+# %% [markdown]
+# ## What each operation costs
+#
+# Each function runs on standard normal inputs, all of them secret, between two processes on one machine. The bytes are those that both
+# parties send, the messages those of one party. The messages bound the number of rounds from above.
+
+
+# %% tags=["hide-input"]
+def line_of(operation):
+    semi, cheetah = (row_of(p, operation) for p in PROTOCOLS)
+    return {
+        "operation": LABEL[operation],
+        "shape": " × ".join(map(str, semi["shape"])),
+        "SEMI2K, bytes an element": f"{semi['each']:,.0f}",
+        "messages": f"{semi['messages']:,.0f}",
+        "CHEETAH, bytes an element": f"{cheetah['each']:,.0f}",
+        "largest error, SEMI2K": f"{semi['largest_error']:.0e}",
+    }
+
+
+pointwise = ["relu", "leaky_relu", "relu_squared", "gelu_tanh", "silu", "gelu", "scaled_gelu"]
+norms = ["layernorm", "rmsnorm", "hardtanh", "dyt", "derf"]
+markdown_table(pd.DataFrame([line_of(name) for name in [*pointwise, *norms, "softmax"]]))
+
+# %% tags=["hide-input"]
+each = {p: {name: row_of(p, name)["each"] for name in [*pointwise, *norms, "softmax"]} for p in PROTOCOLS}
+over = {p: each[p]["gelu"] / each[p]["relu"] for p in PROTOCOLS}
+tanh = {p: each[p]["gelu_tanh"] / each[p]["relu"] for p in PROTOCOLS}
+same = each["SEMI2K"]["scaled_gelu"] / each["SEMI2K"]["gelu"]
+glue(**{f"gelu_over_relu_{p.lower()}": f"{over[p]:.1f}" for p in PROTOCOLS})
+Markdown(
+    f"GELU costs {over['SEMI2K']:.1f} times as many bytes as ReLU under SEMI2K and {over['CHEETAH']:.0f} times under CHEETAH. "
+    f"The tanh form, an approximation, costs {tanh['SEMI2K']:.1f} and {tanh['CHEETAH']:.0f} times as many. Scaling the input "
+    f"changes nothing to speak of: GELU(16 x)/16 costs {same:.3f} times what GELU costs. It removes most of GELU's loss in a "
+    "model without norms ([Mechanism](mechanism.ipynb)), and none of its price."
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-private-growth", "caption": "Bytes an element against the number of elements, on logarithmic axes; left under SEMI2K, right under CHEETAH. A flat line means that the cost is proportional to the size. The last axis is the width of a norm, and the context of a softmax."}, "image": {"alt": "Two panels of lines, one line an operation. Under SEMI2K all are flat or nearly so. Under CHEETAH they fall with size."}}
+shown_lines = {
+    "relu": ("#009E73", "D"),
+    "gelu_tanh": ("#E69F00", "v"),
+    "gelu": ("#D55E00", "^"),
+    "layernorm": ("#0072B2", "o"),
+    "dyt": ("#CC79A7", "s"),
+    "derf": ("#000000", "X"),
+    "softmax": ("#666666", "P"),
+}
+figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.2), sharey=True)
+for panel, protocol in zip(axes, PROTOCOLS, strict=True):
+    for name, (color, marker) in shown_lines.items():
+        own = operations[(operations["protocol"] == protocol) & (operations["operation"] == name)]
+        own = own.sort_values("elements")
+        panel.plot(
+            own["elements"], own["each"], color=color, marker=marker, markersize=4, linewidth=1.2, label=LABEL[name]
+        )
+    panel.set(title=protocol, xscale="log", yscale="log", xlabel="elements")
+    panel.set_xticks([2000, 10_000, 100_000], ["2,000", "10,000", "100,000"])
+    panel.xaxis.set_minor_locator(NullLocator())
+axes[0].set_ylabel("bytes an element")
+axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+semi = laws[laws["protocol"] == "SEMI2K"]
+falls = operations[(operations["protocol"] == "CHEETAH") & (operations["operation"] == "gelu_tanh")]
+falls = falls.sort_values("elements")["each"]
+show_figure(
+    figure,
+    finding=f"Under SEMI2K, bytes are linear in elements and rows for {semi['linear'].sum()} of {len(semi)} operations, with "
+    f"a largest miss of {100 * semi['largest_miss'].max():.2g} %. Under CHEETAH an element gets cheaper in a larger batch: the tanh "
+    f"form of GELU goes from {falls.iloc[0]:,.0f} to {falls.iloc[-1]:,.0f} bytes.",
+)
+
+# %% [markdown]
+# Every count comes from the engine, which adds up what it hands to the network. The kernel counts the same traffic with its headers.
+
+# %% tags=["hide-input"]
+big = operations[(operations["bytes"] > 2**23) & operations["kernel_bytes"].notna()]
+ratio = big["kernel_bytes"] / big["bytes"]
+by_protocol = {p: ratio[big["protocol"] == p] for p in PROTOCOLS}
+within = "within" if by_protocol["SEMI2K"].between(1, 1.03).all() else "not always within"
+first = operations[(operations["operation"] == "set-up") & (operations["protocol"] == "CHEETAH")].iloc[0]
+Markdown(
+    f"Of the operations that send more than eight mebibytes, the kernel counts {by_protocol['SEMI2K'].min():.3f} to "
+    f"{by_protocol['SEMI2K'].max():.3f} times the engine's bytes under SEMI2K, {within} our tolerance of 3 %. Under CHEETAH "
+    f"the median is {by_protocol['CHEETAH'].median():.3f} and the largest {by_protocol['CHEETAH'].max():.2f}: it sends many "
+    "small messages, whose headers the engine does not count. The first operation of a CHEETAH session also pays for its "
+    f"set-up, here {megabytes(first['bytes'])} MB in {first['messages']:,.0f} messages for a small ReLU; it has a row of its "
+    "own. Later operations refill what the set-up made, so that under CHEETAH the bytes of one operation vary by some percent "
+    "with what ran before it. Under SEMI2K they are the same at every repetition."
+)
+
+# %% [markdown]
+# ### The same function, written in two ways
+#
+# The engine computes what it is given, instruction by instruction. Two standard formulas of one function can differ in price several
+# times over.
+
+
+# %% tags=["hide-input"]
+def two_ways(cheap, usual, words):
+    rows, shape = [], row_of("SEMI2K", usual)["shape"]
+    for protocol in PROTOCOLS:
+        a, b = (row_of(protocol, name, shape) for name in (cheap, usual))
+        rows.append(f"{b['bytes'] / a['bytes']:.1f}")
+    return {
+        "function": words,
+        "cheaper": LABEL[cheap],
+        "as `jax.nn` writes it": LABEL[usual],
+        "times the bytes, SEMI2K": rows[0],
+        "CHEETAH": rows[1],
+    }
+
+
+ways = pd.DataFrame([two_ways("gelu", "gelu_erfc", "GELU, exact"), two_ways("softmax", "softmax_division", "softmax")])
+markdown_table(ways)
+
+# %% [markdown]
+# A GELU through erfc computes both tails of it and picks one. A softmax that divides every element by its row's sum divides as often as
+# there are elements; one reciprocal a row and a product for each element give the same numbers. SPU has a compiler option for the
+# second, which is off by default. **Everything below uses the cheaper form.** Published totals may rest on either.
+
+# %% [markdown]
+# ## Does it pay to replace LayerNorm?
+#
+# DyT {cite}`zhu2025transformers` and Derf {cite}`chen2025stronger` replace LayerNorm by a function of each element by itself, tanh or
+# erf with a learned scale; here all learned numbers are secret, as LayerNorm's are. On a GPU that avoids sums over the row. In private inference the sums are free, since adding shares sends
+# nothing, and LayerNorm needs one inverse root for a whole row. A tanh or an erf is needed for every element.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-private-norms", "caption": "Bytes of each replacement over the bytes of the LayerNorm that it replaces, at equal shape, against the width of the model. Left SEMI2K, right CHEETAH. Above the line at one, replacing costs more than keeping."}, "image": {"alt": "Two panels of lines over the width. Derf is highest, DyT next, both above one at every width. HardTanh is above one on the left and about one on the right. RMSNorm lies on one."}}
+replacements = {
+    "derf": ("#000000", "X"),
+    "dyt": ("#CC79A7", "s"),
+    "hardtanh": ("#E69F00", "v"),
+    "rmsnorm": ("#56B4E9", "o"),
+}
+ratios = []
+figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.0), sharey=True)
+for panel, protocol in zip(axes, PROTOCOLS, strict=True):
+    own = operations[operations["protocol"] == protocol]
+    table = own.pivot(index="shape", columns="operation", values="bytes")
+    for name, (color, marker) in replacements.items():
+        found = (table[name] / table["layernorm"]).dropna()
+        ratios += [dict(protocol=protocol, operation=name, shape=s, ratio=r) for s, r in found.items()]
+        found = found[[shape[0] == 128 for shape in found.index]]
+        widths = [shape[-1] for shape in found.index]
+        panel.plot(widths, found, color=color, marker=marker, markersize=4, linewidth=1.2, label=LABEL[name])
+    panel.axhline(1, color="#666666", linewidth=0.8, gid="LayerNorm")
+    panel.set(title=protocol, xscale="log", yscale="log", xlabel="width of the model", xticks=widths)
+    panel.set_xticks(widths, [str(width) for width in widths])
+    panel.minorticks_off()
+    panel.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+axes[0].set_ylabel("bytes / bytes of LayerNorm")
+axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+ratios = pd.DataFrame(ratios)
+
+
+def span(protocol, operation, digits=1):
+    found = ratios[(ratios["protocol"] == protocol) & (ratios["operation"] == operation)]["ratio"]
+    low, high = (f"{value:.{digits}f}" for value in (found.min(), found.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+pointwise_norms = ratios[ratios["operation"].isin(["dyt", "derf"])]
+show_figure(
+    figure,
+    finding=f"DyT costs {span('SEMI2K', 'dyt')} times its LayerNorm under SEMI2K and {span('CHEETAH', 'dyt')} times under "
+    f"CHEETAH; Derf {span('SEMI2K', 'derf')} and {span('CHEETAH', 'derf')} times.",
+)
+
+# %% tags=["hide-input"]
+glue(
+    dyt_semi2k=span("SEMI2K", "dyt"),
+    dyt_cheetah=span("CHEETAH", "dyt"),
+    derf_semi2k=span("SEMI2K", "derf"),
+    derf_cheetah=span("CHEETAH", "derf"),
+)
+Markdown(
+    f"**Replacing LayerNorm pointwise costs more than keeping it** in {(pointwise_norms['ratio'] > 1).sum()} of "
+    f"{len(pointwise_norms)} cases: DyT and Derf, both protocols, all measured shapes. Leaving the norm out saves. Clipping (HardTanh) costs "
+    f"{span('SEMI2K', 'hardtanh')} times a LayerNorm under SEMI2K and {span('CHEETAH', 'hardtanh', 2)} times under CHEETAH, and "
+    f"RMSNorm {span('SEMI2K', 'rmsnorm', 2)} and {span('CHEETAH', 'rmsnorm', 2)} times."
+)
+
+# %% [markdown]
+# The limits of this statement: one engine and its general formulas for tanh and erf, 64-bit shares, errors as in the table above. A
+# protocol made for one of these functions, or a coarser approximation, can be cheaper. It would have to be so by the factor shown.
+
+# %% [markdown]
+# ## Whole models
+#
+# Models of the study's shape run from tokens to logits under SEMI2K: the tokens come in as secret one-hot rows, the weights are
+# secret too, and the logits are put together at the end and compared with those of the same model in the open. The forward pass is
+# written in JAX from the weights of a run, and a test compares it with the torch model.
+
+# %% tags=["hide-input"]
+PARTS = {"softmax": "#666666", "norms": "#0072B2", "activation": "#D55E00", "products": "#009E73", "other": "#E69F00"}
+
+
+def summed(protocol, model, context, configuration):
+    found = sums[
+        (sums["protocol"] == protocol)
+        & (sums["model"] == model)
+        & (sums["context"] == context)
+        & (sums["configuration"] == configuration)
+    ]
+    return None if found.empty else found.iloc[0]
+
+
+rows = []
+for _, row in models.iterrows():
+    whole = summed(row["protocol"], row["model"], row["context"], row["configuration"])
+    rows.append(
+        {
+            "model": f"{row['model']}, T = {row['context']}",
+            "configuration": row["configuration"],
+            "weights": "random" if pd.isna(row["run"]) else f"run `{row['run']}`",
+            "MB": megabytes(row["bytes"]),
+            "messages": f"{row['messages']:,}",
+            "sum of operations minus measured, bytes": f"{whole['bytes'] - row['bytes']:,}",
+            "messages ": f"{whole['messages'] - row['messages']:,}",
+            "largest logit": f"{row['largest_logit']:.1f}",
+            "largest error": f"{row['largest_error']:.4f}",
+            "same next token": f"{row['same_next_token']} of {row['context']}",
+        }
+    )
+markdown_table(pd.DataFrame(rows))
+
+# %% tags=["hide-input"]
+trained = models[models["run"].notna()]
+random = models[models["run"].isna()].set_index(["model", "context", "configuration"])["bytes"]
+equal = [
+    row["bytes"] == random.get((row["model"], row["context"], row["configuration"])) for _, row in trained.iterrows()
+]
+misses = [
+    abs(summed(r["protocol"], r["model"], r["context"], r["configuration"])["bytes"] - r["bytes"])
+    for _, r in models.iterrows()
+]
+exactly = (
+    "equals the whole to the byte" if max(misses) == 0 else f"differs from the whole by at most {max(misses):,} bytes"
+)
+
+
+def agreement(rows):
+    return (
+        f"{rows['same_next_token'].sum()} of {rows['context'].sum()} positions, and no logit is off by more than "
+        f"{rows['largest_error'].max():.4f}"
+    )
+
+
+untrained = models[models["run"].isna()]
+Markdown(
+    f"With trained weights the most likely next token is the same as in the open at {agreement(trained)}. With random weights, "
+    f"whose logits lie closer together, it is the same at {agreement(untrained)}. A model with trained weights sends exactly as many bytes as one with random "
+    f"weights of the same shape, in {sum(equal)} of {len(equal)} comparisons. The sum of separately measured operations "
+    f"{exactly}, in all {len(misses)} passes. So we can add up models that are too large to run here."
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-private-parts", "caption": "Bytes of one pass by part of the model under SEMI2K, added up from measured operations. Left: a small model of the study, T = 128. Right: GPT-2 124M, T = 128. Products of two secret matrices open both of them, so at width 768 the weights are most of the products."}, "image": {"alt": "Two panels of stacked bars, one bar a configuration. The activation is the largest part with GELU and small with ReLU; the norms are a thin slice."}}
+figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.4))
+chosen = ["SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM+DyT+R", "SM"]
+shares = {}
+for panel, (model, title) in zip(
+    axes, {"gpt2-6x64": "6 layers, width 64", "gpt2-124m": "GPT-2 124M"}.items(), strict=True
+):
+    found = [summed("SEMI2K", model, 128, configuration) for configuration in chosen]
+    bottom = np.zeros(len(chosen))
+    for part, color in PARTS.items():
+        heights = np.array([whole[part] / 1e9 for whole in found])
+        panel.bar(range(len(chosen)), heights, bottom=bottom, color=color, label=part, width=0.7)
+        bottom += heights
+    shares[model] = dict(zip(chosen, found, strict=True))
+    panel.set(title=title, ylabel="GB a pass")
+    panel.set_xticks(range(len(chosen)), chosen, rotation=45, ha="right", fontsize=8)
+    panel.grid(axis="x", visible=False)
+axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+gpt2 = shares["gpt2-124m"]
+
+
+def saved(less, more, where=gpt2):
+    return 100 * (1 - where[less]["bytes"] / where[more]["bytes"])
+
+
+show_figure(
+    figure,
+    finding=f"From SM+LN+G of GPT-2, ReLU in place of GELU saves {saved('SM+LN+R', 'SM+LN+G'):.0f} % of the bytes, and leaving "
+    f"the block norms out saves {saved('SM+G', 'SM+LN+G'):.0f} %.",
+)
+
+# %% tags=["hide-input"]
+table = []
+for protocol in PROTOCOLS:
+    for model, context in (("gpt2-124m", 128), ("gpt2-124m", 256), ("pythia-70m", 128), ("gpt2-6x64", 128)):
+        base = summed(protocol, model, context, "SM+LN+G")
+        for configuration in (
+            "SM+LN+G",
+            "SM+LN+R",
+            "SM+G",
+            "SM+R",
+            "SM+RMS+R",
+            "SM+DyT+R",
+            "SM+Derf+R",
+            "SM+HardTanh+R",
+            "SM",
+        ):
+            whole = summed(protocol, model, context, configuration)
+            if whole is not None:
+                table.append(
+                    {
+                        "protocol": protocol,
+                        "model": f"{model}, T = {context}",
+                        "configuration": configuration,
+                        **{part: "-" if pd.isna(whole[part]) else f"{whole[part] / 1e9:.3f}" for part in PARTS},
+                        "GB": f"{whole['bytes'] / 1e9:.3f}",
+                        "of SM+LN+G": f"{100 * whole['bytes'] / base['bytes']:.0f} %",
+                    }
+                )
+glue(
+    saved_relu=f"{saved('SM+LN+R', 'SM+LN+G'):.0f}",
+    saved_norms=f"{saved('SM+G', 'SM+LN+G'):.0f}",
+    saved_both=f"{saved('SM+R', 'SM+LN+G'):.0f}",
+)
+markdown_table(pd.DataFrame(table))
+
+# %% [markdown]
+# GB are 10⁹ bytes in both directions, one pass over T tokens. Under SEMI2K the sums are exact. Under CHEETAH they take the price of an
+# element at the largest size that was measured, which is an upper estimate, and leave the products out: what they cost depends on how
+# the engine packs a matrix into ciphertexts, and follows no simple rule in its size.
+
+# %% [markdown]
+# ## Perplexity for bytes
+#
+# A person who pays for bytes wants the lowest perplexity for them. The perplexities are those of the runs that the parameter `preset`
+# names; all runs have the shape of the small model above and differ in norm and activation alone.
+
+# %% tags=["hide-input"]
+runs = records.runs().runs
+VARIED = ("norm", "activation", "negative_slope", "slope_sharing", "activation_scale")
+fixed = [c for c in runs.columns if c.startswith(("model.", "data.", "training.")) and c != "training.threads"]
+fixed = [c for c in fixed if c.removeprefix("model.") not in VARIED]
+sized = runs[
+    (runs["model.family"] == "gpt2")
+    & (runs["model.num_hidden_layers"] == 6)
+    & (runs["model.hidden_size"] == 64)
+    & (runs["data.context"] == 128)
+]
+rest = sized[fixed].map(str).agg("; ".join, axis=1)
+alike = sized[rest == rest[sized["configuration"] == "SM+G"].mode()[0]]
+
+
+def cost_name(configuration):
+    """The configuration with the same operations in the recorded sums: a scale or a slope costs the same at any value."""
+    for pattern, name in ((r"G\(s=[^)]+\)", "G(s=16)"), (r"L\([^)]+\)", "L(0.1)"), (r"SiLU\(s=[^)]+\)", "SiLU(s=1)")):
+        configuration = re.sub(rf"(?<=\+){pattern}", name, configuration)
+    return configuration
+
+
+points, left_out = [], []
+for configuration, group in alike.groupby("configuration", sort=False):
+    losses = np.log(group["perplexity"].astype(float))
+    wholes = {p: summed(p, "gpt2-6x64", 128, cost_name(configuration)) for p in PROTOCOLS}
+    if wholes["SEMI2K"] is None or losses.isna().any():
+        left_out.append(configuration)
+        continue
+    found = interval(losses) if len(losses) > 1 else dict(estimate=losses.iloc[0], low=np.nan, high=np.nan)
+    ends = {key: math.exp(found[key]) for key in ("estimate", "low", "high")}
+    points += [
+        dict(protocol=p, configuration=configuration, n=len(losses), megabytes=whole["bytes"] / 128 / 1e6, **ends)
+        for p, whole in wholes.items()
+        if whole is not None
+    ]
+points = pd.DataFrame(points)
+name = getattr(records, "preset", "study")
+tokens = alike["provenance.tokens"].median() / 1e6
+Markdown(
+    f"*Perplexities: recorded set `{name}`, {len(alike)} runs of {tokens:.2g} M tokens each, "
+    f"{points['configuration'].nunique()} configurations"
+    + (
+        f"; left out, for a run that diverged or an operation that was not measured: {', '.join(left_out)}"
+        if left_out
+        else ""
+    )
+    + ".*"
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-private-frontier", "caption": "Final perplexity against the bytes of one token, in a pass over 128; both better to the lower left. Points are means over seeds, vertical lines 95 % intervals. The stepped line joins the configurations that no other beats in both. Left SEMI2K, all operations; right CHEETAH, without matrix products."}, "image": {"alt": "Two panels of points. A stepped line runs along the lower left edge from the cheapest configuration to the one with the lowest perplexity."}}
+
+
+def efficient(frame):
+    """The rows that no other row beats in both bytes and perplexity, the cheapest first."""
+    frame = frame.sort_values(["megabytes", "estimate"])
+    return frame[frame["estimate"] < frame["estimate"].cummin().shift(fill_value=np.inf)]
+
+
+figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.6), sharey=True)
+edges = {}
+for panel, protocol in zip(axes, PROTOCOLS, strict=True):
+    own = points[points["protocol"] == protocol]
+    edges[protocol] = efficient(own)
+    panel.step(
+        edges[protocol]["megabytes"],
+        edges[protocol]["estimate"],
+        where="post",
+        color="#999999",
+        linewidth=1,
+        gid="no other is better in both",
+    )
+    below = 0
+    for _, point in own.sort_values("megabytes").iterrows():
+        style = STYLES.get(point["configuration"], dict(color="#999999", marker="."))
+        best = point["configuration"] in set(edges[protocol]["configuration"])
+        panel.plot(
+            [point["megabytes"]], [point["estimate"]], **style, markersize=6, linestyle="", gid=point["configuration"]
+        )
+        panel.vlines(
+            point["megabytes"],
+            point["low"],
+            point["high"],
+            color=style["color"],
+            linewidth=0.8,
+            gid=f"{point['configuration']}, interval",
+        )
+        if point["configuration"] in STYLES:
+            place = dict(xytext=(5, 4))
+        elif best:  # below, to the left and to the right by turns
+            below += 1
+            place = dict(xytext=(0, -11), ha="right" if below % 2 else "left")
+        else:
+            continue
+        where = (point["megabytes"], point["estimate"])
+        panel.annotate(
+            point["configuration"], where, textcoords="offset points", fontsize=7, color=style["color"], **place
+        )
+    panel.set(title=protocol, xlabel="MB a token", xlim=(0, 1.35 * own["megabytes"].max()))
+axes[0].set_ylabel("final perplexity")
+axes[0].set_ylim(0.95 * points["estimate"].min(), 1.04 * points["estimate"].max())
+show_figure(
+    figure,
+    finding="No other configuration beats, in bytes and perplexity at once, "
+    + "; under CHEETAH ".join(", ".join(edges[p]["configuration"]) for p in PROTOCOLS)
+    + " (from cheap to dear, first under SEMI2K).",
+    interactive=False,
+)
+
+# %% tags=["hide-input"]
+own = points[points["protocol"] == "SEMI2K"].set_index("configuration")
+table = [
+    {
+        "configuration": configuration,
+        "MB a token, SEMI2K": f"{point['megabytes']:.2f}",
+        "of SM+LN+G": f"{100 * point['megabytes'] / own.loc['SM+LN+G', 'megabytes']:.0f} %",
+        "perplexity": f"{point['estimate']:.2f}",
+        "95 % interval": "" if pd.isna(point["low"]) else f"{point['low']:.2f} to {point['high']:.2f}",
+        "seeds": str(point["n"]),
+        "beaten in both by": ", ".join(
+            own.index[(own["megabytes"] <= point["megabytes"]) & (own["estimate"] < point["estimate"])][:2]
+        )
+        or "none",
+    }
+    for configuration, point in own.sort_values("megabytes").iterrows()
+]
+glue(frontier=", ".join(edges["SEMI2K"]["configuration"]), frontier_set=name)
+markdown_table(pd.DataFrame(table))
+
+# %% [markdown]
+# ## Against the published numbers
+#
+# AERO's table {cite}`jha2024aero` gives totals, not operations. Two differences can be taken from it. GELU minus ReLU in the same
+# model leaves the price of one activation's GELU above that of its ReLU. The model with ReLU and LayerNorm minus the one with neither
+# leaves the price of both.
+
+# %% tags=["hide-input"]
+aero = published("private_inference")
+column = aero["_cols"].index("comm_GB")
+SETTINGS = {
+    "GPT2_12L_T128": (12, 128, column),
+    "GPT2_12L_T256": (12, 256, column),
+    "GPT2_18L_T128": (18, 128, column),
+    "Languini_12L_T512_ppl_1.2B_2.4B_4.8B": (12, 512, -2),
+}
+rows, gaps = [], []
+for setting, (layers, context, place) in SETTINGS.items():
+    of = aero[setting]
+    gelu, relu, neither = (of[c][place] for c in ("SM+LN+G", "SM+LN+R", "AERO SM+ScFFN"))
+    gaps.append((gelu - relu) * 1e9 / (layers * context * 3072))
+    rows.append(
+        {
+            "setting": setting.split("_ppl")[0].replace("_", " "),
+            "SM+LN+G (GB)": f"{gelu:.2f}",
+            "SM+LN+R (GB)": f"{relu:.2f}",
+            "neither norm nor activation (GB)": f"{neither:.2f}",
+            "GELU minus ReLU, bytes an activation": f"{gaps[-1]:,.0f}",
+            "softmax and the rest": f"{100 * neither / gelu:.0f} % of SM+LN+G",
+        }
+    )
+markdown_table(pd.DataFrame(rows))
+
+# %% tags=["hide-input"]
+relu_at = {
+    p: laws[(laws["protocol"] == p) & (laws["operation"] == "relu")].iloc[0]["coefficients"][1] for p in PROTOCOLS
+}
+rows = [
+    {
+        "": "published, four settings",
+        "bytes an activation": f"{min(gaps):,.0f} to {max(gaps):,.0f}",
+        "of published": "1",
+    }
+]
+mean_gap = float(np.mean(gaps))
+ours = {}
+for protocol in PROTOCOLS:
+    for operation in ("gelu_tanh", "gelu", "gelu_erfc"):
+        found = laws[(laws["protocol"] == protocol) & (laws["operation"] == operation)]
+        if len(found):
+            gap = found.iloc[0]["coefficients"][1] - relu_at[protocol]
+            ours[protocol, operation] = gap / mean_gap
+            words = f"{protocol}, {LABEL[operation]}"
+            rows.append({"": words, "bytes an activation": f"{gap:,.0f}", "of published": f"{gap / mean_gap:.2f}"})
+FORM = {"gelu_tanh": "the tanh form", "gelu": "the erf form", "gelu_erfc": "the erf form through erfc"}
+nearest = min(ours, key=lambda pair: abs(math.log(ours[pair])))
+glue(aero_gap=f"{mean_gap:,.0f}")
+markdown_table(pd.DataFrame(rows))
+
+# %% tags=["hide-input"]
+rows = []
+for configuration, theirs in (
+    ("SM+LN+G", "SM+LN+G"),
+    ("SM+LN+G(tanh)", "SM+LN+G"),
+    ("SM+LN+R", "SM+LN+R"),
+    ("SM", "AERO SM+ScFFN"),
+):
+    for context in (128, 256):
+        row = {
+            "configuration": configuration,
+            "T": context,
+            "published (GB)": f"{aero[f'GPT2_12L_T{context}'][theirs][column]:.2f}",
+        }
+        for protocol in PROTOCOLS:
+            whole = summed(protocol, "gpt2-124m", context, configuration)
+            products = np.nan if whole is None else whole["products"]
+            row[f"{protocol}, all"] = "-" if pd.isna(products) else f"{whole['bytes'] / 1e9:.2f}"
+            alone = None if whole is None else whole["bytes"] - (0 if pd.isna(products) else products)
+            row[f"{protocol}, without products"] = "-" if alone is None else f"{alone / 1e9:.2f}"
+        rows.append(row)
+markdown_table(pd.DataFrame(rows))
+
+# %% tags=["hide-input"]
+Markdown(
+    f"The published price of GELU over ReLU is the same in all four settings, {min(gaps):,.0f} to {max(gaps):,.0f} bytes an "
+    f"activation: so the published totals are sums of prices by element, as ours are. The nearest of ours is {nearest[0]} with "
+    f"{FORM[nearest[1]]} of GELU, at {ours[nearest]:.2f} times the published price."
+)
+
+# %% [markdown]
+# What differs, or is not known to be equal:
+#
+# | | AERO | here |
+# |---|---|---|
+# | protocol | SecretFlow; the table does not say which | SEMI2K, and CHEETAH in sums |
+# | what is counted | end to end, with embedding and output matrix | SEMI2K: the online phase; both: the same parts of the model |
+# | GELU | the public code has the erf form | each form in a row of its own |
+# | weights | known to the server, presumably | secret, so that a product opens both matrices |
+# | last model | a scaled linear feed-forward network, no norms | SM: the same operations, unscaled |
+# | line | two machines, 100 Mbit/s, 80 ms | one machine; times over a line are computed |
+
+# %% [markdown]
+# ## Time over a slow line: a projection
+#
+# We have one machine, and it was busy. A time over AERO's line {cite}`jha2024aero` follows from bytes and messages,
+#
+# $$
+# \text{seconds} = \frac{8 \times \text{bytes}}{\text{bandwidth}} + \text{messages} \times \text{delay},
+# $$ (eq-wan)
+#
+# if the line carries one direction at a time and every message waits for the one before it. Both make it an upper estimate, and
+# computing comes on top. It is a projection and not a measurement.
+
+# %% tags=["hide-input"]
+BANDWIDTH, DELAY = (float(re.search(rf"([\d.]+) {unit}", aero["_setup"])[1]) for unit in ("Mbps", "ms"))
+
+
+def over_the_line(count, messages=0):
+    return 8 * count / (BANDWIDTH * 1e6) + messages * DELAY / 1e3
+
+
+rows = []
+for configuration in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM"):
+    whole = summed("SEMI2K", "gpt2-124m", 128, configuration)
+    own = models[(models["model"] == "gpt2-6x64") & (models["configuration"] == configuration)]
+    small = summed("SEMI2K", "gpt2-6x64", 128, configuration)
+    seconds = own["seconds"].dropna() if len(own) else []
+    rows.append(
+        {
+            "configuration": configuration,
+            "small model, projected (s)": f"{over_the_line(small['bytes'], small['messages']):,.0f}",
+            "on one machine (s)": f"{seconds.iloc[0]:.1f}" if len(seconds) else "-",
+            "GPT-2 124M, bytes alone (s)": f"{over_the_line(whole['bytes']):,.0f}",
+            "with messages (s)": f"{over_the_line(whole['bytes'], whole['messages']):,.0f}",
+            "messages": f"{whole['messages']:,.0f}",
+        }
+    )
+markdown_table(pd.DataFrame(rows))
+
+# %% tags=["hide-input"]
+minutes = aero["_cols"].index("latency_min")
+rows = []
+for configuration in ("SM+LN+G", "SM+LN+R", "AERO SM+ScFFN"):
+    given = aero["GPT2_12L_T128"][configuration]
+    rows.append(
+        {
+            "published, GPT-2 T = 128": configuration,
+            "GB": f"{given[column]:.2f}",
+            "minutes, published": f"{given[minutes]:.2f}",
+            "minutes for the bytes alone": f"{over_the_line(given[column] * 1e9) / 60:.1f}",
+            "if half goes each way at once": f"{over_the_line(given[column] * 5e8) / 60:.1f}",
+        }
+    )
+slowest = aero["GPT2_12L_T128"]["SM+LN+G"]
+markdown_table(pd.DataFrame(rows))
+
+# %% tags=["hide-input"]
+too_short = over_the_line(slowest[column] * 5e8) / 60 > slowest[minutes]
+Markdown(
+    "The published times do not follow from the published bytes at the published bandwidth"
+    + (
+        f": the bytes of SM+LN+G need {over_the_line(slowest[column] * 5e8) / 60:.1f} minutes even if half of them travels each "
+        f"way at once, and the table says {slowest[minutes]}. Bytes, minutes or bandwidth mean something else than we read."
+        if too_short
+        else " only if one direction waits for the other."
+    )
+)
+
+# %% [markdown]
+# ## Measured again here
+
+# %% tags=["hide-input"]
+python = project_root() / "_build" / "private" / "bin" / "python"
+if records.source == "recorded":
+    said = "Nothing was run for this page. `make private` installs the engine and measures on your machine."
+elif not python.exists():
+    said = "SPU is not installed here, so nothing was measured again; `make private` installs it."
+else:
+    command = [python, "-m", "benchmarks.private", "operations", "--protocol", "SEMI2K", "--largest", "10000"]
+    done = subprocess.run([*map(str, command)], cwd=project_root(), capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    fresh = json.loads((project_root() / "_build" / "private" / "results" / "operations.json").read_text())["rows"]
+    key = ["protocol", "operation", "shape"]
+    known = {str([row[k] for k in key]): row["bytes"] for row in recorded["operations"]["rows"]}
+    both = [(row["bytes"], known.get(str([row[k] for k in key]))) for row in fresh if row["protocol"] == "SEMI2K"]
+    agree = sum(a == b for a, b in both)
+    said = f"Measured on this machine under SEMI2K: {len(both)} operations, {agree} of them with the recorded bytes exactly."
+Markdown(said)
+
+# %% [markdown]
+# To take the seconds too, on a machine with nothing else to do: `make private PRIVATE="--timing"`.
+#
+# All counts, as measured:
+
+# %% tags=["hide-input", "hide-output"]
+exact = operations.sort_values(["protocol", "operation", "elements"])
+markdown_table(
+    pd.DataFrame(
+        {
+            "protocol": exact["protocol"],
+            "operation": exact["operation"].map(LABEL).fillna("set-up"),
+            "shape": exact["shape"].map(lambda shape: " × ".join(map(str, shape))),
+            "bytes": exact["bytes"].map("{:,.0f}".format),
+            "messages": exact["messages"].map("{:,.0f}".format),
+            "kernel's bytes": exact["kernel_bytes"].map("{:,.0f}".format),
+            "seconds": exact["seconds"].map(lambda s: "-" if pd.isna(s) else f"{s:.2f}"),
+            "largest error": exact["largest_error"].map(lambda e: "-" if pd.isna(e) else f"{e:.1e}"),
+        }
+    )
+)
+
+# %% [markdown]
+# ## What to remember
+
+# %% tags=["hide-input"]
+Markdown(
+    f"In private inference the activation is the part to save on: ReLU in place of GELU takes {saved('SM+LN+R', 'SM+LN+G'):.0f} % off "
+    f"GPT-2's bytes, leaving the norms out {saved('SM+G', 'SM+LN+G'):.0f} %, and replacing them by tanh or erf adds to the bill."
+)
