@@ -89,9 +89,11 @@ LOWEST, VANISHING = -1000.0, -30.0  # below any score; its exponential is 0 in f
 
 
 def softmax(x: Array, mask: np.ndarray | None = None) -> Array:
-    """Over the last axis, the largest score subtracted first: one reciprocal a row, then products. ``mask``, which both
-    parties know, is true where a score counts; it costs nothing. SPU's exponential overflows some hundreds below zero, so
-    that a score so far below the largest of its row would spoil the row."""
+    """Over the last axis, the largest score subtracted first: one reciprocal a row, then products.
+
+    ``mask``, which both parties know, is true where a score counts; it costs nothing. SPU's exponential overflows some
+    hundreds below zero: a score that far below the largest of its row spoils the row.
+    """
     allowed = np.ones(x.shape[-2:], dtype=bool) if mask is None else mask
     largest = jnp.where(allowed, x, LOWEST).max(-1, keepdims=True)
     weights = jnp.exp(jnp.where(allowed, x - largest, VANISHING))
