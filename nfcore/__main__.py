@@ -24,7 +24,18 @@ from nfcore.settings import DTYPES, Experiment, SettingsError, override, project
 
 
 # Modules of the extra `book` that commands import.
-BOOK = ("datasets", "IPython", "jupytext", "matplotlib", "myst_nb", "nbformat", "papermill", "scipy", "tabulate")
+BOOK = (
+    "datasets",
+    "IPython",
+    "jupytext",
+    "matplotlib",
+    "myst_nb",
+    "nbformat",
+    "papermill",
+    "scipy",
+    "tabulate",
+    "tqdm",
+)
 
 
 def read_experiment(source: str, assignments: list[str]) -> Experiment:
@@ -159,10 +170,6 @@ def _snakemake(args: argparse.Namespace, config: list[str], experiments: list[Ex
     from filelock import FileLock, Timeout
 
     root = project_root()
-    if not (root / "Snakefile").exists():
-        raise SettingsError(
-            f"{root}: no Snakefile; the book is built from a checkout of the project, and the study run there"
-        )
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
     command += ["--config", *config]
     if args.hardware:
@@ -247,6 +254,7 @@ def book(args: argparse.Namespace) -> int:
     from nfcore.runs import MEASUREMENT_VERSION, read_record, runs_dir
 
     preset = Preset.load(args.preset)
+    checkout_file("Snakefile")
     if preset.preset in ("gpu", "paper") and not args.dry_run and not args.profile:
         import torch
 

@@ -458,7 +458,7 @@ def test_stale_lock_is_recovered(project: Path, capfd: Capture) -> None:
 
 
 def test_book_needs_a_checkout(params_root: Path, capsys: Capture) -> None:
-    assert "no Snakefile; the book is built from a checkout" in refused(capsys, "book", "smoke")
+    assert "Snakefile: not found; it comes with a checkout" in refused(capsys, "book", "smoke")
 
 
 @pytest.fixture
