@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from nfcore import faults
-from nfcore.settings import DTYPES, Experiment, SettingsError, override, project_root, read_yaml
+from nfcore.settings import DTYPES, Experiment, SettingsError, checkout_file, override, project_root, read_yaml
 
 
 # Modules of the extra `book` that commands import.
