@@ -171,7 +171,7 @@ show_figure(
     finding=f"The change of perplexity has the published sign in {signs} of the {len(there)} claims that have trained runs; "
     f"{len(percent) - len(there)} have none yet."
     if len(there)
-    else f"None of the {len(percent)} claims has trained runs yet; only the published values are drawn.",
+    else f"No claim about perplexity has trained runs yet: these are the {len(percent)} published values.",
 )
 
 # %% [markdown]
