@@ -74,7 +74,7 @@ def read_ledger(study: str = "study") -> dict[str, Any]:
 
 
 def statistics(shown: runs.Runs, study: Study) -> pd.DataFrame:
-    """One row a cell and seed: columns ``run``, ``outcome`` (one of :data:`OUTCOMES`), ``steps`` (reached) and
+    """One row a cell and seed: columns ``run``, ``outcome`` (one of ``OUTCOMES``), ``steps`` (reached) and
     ``STATISTICS``, which are missing unless the run is trained.
 
     The runs of a cell are all of ``shown`` with its settings, whatever their seed, but for spare seeds; of cells with

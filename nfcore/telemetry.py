@@ -29,7 +29,7 @@ EXPLODED = 1e6  # a gradient entry beyond this; in recorded runs that trained th
 
 class Watch:
     """Flags on the device for the first step and layer with a value that is not finite, and for the first with a finite
-    gradient entry beyond :data:`EXPLODED`: two events, of which only the first ends a run.
+    gradient entry beyond ``EXPLODED``: two events, of which only the first ends a run.
 
     Nothing is copied to the host while training; :meth:`events` does that, at the logging cadence. By then a value that
     is not finite has made every weight NaN, so the flags are what still tells where it began. Layers 0..L-1 are the
