@@ -322,7 +322,7 @@ for _, row in models.iterrows():
             "MB": megabytes(row["bytes"]),
             "messages": f"{row['messages']:,}",
             "sum of operations minus measured, bytes": f"{whole['bytes'] - row['bytes']:,}",
-            "messages ": f"{whole['messages'] - row['messages']:,}",
+            "and messages": f"{whole['messages'] - row['messages']:,.0f}",
             "largest logit": f"{row['largest_logit']:.1f}",
             "largest error": f"{row['largest_error']:.4f}",
             "same next token": f"{row['same_next_token']} of {row['context']}",
@@ -651,7 +651,7 @@ markdown_table(pd.DataFrame(rows))
 # %% tags=["hide-input"]
 Markdown(
     f"The published price of GELU over ReLU is the same in all four settings, {min(gaps):,.0f} to {max(gaps):,.0f} bytes an "
-    f"activation: so the published totals are sums of prices by element, as ours are. The nearest of ours is {nearest[0]} with "
+    f"activation. That is what a sum of prices by element gives, as ours is. The nearest of ours is {nearest[0]} with "
     f"{FORM[nearest[1]]} of GELU, at {ours[nearest]:.2f} times the published price."
 )
 

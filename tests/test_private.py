@@ -243,7 +243,7 @@ def test_the_sum_of_operations_is_what_a_whole_model_sends() -> None:
         assert (row["bytes"], row["messages"]) == (whole["bytes"], whole["messages"]), row["configuration"]
         if row["run"]:  # random weights give logits that lie close together
             assert row["same_next_token"] == row["context"], row["configuration"]
-            assert row["largest_error"] < 0.01, row["configuration"]
+            assert row["largest_error"] < 0.05, row["configuration"]
 
 
 def test_counts_agree_with_the_kernel() -> None:
