@@ -172,7 +172,7 @@ class Parties:
             for pipe in ready:
                 rank = open_pipes[pipe]  # type: ignore[index]
                 try:
-                    answers[rank] = pipe.recv()  # type: ignore[union-attr]
+                    answers[rank] = pipe.recv()  # type: ignore[union-attr, call-arg]
                 except (EOFError, OSError):
                     self.processes[rank].join(5)
                     failure = (
