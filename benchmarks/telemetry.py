@@ -6,14 +6,14 @@
              reader would write, each over one forward of torch's SDPA of the same shape; the peak memory of one call
 ``error``    the largest difference of ``lse`` and ``chunked`` from ``exact``, which is in float64, of the same inputs
 
-The probe runs where training does, the entropy on the CPU; each row names its device.
+All of it runs where training does; each row names its device.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,9 @@ from benchmarks.common import (
     _reset_peak,
     _status,
     alternate,
+    device,
     in_a_process,
+    now,
     ratio,
     seconds,
     spread,
@@ -57,9 +59,17 @@ GIB = 2**30
 
 def run(options: Options) -> Section:
     section = Section()
-    probe_rows = [probe_row(name, options) for name in (["quick"] if options.small else PROBES)]
-    entropy_rows = [row for context in ((128,) if options.small else CONTEXTS) for row in entropy(context, options)]
-    section.rows = [*probe_rows, *entropy_rows, *errors()]
+
+    def added(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        new = list(rows)
+        section.rows += new
+        options.save(section)
+        return new
+
+    added(errors())
+    probe_rows = [row for name in (["quick"] if options.small else PROBES) for row in added([probe_row(name, options)])]
+    contexts = (128,) if options.small else CONTEXTS
+    entropy_rows = [row for context in contexts for row in added(entropy(context, options))]
     lse = {row["context"]: row for row in entropy_rows if row["method"] == "lse"}
     over_sdpa = lse[1024]["over_sdpa"]["median"] if 1024 in lse else None
     memory = lse[32768]["peak_bytes"] / GIB if 32768 in lse else None
@@ -87,6 +97,8 @@ def probe_row(name: str, options: Options) -> dict[str, Any]:
     transformers_logging.set_verbosity_error()
     preset, changes, steps, probes = PROBES[name]
     # Without normalisation the step is cheapest, so the share is largest.
+    if torch.cuda.is_available():
+        changes, steps, probes = {}, 20, 10
     plan = Preset.load(preset).experiment(
         "gpt2", "SM+G", "main", seed=0, training={**changes, "eval_every": NEVER, "save_every": NEVER}
     )
@@ -127,7 +139,7 @@ def probe_row(name: str, options: Options) -> dict[str, Any]:
 def materialised(q: Tensor, k: Tensor) -> Tensor:
     """Row entropies (B, H, T) in the dtype of q (B, H, T, K), by way of the map."""
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
     attention = scores.masked_fill(future, -torch.inf).softmax(-1)
     return torch.special.entr(attention).sum(-1)
 
@@ -143,7 +155,7 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def draw(heads: int, context: int) -> tuple[Tensor, Tensor]:
     """Queries and keys (1, H, T, K), whose scores have a standard deviation of 1."""
     generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 1, heads, context, WIDTH, generator=generator)
+    q, k = torch.randn(2, 1, heads, context, WIDTH, generator=generator).to(device())
     return q, k
 
 
@@ -154,20 +166,29 @@ def entropy(context: int, options: Options) -> list[dict[str, Any]]:
     q, k = draw(heads, context)
     measured = [name for name in METHODS if name != "materialised" or needed <= MOST]
     calls = max(1, 2**22 // context**2)  # in a row: the smallest take less than a millisecond
+    calls *= 10 if device() == "cuda" else 1
 
     def side(method: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], float]:
-        return seconds(lambda: method(q, k), calls)
+        def measured() -> float:
+            start = now()
+            for _ in range(calls):
+                method(q, k)
+            return (now() - start) / calls
+
+        return measured
 
     samples = alternate({name: side(METHODS[name]) for name in measured}, options.repeats, options.warmup)
     rows: list[dict[str, Any]] = []
     for name in METHODS:
-        row: dict[str, Any] = dict(kind="entropy", method=name, device="cpu", context=context, heads=heads, width=WIDTH)
+        row: dict[str, Any] = dict(
+            kind="entropy", method=name, device=device(), context=context, heads=heads, width=WIDTH
+        )
         if name == "materialised":
             row["map_bytes_a_head"] = map_bytes
         if name in measured:
             row["seconds"] = spread(samples[name])
             row["over_sdpa"] = ratio(samples, name, "sdpa")
-            row["peak_bytes"], _ = in_a_process(peak, name, heads, context)
+            row["peak_bytes"] = peak_on_gpu(name, q, k) if q.is_cuda else in_a_process(peak, name, heads, context)[0]
         else:
             row["skipped"] = f"needs {needed / GIB:.3g} GiB"
         rows.append(row)
@@ -181,6 +202,13 @@ def peak(method: str, heads: int, context: int) -> int:
     before = _reset_peak()
     METHODS[method](q, k)
     return _status("VmHWM") - before
+
+
+def peak_on_gpu(method: str, q: Tensor, k: Tensor) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    METHODS[method](q, k)
+    return torch.cuda.max_memory_allocated() - before
 
 
 # --- error of the entropy ---------------------------------------------------------------------------------------
@@ -199,7 +227,7 @@ def errors() -> list[dict[str, Any]]:
                     {
                         "kind": "error",
                         "method": method,
-                        "device": "cpu",
+                        "device": device(),
                         "dtype": str(dtype).removeprefix("torch."),
                         "score_std": scale,
                         "largest_error_nats": float(error),

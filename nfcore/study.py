@@ -53,10 +53,11 @@ class Study:
     source: str = "recorded"
 
     @classmethod
-    def load(cls, source: str = "recorded") -> Study:
-        """The shipped design. Raises SettingsError for a file that does not hold one."""
+    def load(cls, source: str = "recorded", design_file: str = NAME) -> Study:
+        """The shipped design, or another one from ``notebooks/params``. Raises SettingsError for a file that holds
+        none."""
         choice("source", source, SOURCES)
-        design = check_keys(read_yaml(params_file(NAME)), ("base", "stages"), NAME)
+        design = check_keys(read_yaml(params_file(design_file)), ("base", "stages"), design_file)
         base = check_keys(design["base"], ("models", "data", "training", "seeds"), "base")
         check_keys(base["models"], FAMILIES, "base.models")
         cells: dict[str, Cell] = {}
