@@ -53,6 +53,7 @@ def run(options: Options) -> Section:
         for what, unit in (("logits", "SD"), ("entropy", "nats")):
             name = f"{row['family']} in {row['dtype']}: largest difference of {what} from Hugging Face's"
             section.targets.append(Target(name, row[f"{what}_difference"], row[f"{what}_bound"], unit, at_least=False))
+        options.save(section)
     for row in paths(options):
         section.rows.append(row)
         options.save(section)

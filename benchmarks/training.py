@@ -250,6 +250,8 @@ def run(options: Options) -> Section:
 
 def compare(section: Section, options: Options, name: str, sizes: tuple[Any, ...], folder: Path) -> None:
     gpu = torch.cuda.is_available()
+    torch._dynamo.reset()  # the sizes before must not make it compile for any size
+    torch.cuda.empty_cache()
     shape, vocabulary, context, batch, *steps_on = sizes
     steps = steps_on[gpu]
     batch = GPU_TOKENS // context if gpu and not options.small else batch

@@ -23,6 +23,7 @@ input, 75 time was up before all was done.
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import lzma
@@ -239,6 +240,8 @@ def work(run: Experiment, tokens: Path, side_by_side: int) -> None:
 
     training.prepare = lambda settings: open_tokens(tokens)
     torch._dynamo.reset()  # it gives up compiling what it has compiled for eight other models
+    gc.collect()
+    torch.cuda.empty_cache()  # of the run before, for those beside this one
     rewrite(training.train(run, quiet=True), side_by_side=side_by_side)
 
 
