@@ -29,7 +29,6 @@ import json
 import lzma
 import multiprocessing
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -92,9 +91,11 @@ def corpus(args: argparse.Namespace) -> int:
             download(["-r", "tools/gpu_wheels.txt", "--platform", "any"], Path(wheels))
             shutil.rmtree(data.corpus, ignore_errors=True)
             extract(Path(wheels), Path(data.corpus))
-        locked = [line for line in (ROOT / "requirements.hashes").read_text().splitlines() if line.startswith(NEEDED)]
+        for wheel in carry.glob("*.whl"):  # perhaps of another version, and two of a package cannot be installed
+            wheel.unlink()
+        locked = (ROOT / "requirements.hashes").read_text().splitlines()
         with tempfile.NamedTemporaryFile("w") as file:
-            file.write("\n".join(line for line in locked if re.split(r"[= ;]", line)[0] in NEEDED))
+            file.write("\n".join(line for line in locked if line.partition("==")[0] in NEEDED))
             file.flush()
             platforms = ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "manylinux_2_12_x86_64", "any")
             download(["-r", file.name, *(f"--platform={p}" for p in platforms)], carry)
@@ -343,6 +344,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (SettingsError, OSError) as error:
         print(f"tools.gpu: {error}", file=sys.stderr)
         return 2
+    except subprocess.CalledProcessError as error:
+        print(f"tools.gpu: {' '.join(error.cmd[2:4])} ended with exit code {error.returncode}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
