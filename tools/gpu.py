@@ -170,7 +170,7 @@ def check(args: argparse.Namespace) -> int:
         command = [sys.executable, "-m", "benchmarks", section, "--corpus", "nfcore", "--results", str(args.out)]
         command += [
             "--threads",
-            str(min(8, os.cpu_count() or 1)),
+            str(1 if args.tiny else min(8, os.cpu_count() or 1)),
             *(["--small", "--repeats", "1"] if args.tiny else []),
         ]
         try:
