@@ -7,9 +7,12 @@ import importlib
 import json
 import os
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from benchmarks.common import RESULTS, Options, Section, Target, provenance
+from benchmarks.common import RESULTS, ROOT, Options, Section, Target, provenance
+from nfcore.runs import write_atomically
 
 
 SECTIONS = ("training", "telemetry", "data", "startup", "scaling", "equality", "coverage")
@@ -31,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--small", action="store_true", help="the least sizes, to try the code; written only with --results"
     )
     parser.add_argument("--nanogpt", type=Path, help="a nanoGPT checkout to train on the same tokens")
+    parser.add_argument("--corpus", help="as data.corpus (default: python-source, with --small nfcore itself)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files go")
     args = parser.parse_args(arguments)
     for name in args.sections:
@@ -45,15 +49,21 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(args.threads)
-    options = Options(args.repeats, args.threads, args.small, args.nanogpt)
-    missed = False
-    for name in args.sections or SECTIONS:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        section: Section = importlib.import_module(f"benchmarks.{name}").run(options)
+    corpus = args.corpus or (str(ROOT / "nfcore") if args.small else Options.corpus)
+    options = Options(args.repeats, args.threads, args.small, args.nanogpt, corpus)
+
+    def save(name: str, section: Section) -> None:
         if not args.small or args.results != RESULTS:
             args.results.mkdir(parents=True, exist_ok=True)
             content = {"section": name, "provenance": provenance(options), **section.to_dict()}
-            (args.results / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+            write_atomically(args.results / f"{name}.json", json.dumps(content, indent=1) + "\n")
+
+    missed = False
+    for name in args.sections or SECTIONS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        run = importlib.import_module(f"benchmarks.{name}").run
+        section: Section = run(replace(options, save=partial(save, name)))
+        save(name, section)
         for target in section.targets:
             print(line(name, target))
             missed |= target.met is False

@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,20 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Options:
-    """``repeats``: counted rounds of a comparison. ``small``: the least sizes, to try the code, not the machine."""
+    """``repeats``: counted rounds of a comparison. ``small``: the least sizes, to try the code, not the machine.
+    ``corpus``: as ``data.corpus``. ``save``: a section may call it with what it has so far, in case it is cut off."""
 
     repeats: int = 5
     threads: int = 2
     small: bool = False
     nanogpt: Path | None = None
+    corpus: str = "python-source"
+    save: Callable[[Section], None] = lambda section: None
 
     @property
     def warmup(self) -> int:
         """Rounds before the counted ones."""
         return 0 if self.small else 1
-
-    @property
-    def corpus(self) -> str:
-        """``data.corpus``: the installed packages, or this one alone."""
-        return str(ROOT / "nfcore") if self.small else "python-source"
 
 
 @dataclass(frozen=True)
@@ -91,14 +88,30 @@ def timed(side: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def device() -> str:
+    """``cuda`` where torch finds such a device, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def now() -> float:
+    """The clock, in seconds, when all that was given to a GPU is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds(function: Callable[[], Any], calls: int = 1) -> Callable[[], float]:
     """A side for :func:`alternate`: the seconds of one call, as a mean over ``calls`` in a row."""
 
     def side() -> float:
-        start = time.perf_counter()
+        start = now()
         for _ in range(calls):
             function()
-        return (time.perf_counter() - start) / calls
+        return (now() - start) / calls
 
     return side
 
@@ -148,13 +161,14 @@ def _status(name: str) -> int:
 
 def provenance(options: Options) -> dict[str, Any]:
     """Commit, versions, hardware and threads of a measurement."""
-
-    from nfcore.machine import device_name
+    from nfcore.machine import device_name, package_version
+    from nfcore.runs import MEASUREMENT_VERSION
     from nfcore.training import git_commit
 
     return {
         "commit": git_commit(),
-        **{name: version(name) for name in ("torch", "transformers", "accelerate", "tokenizers", "datasets")},
+        "measurement": MEASUREMENT_VERSION,
+        **{name: package_version(name) for name in ("torch", "transformers", "accelerate", "tokenizers", "datasets")},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": device_name(),

@@ -9,14 +9,14 @@
              is the compiled ``flex_attention``, where this torch gives its log-sum-exp
 ``error``    the largest difference of ``lse`` and ``chunked`` from ``exact``, which is in float64, of the same inputs
 
-The probe runs where training does, the entropy on the CPU; each row names its device.
+All of it runs where training does; each row names its device.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +33,7 @@ from benchmarks.common import (
     _reset_peak,
     _status,
     alternate,
+    device,
     in_a_process,
     ratio,
     seconds,
@@ -60,9 +61,17 @@ GIB = 2**30
 
 def run(options: Options) -> Section:
     section = Section()
-    probe_rows = [probe_row(name, options) for name in (["quick"] if options.small else PROBES)]
-    entropy_rows = [row for context in ((128,) if options.small else CONTEXTS) for row in entropy(context, options)]
-    section.rows = [*probe_rows, *entropy_rows, *errors()]
+
+    def added(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        new = list(rows)
+        section.rows += new
+        options.save(section)
+        return new
+
+    added(errors())
+    probe_rows = [row for name in (["quick"] if options.small else PROBES) for row in added([probe_row(name, options)])]
+    contexts = (128,) if options.small else CONTEXTS
+    entropy_rows = [row for context in contexts for row in added(entropy(context, options))]
     found = {(row["method"], row["context"]): row for row in entropy_rows if "seconds" in row}
 
     def over_sdpa(method: str) -> float | None:
@@ -103,6 +112,8 @@ def probe_row(name: str, options: Options) -> dict[str, Any]:
 
     preset, changes, steps, probes = PROBES[name]
     # Without normalisation the step is cheapest, so the share is largest.
+    if torch.cuda.is_available():
+        changes, steps, probes = {}, 20, 10
     plan = Preset.load(preset).experiment(
         "gpt2", "SM+G", "main", seed=0, training={**changes, "eval_every": NEVER, "save_every": NEVER}
     )
@@ -135,7 +146,7 @@ def probe_row(name: str, options: Options) -> dict[str, Any]:
 def materialised(q: Tensor, k: Tensor) -> Tensor:
     """Row entropies (B, H, T) in the dtype of q (B, H, T, K), by way of the map."""
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
     attention = scores.masked_fill(future, -torch.inf).softmax(-1)
     return torch.special.entr(attention).sum(-1)
 
@@ -155,7 +166,7 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 
 def padded(q: Tensor) -> Tensor:
     """A padding mask (B, T) that leaves out the first eighth."""
-    real = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool)
+    real = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool, device=q.device)
     real[:, : q.shape[2] // 8] = False
     return real
 
@@ -163,7 +174,7 @@ def padded(q: Tensor) -> Tensor:
 def draw(heads: int, context: int) -> tuple[Tensor, Tensor]:
     """Queries and keys (1, H, T, K), whose scores have a standard deviation of 1."""
     generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 1, heads, context, WIDTH, generator=generator)
+    q, k = torch.randn(2, 1, heads, context, WIDTH, generator=generator).to(device())
     return q, k
 
 
@@ -173,10 +184,11 @@ def entropy(context: int, options: Options) -> list[dict[str, Any]]:
     needed = MAPS * heads * map_bytes
     q, k = draw(heads, context)
     skipped = {"materialised": f"needs {needed / GIB:.3g} GiB"} if needed > MOST else {}
-    if reason := why_no_flex("cpu"):
+    if reason := why_no_flex(device()):
         skipped["flex"] = reason
     measured = [name for name in METHODS if name not in skipped]
     calls = max(1, 2**22 // context**2)  # in a row: the smallest take less than a millisecond
+    calls *= 10 if device() == "cuda" else 1
 
     def side(method: Callable[[Tensor, Tensor], Any]) -> Callable[[], float]:
         return seconds(lambda: method(q, k), calls)
@@ -184,13 +196,15 @@ def entropy(context: int, options: Options) -> list[dict[str, Any]]:
     samples = alternate({name: side(METHODS[name]) for name in measured}, options.repeats, options.warmup)
     rows: list[dict[str, Any]] = []
     for name in METHODS:
-        row: dict[str, Any] = dict(kind="entropy", method=name, device="cpu", context=context, heads=heads, width=WIDTH)
+        row: dict[str, Any] = dict(
+            kind="entropy", method=name, device=device(), context=context, heads=heads, width=WIDTH
+        )
         if name == "materialised":
             row["map_bytes_a_head"] = map_bytes
         if name in measured:
             row["seconds"] = spread(samples[name])
             row["over_sdpa"] = ratio(samples, name, "sdpa")
-            row["peak_bytes"], _ = in_a_process(peak, name, heads, context)
+            row["peak_bytes"] = peak_on_gpu(name, q, k) if q.is_cuda else in_a_process(peak, name, heads, context)[0]
         else:
             row["skipped"] = skipped[name]
         rows.append(row)
@@ -204,6 +218,13 @@ def peak(method: str, heads: int, context: int) -> int:
     before = _reset_peak()
     METHODS[method](q, k)
     return _status("VmHWM") - before
+
+
+def peak_on_gpu(method: str, q: Tensor, k: Tensor) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    METHODS[method](q, k)
+    return torch.cuda.max_memory_allocated() - before
 
 
 # --- error of the entropy ---------------------------------------------------------------------------------------
@@ -222,7 +243,7 @@ def errors() -> list[dict[str, Any]]:
                     {
                         "kind": "error",
                         "method": method,
-                        "device": "cpu",
+                        "device": device(),
                         "dtype": str(dtype).removeprefix("torch."),
                         "score_std": scale,
                         "largest_error_nats": float(error),

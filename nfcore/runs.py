@@ -27,10 +27,9 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from nfcore.data import file_sha256
 from nfcore.settings import (
@@ -43,6 +42,9 @@ from nfcore.settings import (
     project_root,
 )
 
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 3
 # Raised when the same settings would give other numbers, and only then; tests/test_measurement.py trains a run and
@@ -72,6 +74,19 @@ def write_record(directory: Path, record: dict[str, Any], files: Iterable[Path])
     sums = {str(f.relative_to(directory)): file_sha256(f) for f in sorted(files)}
     whole = {"format": FORMAT, **record, "files": sums}
     write_atomically(directory / "record.json", json.dumps({**whole, "sha256": digest(whole, 64)}, indent=1))
+
+
+def write_table(directory: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write one table of a run as parquet, or as JSON where pandas or pyarrow is not installed."""
+    if not (find_spec("pandas") and find_spec("pyarrow")):
+        path = directory / f"{name}.json"
+        path.write_text(json.dumps(rows))
+        return path
+    import pandas as pd
+
+    path = directory / f"{name}.parquet"
+    pd.DataFrame(rows).to_parquet(path, index=False)
+    return path
 
 
 @contextmanager
@@ -153,7 +168,7 @@ class Runs:
 
     def where(self, **conditions: Any) -> Runs:
         """The runs whose columns have these values; ``model__norm="none"`` stands for the column ``model.norm``."""
-        keep = pd.Series(True, index=self.runs.index)
+        keep = self.runs["run"].notna()
         for name, value in conditions.items():
             keep &= self.runs[name.replace("__", ".")] == value
         return self.select(self.runs.loc[keep, "run"])
@@ -165,6 +180,8 @@ def load_runs(source: str | Path | None = None) -> Runs:
     Raises:
         SettingsError: no such directory, or an unreadable record.
     """
+    import pandas as pd
+
     directory = runs_dir() if source is None else Path(source)
     if not directory.is_dir():
         raise SettingsError(f"{directory}: no such directory of runs")
@@ -190,20 +207,28 @@ def load_runs(source: str | Path | None = None) -> Runs:
 
 def _stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFrame:
     """One table of several records, each with its directory; a run's own table gets the column ``run``."""
+    import pandas as pd
+
     frames = []
     for directory, record in found:
-        file = f"{name}.parquet"
-        with _legible(directory / file, AGAIN):
-            if file in record["files"]:
-                frame = pd.read_parquet(directory / file)
-                if name == "positions":  # the largest table: in half the bytes
-                    frame = frame.astype(dict.fromkeys(("entropy", "entropy_random"), "float32"))
-                frames.append(frame.assign(run=record["id"]) if "id" in record else frame)
+        path = directory / f"{name}.parquet"
+        with _legible(path, AGAIN):
+            if path.name in record["files"]:
+                frame = pd.read_parquet(path)
+            elif f"{name}.json" in record["files"]:
+                frame = pd.DataFrame(json.loads(path.with_suffix(".json").read_text()))
+            else:
+                continue
+            if name == "positions":  # the largest table: in half the bytes
+                frame = frame.astype(dict.fromkeys(("entropy", "entropy_random"), "float32"))
+            frames.append(frame.assign(run=record["id"]) if "id" in record else frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"run": []})
 
 
 def together(parts: Iterable[Runs]) -> Runs:
     """Several sets of runs as one; of a run in several the first set's."""
+    import pandas as pd
+
     parts, seen = list(parts), set[str]()
     fresh = []
     for part in parts:
@@ -221,6 +246,8 @@ def export(preset: str, ids: Iterable[str], keep: bool = False) -> Path:
 
     ``keep``: add to the runs that are recorded there; else they are replaced.
     """
+    import pandas as pd
+
     ids, target = sorted(set(ids)), recorded_dir(preset)
     found = []
     for run in ids:

@@ -11,9 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from nfcore import runs
 from nfcore.presets import CONFIGURATIONS, FAMILIES, SOURCES, merge, params_file
@@ -28,7 +26,11 @@ from nfcore.settings import (
 )
 
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 STUDIES = ("study", "transient")
+GPU_DESIGNS = ("gpu-runs", "gpu-tiny")  # grids of `python -m tools.gpu`, with no verdicts on them
 SPARE = 100  # seeds from here on choose learning rates and serve for nothing else
 NOTEBOOKS = {
     "claims": "study",
@@ -63,7 +65,7 @@ class Study:
     @classmethod
     def load(cls, name: str = "study", source: str = "recorded") -> Study:
         """The shipped design. Raises SettingsError for a file that does not hold one."""
-        choice("study", name, STUDIES)
+        choice("study", name, (*STUDIES, *GPU_DESIGNS))
         choice("source", source, SOURCES)
         design = check_keys(read_yaml(params_file(name)), ("base", "stages"), name)
         base = check_keys(design["base"], ("models", "data", "training", "seeds"), "base")
@@ -122,6 +124,8 @@ class Study:
     def state(self) -> pd.DataFrame:
         """How each stage stands: runs planned, recorded, finished and begun on this machine, and the core-hours that
         the rest takes at the median speed of recorded runs of the same width (missing where there are none)."""
+        import pandas as pd
+
         records = runs.read_records(runs.recorded_dir(self.name))
         known = {record["id"] for record in records}
         speeds: dict[int, list[float]] = {}

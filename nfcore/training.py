@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -578,9 +577,7 @@ def _finish(experiment: Experiment, directory: Path, training: Training, tokens:
     if not training.accelerator.is_main_process:
         training.accelerator.wait_for_everyone()
         return
-    for name, rows in telemetry.tables.items():
-        files.append(directory / f"{name}.parquet")
-        pd.DataFrame(rows).to_parquet(files[-1], index=False)
+    files += [runs.write_table(directory, name, rows) for name, rows in telemetry.tables.items()]
     (directory / "settings.yaml").write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False))
     files.append(directory / "settings.yaml")
     if not diverged:

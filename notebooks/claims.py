@@ -401,11 +401,12 @@ markdown_table(pd.DataFrame([{"date": str(line["when"]), "what": line["what"]} f
 # %% [markdown]
 # ## On a GPU
 #
-# The preset `gpu` trains the paper's own sizes, GPT-2 with 124 M and Pythia with 70 M parameters. Its row in this companion:
+# `notebooks/params/gpu-runs.yaml` is a grid of runs for one GPU: the four main configurations and a scaled GELU, at two widths, over
+# 100 M tokens a run. No verdict above rests on it.
 
 # %% tags=["hide-input"]
 gpu = recorded("gpu")
-text = "**Still empty.** No machine with a GPU has run it yet; [Reproduce it](../reproduce.md) has the command and the estimate."
+text = "**Still empty.** No machine with a GPU has run it yet; [Reproduce it](../reproduce.md) has the commands."
 if gpu is not None:
     text = f"{len(gpu.runs)} runs are recorded under `data/recorded/gpu`."
 Markdown(text)

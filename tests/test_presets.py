@@ -11,7 +11,7 @@ from nfcore import NormFreeConfig, NormFreeForCausalLM
 from nfcore.presets import CONFIGURATIONS, EXPERIMENTS, MAIN, PRESETS, Preset, merge, params_file
 from nfcore.runs import export
 from nfcore.settings import SHAPES, Experiment, SettingsError
-from nfcore.study import STUDIES
+from nfcore.study import GPU_DESIGNS, STUDIES
 
 
 SIZES = dict(perplexity=14, curves=4, maps=4, shares=4, layers=4, slopes=4, instability=9, context=8)
@@ -26,7 +26,7 @@ def refusal(name: Any = "smoke", **changes: Any) -> str:
 
 
 def test_every_parameter_file_is_a_preset() -> None:
-    assert {path.stem for path in params_file("smoke").parent.iterdir()} == {*PRESETS, *STUDIES}
+    assert {path.stem for path in params_file("smoke").parent.iterdir()} == {*PRESETS, *STUDIES, *GPU_DESIGNS}
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -55,6 +55,20 @@ def test_record_is_read_as_written(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_tables_without_pyarrow_are_the_same_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"step": 0, "name": "a", "value": float("nan")}, {"step": 1, "name": "b", "value": 0.1}]
+    tables = []
+    for missing in (None, "pyarrow", "pandas"):
+        monkeypatch.setattr(runs, "find_spec", lambda name, missing=missing: None if name == missing else name)
+        directory = tmp_path / str(missing)
+        directory.mkdir()
+        path = runs.write_table(directory, "metrics", rows)
+        assert path.suffix == (".json" if missing else ".parquet")
+        tables.append(runs._stack([(directory, {"id": "x", "files": {path.name: ""}})], "metrics"))
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], check_exact=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

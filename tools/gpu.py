@@ -1,90 +1,145 @@
-"""The main runs of a preset on a GPU that is lent in slices of minutes and has no network.
+"""Two prepared calls on a machine with one GPU and no network: checks with timings, and training.
 
-``python -m tools.gpu pack CORPUS.tar.xz`` packs a corpus where it is at hand. ``run`` trains on it for one slice, from
-where the last one stopped; it needs the packed corpus and its own folder ``--out``. ``plan`` says what that takes. Exit
-codes: 0 all runs are finished, 75 another slice is needed, 2 wrong input or no progress, 130 interrupted.
+Where there is a network, once; leaves all that a call has to take along, at most 50 MB, in ``data/gpu/carry``::
+
+    python -m tools.gpu corpus
+
+On the GPU machine, in a copy of the checkout with that folder; needs torch 2.11 and transformers 5.17 or later::
+
+    python3 -m pip install -q --no-index --no-deps --target /tmp/site data/gpu/carry/*.whl
+    PYTHONPATH=/tmp/site python3 -m tools.gpu check --out "$OUT"
+    PYTHONPATH=/tmp/site python3 -m tools.gpu train --out "$OUT"
+
+Each takes at most ``--minutes`` (9) and writes what it has as soon as it has it: ``check`` the files of the page Speed,
+``train`` one archive of records and tables, ``runs.tar.xz``. With that archive in ``data/gpu/carry`` another ``train``
+goes on: finished runs stay, one that was cut off starts again. Back home, take over what came back::
+
+    python -m tools.gpu collect FOLDER
+
+``--tiny`` makes each of them a rehearsal of seconds on a CPU. Exit codes: 0 all is done, 1 a part failed, 2 wrong
+input, 75 time was up before all was done.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import io
+import json
 import lzma
-import math
+import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
-from functools import partial
+import zipfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from itertools import groupby
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import yaml
-
-from nfcore import faults
-from nfcore.cost import flops_per_token, memory_bytes, parameters
-from nfcore.data import Document, documents, file_sha256, sha256
-from nfcore.presets import MAIN, PRESETS, Preset
-from nfcore.runs import read_record
-from nfcore.settings import (
-    SHAPES,
-    DataSettings,
-    Experiment,
-    ModelSettings,
-    SettingsError,
-    at_least,
-    check_keys,
-    check_mapping,
-    override,
+from nfcore.cost import flops_per_token
+from nfcore.data import file_sha256, open_tokens, prepare
+from nfcore.runs import (
+    MEASUREMENT_VERSION,
+    export,
+    read_record,
+    runs_dir,
+    verify,
+    write_atomically,
+    write_record,
 )
+from nfcore.settings import Experiment, SettingsError, at_least, project_root
+from nfcore.study import Study
 
 
 ROOT = Path(__file__).resolve().parent.parent
-GRACE = 20  # seconds that a run is given to end when its slice is over
-# Tokens a second of llm.c, GPT-2 124M at T=1024 in bf16 on one H100 (40.5 % MFU), and the share of that assumed here.
-ANCHOR, ANCHOR_CONTEXT, SHARE = 468e3, 1024, 0.5
-USABLE = 0.8  # of a slice: the rest goes to starting, compiling and what is lost at its end
+LIMIT = 47e6  # bytes of the packed tokens: with checkout and wheels less than the 64 MiB that a call may take along
+LARGEST_FILE = 200_000  # bytes of source; longer ones are mostly tables
+NEEDED = ("accelerate", "psutil")  # beside torch and transformers with what they need themselves
+TOKENS, RUNS = "tokens.tar.xz", "runs.tar.xz"
+PARTS = {"equality": 0.2, "training": 0.6, "telemetry": 0.2}  # of `check`, with its part of the minutes
 
 
-# --- the corpus -------------------------------------------------------------------------------------------------
+def place(tiny: bool) -> Path:
+    """The folder that a call takes along."""
+    return project_root() / "data" / ("gpu-tiny" if tiny else "gpu") / "carry"
 
 
-def pack(args: argparse.Namespace) -> int:
-    """Write the texts of a corpus, without exact copies, as a tar.xz of files: the same bytes each time.
+def waves(tiny: bool, stage: str | None = None) -> Iterator[list[Experiment]]:
+    """The runs to be made, those of equal size and seed together."""
+    study = Study.load("gpu-tiny" if tiny else "gpu-runs")
+    for name in study.stages if stage is None else [stage]:
+        for _, runs in groupby(study.experiments(name), key=lambda e: e.seed):
+            yield list(runs)
 
-    It is read again as a folder, whose groups are its first directories, here the packages. A parquet or JSON-lines
-    file has no groups: it would be split by document, with near-copies on both sides.
-    """
-    skipped: Counter[str] = Counter()
-    found: dict[str, Document] = {}  # of equal texts the first
-    for document in documents(DataSettings(corpus=args.corpus), skipped):
-        if document.name.endswith(args.suffix):
-            found.setdefault(sha256(document.text), document)
-    texts = {document.name: document.text.encode() for document in found.values()}
-    if not any(texts.values()):
-        raise SettingsError(f"--corpus: {args.corpus!r} holds no text in files whose names end with {args.suffix!r}")
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:xz", preset=9) as tar:
-        for name in sorted(texts):
-            entry = tarfile.TarInfo(name)  # has no owner and no date
-            entry.size = len(texts[name])
-            tar.addfile(entry, io.BytesIO(texts[name]))
-    size = len(packed.getvalue()) / 1e6
-    if size > args.max_mb:
-        raise SettingsError(f"{args.file}: would be {size:.3g} MB, more than --max-mb {args.max_mb:g}; not written")
-    args.file.write_bytes(packed.getvalue())
-    left_out = "".join(f", {count} left out ({reason})" for reason, count in sorted(skipped.items()))
-    print(f"{len(texts):,} documents, {sum(map(len, texts.values())):,} bytes{left_out}")
-    print(f"{args.file}: {size:.3g} MB, SHA-256 {file_sha256(args.file)}")
+
+# --- what is taken along ----------------------------------------------------------------------------------------
+
+
+def corpus(args: argparse.Namespace) -> int:
+    """Make token files of the pinned packages' sources, pack them, and fetch wheels that the other machine lacks."""
+    os.chdir(project_root())  # data.corpus is a path below it, and part of what names the runs
+    carry, data = place(args.tiny), next(waves(args.tiny))[0].data
+    carry.mkdir(parents=True, exist_ok=True)
+    if not args.tiny:
+        with tempfile.TemporaryDirectory() as wheels:
+            download(["-r", "tools/gpu_wheels.txt", "--platform", "any"], Path(wheels))
+            shutil.rmtree(data.corpus, ignore_errors=True)
+            extract(Path(wheels), Path(data.corpus))
+        for wheel in carry.glob("*.whl"):  # perhaps of another version, and two of a package cannot be installed
+            wheel.unlink()
+        locked = (ROOT / "requirements.hashes").read_text().splitlines()
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("\n".join(line for line in locked if line.partition("==")[0] in NEEDED))
+            file.flush()
+            platforms = ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "manylinux_2_12_x86_64", "any")
+            download(["-r", file.name, *(f"--platform={p}" for p in platforms)], carry)
+    tokens = prepare(data)
+    packed = pack(sorted(tokens.directory.iterdir()), tokens.directory)
+    if len(packed) > LIMIT:
+        raise SettingsError(f"tools/gpu_wheels.txt: {len(packed) / 1e6:.1f} MB of tokens, at most {LIMIT / 1e6:g}")
+    (carry / TOKENS).write_bytes(packed)
+    for part in ("train", "validation"):
+        facts = tokens.meta[part]
+        print(f"{part}: {facts['documents']:,} documents, {facts['sequences'] * data.context:,} tokens")
+    sizes = sum(file.stat().st_size for file in carry.iterdir())
+    print(f"tokens {tokens.hash}, SHA-256 {file_sha256(carry / TOKENS)}; {carry}: {sizes / 1e6:.1f} MB")
     return 0
+
+
+def download(options: list[str], folder: Path) -> None:
+    """By pip, each file checked against its hash."""
+    fixed = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--python-version=3.12", "-q", "-d", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "download", *fixed, *options], check=True, cwd=ROOT)
+
+
+def extract(wheels: Path, folder: Path) -> None:
+    """The Python files of each wheel in a folder of its own, without tables of numbers."""
+    for wheel in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as file:
+            for member in file.infolist():
+                if member.filename.endswith(".py") and member.file_size <= LARGEST_FILE:
+                    text = file.read(member)
+                    if sum(map(text.count, b"0123456789")) <= len(text) / 4:
+                        file.extract(member, folder / wheel.name.split("-")[0])
+
+
+def pack(files: Iterable[Path], root: Path) -> bytes:
+    """A tar.xz, the same bytes each time; its dictionary spans the whole of a corpus, whose order is random."""
+    packed = io.BytesIO()
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 2**28}]
+    with lzma.open(packed, "w", filters=filters) as xz, tarfile.open(fileobj=xz, mode="w") as tar:
+        for file in files:
+            entry = tarfile.TarInfo(file.relative_to(root).as_posix())  # has no owner and no date
+            entry.size = file.stat().st_size
+            with file.open("rb") as content:
+                tar.addfile(entry, content)
+    return packed.getvalue()
 
 
 def plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
@@ -94,235 +149,188 @@ def plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     return tarfile.data_filter(member, folder)
 
 
-def unpack(packed: Path, folder: Path) -> None:
-    """Unpack to ``folder``, which is there whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-        Path(unfinished, "text").mkdir()
+def unpack(packed: Path, folder: Path) -> Path:
+    """Unpack into ``folder``. Raises SettingsError for anything that ``pack`` would not have written."""
+    try:
+        with tarfile.open(packed, "r:xz") as tar:
+            tar.extractall(folder, filter=plain)
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise SettingsError(f"{packed}: not an archive of tools.gpu ({error})") from None
+    return folder
+
+
+# --- check ------------------------------------------------------------------------------------------------------
+
+
+def check(args: argparse.Namespace) -> int:
+    """Sections of ``benchmarks``, each in a process of its own that is ended when its part of the time is over."""
+    began, spent, worst = monotonic(), 0.0, 0
+    for section, part in PARTS.items():
+        spent += 60 * args.minutes * part
+        command = [sys.executable, "-m", "benchmarks", section, "--corpus", "nfcore"]
+        command += ["--results", str(args.out.resolve()), "--threads", "1" if args.tiny else "8"]
+        command += ["--small", "--repeats", "1"] if args.tiny else []
         try:
-            with tarfile.open(packed, "r:xz") as tar:
-                tar.extractall(Path(unfinished, "text"), filter=plain)
-        except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
-            raise SettingsError(f"{packed}: not a corpus that `pack` wrote ({error})") from None
-        Path(unfinished, "text").replace(folder)
+            code = subprocess.run(command, cwd=ROOT, timeout=max(1, began + spent - monotonic())).returncode
+        except subprocess.TimeoutExpired:
+            code = os.EX_TEMPFAIL
+        print(f"{section}: exit code {code} after {monotonic() - began:.0f} s", flush=True)
+        worst = max(worst, code)
+    return worst
 
 
-# --- what is to be trained, and what it takes -------------------------------------------------------------------
+# --- train ------------------------------------------------------------------------------------------------------
 
 
-def planned(args: argparse.Namespace, corpus: str | None = None) -> list[Experiment]:
-    """The main configurations of GPT-2, then of Pythia, one seed after the other.
+def train(args: argparse.Namespace) -> int:
+    """Train wave after wave, the runs of a wave side by side, and keep each in the archive as it ends. A wave begins
+    only if it is likely to end in time, going by the one before it."""
+    import torch
 
-    Where ``training.save_every`` is not given they are saved each minute or more often, at the assumed speed: nothing
-    measured enters the settings, so a run has the same identity in every slice.
-    """
-    changes = check_keys(override({}, args.settings), ("seeds", "models", "data", "training", "steps"), "parameters")
-    if corpus:
-        data = check_mapping(changes.get("data", {}), "data")
-        if "corpus" in data:
-            raise SettingsError(f"data.corpus: {data['corpus']!r} has no effect, --corpus is taken; leave it out")
-        changes["data"] = {**data, "corpus": corpus}
-    if args.seeds is not None:
-        at_least("--seeds", args.seeds, 1)
-        changes["seeds"] = [*range(args.seeds)]
-    preset = Preset.load(args.preset, **changes)
-    grid = [(f, c, b, s) for s in preset.seeds for f, b in (("gpt2", "main"), ("pythia", "table")) for c in MAIN]
-    experiments = [preset.experiment(*run) for run in grid]
-    if "save_every" in changes.get("training", {}):
-        return experiments
-    often = [{"save_every": min(e.training.save_every, updates_a_minute(e))} for e in experiments]
-    return [preset.experiment(*run, training=every) for run, every in zip(grid, often, strict=True)]
-
-
-def updates_a_minute(experiment: Experiment) -> int:
-    """At the assumed speed, rounded down to where the loss is logged."""
-    settings, context = experiment.training, experiment.data.context
-    updates = int(60 * assumed_flops() / flops_per_token(experiment.model, context) / settings.batch_size / context)
-    return max(1, updates // settings.log_every * settings.log_every or updates)
-
-
-def assumed_flops() -> float:
-    """Operations a second that a run is assumed to reach."""
-    return SHARE * ANCHOR * flops_per_token(ModelSettings(**SHAPES["gpt2-124m"]), ANCHOR_CONTEXT)
-
-
-def estimate(experiment: Experiment, achieved: float, sequences: int | None = None) -> dict[str, float]:
-    """Parameters, tokens, operations, tokens a second, minutes and GPU memory (GiB) of a run that does ``achieved``
-    operations a second. ``sequences``: of the training part, without which an epoch has no length."""
-    settings, context = experiment.training, experiment.data.context
-    if settings.steps is None and sequences is None:
-        raise SettingsError("steps: null is one epoch, of a corpus not known here; give steps.main and steps.table")
-    tokens = (settings.steps or (sequences or 0) // settings.batch_size) * settings.batch_size * context
-    operations = flops_per_token(experiment.model, context)
-    return {
-        "parameters": parameters(experiment.model)[0],
-        "tokens": tokens,
-        "flops": tokens * operations,
-        "tokens_per_second": achieved / operations,
-        "minutes": tokens * operations / achieved / 60,
-        "gpu_gib": memory_bytes(experiment) / 2**30,
-    }
+    if not (torch.cuda.is_available() or args.tiny):
+        raise SettingsError("train: needs a CUDA device; --tiny does not")
+    until, carry = monotonic() + 60 * args.minutes, place(args.tiny)
+    tokens = unpack(carry / TOKENS, carry.parent / "tokens")
+    if (carry / RUNS).exists():
+        unpack(carry / RUNS, runs_dir())
+    plan = list(waves(args.tiny, args.stage))
+    runs = [run for wave in plan for run in wave]
+    jobs = args.jobs or max(map(len, plan))
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    pool, speed, failed = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")), 0.0, 0
+    try:
+        for wave in plan:
+            missing = [run for run in wave if not finished(run)]
+            flops = sum(flops_per_token(run.model, run.data.context) * tokens_of(run) for run in missing)
+            began = monotonic()
+            if not missing or (speed and began + flops / speed > until):
+                continue
+            futures = {pool.submit(work, run, tokens, len(missing)): run for run in missing}
+            for future in as_completed(futures, timeout=max(0, until - began)):
+                failed += report(future, futures[future], monotonic() - began)
+                keep(runs, args.out)
+            speed = flops / (monotonic() - began)
+    except TimeoutError:
+        print("time is up", flush=True)
+    finally:
+        for process in multiprocessing.active_children():
+            process.kill()
+        pool.shutdown(cancel_futures=True)
+    keep(runs, args.out)
+    count = sum(map(finished, runs))
+    print(f"{count} of {len(runs)} runs are finished", flush=True)
+    return 1 if failed else 0 if count == len(runs) else os.EX_TEMPFAIL
 
 
-def show(args: argparse.Namespace, experiments: Sequence[Experiment], sequences: int | None = None) -> None:
-    """Print the plan, with epochs where the number of training ``sequences`` is known."""
-    achieved = assumed_flops()
-    source = f"{SHARE:.0%} of llm.c's on one H100 ({ANCHOR:,.0f} tokens/s, GPT-2 124M, T={ANCHOR_CONTEXT}, 40.5 % MFU)"
-    context = experiments[0].data.context
-    if args.tokens_per_second is not None:
-        at_least("--tokens-per-second", args.tokens_per_second, 1)
-        achieved = args.tokens_per_second * flops_per_token(experiments[0].model, context)
-        source = f"{args.tokens_per_second:,.0f} tokens/s in the first run"
-    rows = [estimate(experiment, achieved, sequences) for experiment in experiments]
-    print(f"Speed: {achieved:.2g} operations a second, {source}.")
-    print(f"{'run':32} parameters    tokens epochs   FLOPs tokens/s minutes GPU GiB saved every")
-    for e, row in zip(experiments, rows, strict=True):
-        epochs = f"{row['tokens'] / sequences / context:6.1f}" if sequences else "     ?"
-        print(
-            f"{e.name:32} {row['parameters'] / 1e6:8.1f} M {row['tokens'] / 1e6:7.1f} M {epochs} {row['flops']:7.1e} "
-            f"{row['tokens_per_second']:8,.0f} {row['minutes']:7.1f} {row['gpu_gib']:7.1f} {e.training.save_every:11}"
-        )
-    minutes = sum(row["minutes"] for row in rows)
-    slices = math.ceil(minutes / (USABLE * args.minutes)) if args.minutes else math.inf
-    print(
-        f"{len(rows)} runs, {minutes:.0f} minutes of training: slices of {args.minutes:g} minutes needed: {slices}, if "
-        f"{1 - USABLE:.0%} go to starting, compiling and what is lost at the end. Evaluation and probes come on top.",
-        flush=True,
-    )
+def finished(run: Experiment) -> bool:
+    return read_record(runs_dir() / run.id) is not None
 
 
-def plan(args: argparse.Namespace) -> int:
-    show(args, planned(args))
+def tokens_of(run: Experiment) -> int:
+    return (run.training.steps or 0) * run.training.batch_size * run.data.context
+
+
+def work(run: Experiment, tokens: Path, side_by_side: int) -> None:
+    """Train one run on token files that are made, in a process that may have trained another."""
+    import torch
+
+    from nfcore import training
+
+    training.prepare = lambda settings: open_tokens(tokens)
+    torch._dynamo.reset()  # it gives up compiling what it has compiled for eight other models
+    gc.collect()
+    torch.cuda.empty_cache()  # of the run before, for those beside this one
+    rewrite(training.train(run, quiet=True), side_by_side=side_by_side)
+
+
+def rewrite(directory: Path, **facts: Any) -> None:
+    """Complete the provenance of a run's record, and leave the model out of its files."""
+    record = read_record(directory)
+    assert record is not None
+    tables = [directory / name for name in record["files"] if "/" not in name]
+    rest = {name: value for name, value in record.items() if name not in ("format", "files", "sha256")}
+    write_record(directory, {**rest, "provenance": {**record["provenance"], **facts}}, tables)
+
+
+def report(future: Future[None], run: Experiment, seconds: float) -> int:
+    """Print how a run ended; 1 if it failed."""
+    if error := future.exception():
+        print(f"{run.name}: {type(error).__name__}: {error}", flush=True)
+        return 1
+    record = read_record(runs_dir() / run.id)
+    assert record is not None
+    made = f"loss {record['final']['eval_loss']}, {record['provenance']['tokens_per_second']:,.0f} tokens/s"
+    print(f"{run.name}: {record['status']} after {seconds:.0f} s, {made}", flush=True)
     return 0
 
 
-# --- one slice --------------------------------------------------------------------------------------------------
-
-
-def nfcore(out: Path, until: float, *arguments: str, **options: Any) -> str | None:
-    """Run ``python -m nfcore ARGUMENTS`` in ``out``, where all that it writes stays. Returns what it printed, if that
-    is piped, or None if it was stopped at the time ``until`` (of ``monotonic``, seconds)."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    places = {"NFCORE_RUNS": "runs", "NFCORE_DATA": "tokens", "PYTHONPATH": path}
-    environment = {**os.environ, **places, "TORCHINDUCTOR_CACHE_DIR": str(out.resolve() / "compiled")}
-    # A shell starts what it puts in the background (`nohup ... &`) with SIGINT ignored, and children inherit that.
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    command = [sys.executable, "-m", "nfcore", *arguments]
-    child = subprocess.Popen(command, cwd=out, env=environment, preexec_fn=listen, **options)
-    try:
-        while monotonic() < until:
-            with suppress(subprocess.TimeoutExpired):
-                printed, _ = child.communicate(timeout=0.5)
-                if child.returncode not in (0, faults.DIVERGED):
-                    raise subprocess.CalledProcessError(child.returncode, f"nfcore {' '.join(arguments)}")
-                return printed or ""
-        return None
-    finally:
-        if child.poll() is None:
-            child.send_signal(signal.SIGINT)
-            try:
-                child.communicate(timeout=GRACE)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-
-
-def written(out: Path, *patterns: str) -> dict[Path, float]:
-    """The files with these patterns below ``out``, with the time of their writing (Unix, seconds)."""
-    return {path: path.stat().st_mtime for pattern in patterns for path in out.glob(pattern)}
-
-
-def copy_records(out: Path, experiments: Sequence[Experiment], target: Path) -> int:
-    """Copy record, settings and tables of the finished runs, never a model; returns how many are finished."""
-    finished = 0
-    for experiment in experiments:
-        directory, copy = out / "runs" / experiment.id, target / experiment.id
+def keep(runs: Iterable[Experiment], out: Path) -> None:
+    """Write the archive of all finished runs, which is there whole at any time."""
+    files = []
+    for directory in sorted(runs_dir() / run.id for run in runs):
         if record := read_record(directory):
-            finished += 1
-            copy.mkdir(parents=True, exist_ok=True)
-            for name in [*(name for name in record["files"] if "/" not in name), "record.json"]:
-                shutil.copyfile(directory / name, copy / name)
-    return finished
+            files += [directory / name for name in (*record["files"], "record.json")]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "partial").write_bytes(pack(files, runs_dir()))
+    os.replace(out / "partial", out / RUNS)
 
 
-def check_device(preset: str, experiments: Sequence[Experiment]) -> None:
-    """Raise unless this machine can train them."""
-    import torch
-
-    if not torch.cuda.is_available():
-        if preset in ("gpu", "paper"):
-            raise SettingsError(f"--preset: {preset!r} needs a CUDA device; --dry-run, smoke and quick do not")
-        if any(e.training.precision == "float16" for e in experiments):
-            raise SettingsError("training.precision: 'float16' needs a CUDA device; float32 and bfloat16 do not")
+# --- what came back ---------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> int:
-    """One slice: unpack, tokenise, train the unfinished runs in order until the minutes are over, copy the records."""
-    until = monotonic() + 60 * args.minutes
-    out, target = args.out, args.records or args.out / "records"
-    corpus = Path("corpus", file_sha256(args.corpus)[:12])  # part of the settings: the same in all slices of a corpus
-    experiments = planned(args, str(corpus))
-    if not args.dry_run:
-        check_device(args.preset, experiments)
-    if not (out / corpus).is_dir():
-        unpack(args.corpus, out / corpus)
-    (out / "experiments").mkdir(exist_ok=True)
-    for e in experiments:
-        (out / "experiments" / f"{e.id}.yaml").write_text(yaml.safe_dump(e.to_dict(), sort_keys=False))
+def collect(args: argparse.Namespace) -> int:
+    """Take what came back into ``data/recorded/gpu`` and ``benchmarks/results/gpu``. What has no commit, since the
+    other machine had no history to name it by, gets this checkout's, if that has the same measurement version."""
+    from nfcore.training import git_commit
 
-    done = ("tokens/*/meta.json", "tokens/*/*.journal", "runs/*/record.json", "runs/*/checkpoints/*/manifest.json")
-    before = written(out, *done)
-    try:
-        data = nfcore(out, until, "data", f"experiments/{experiments[0].id}.yaml", stdout=subprocess.PIPE, text=True)
-        if data is not None:
-            part = yaml.safe_load(data)["train"]
-            unique = part["sequences"] * experiments[0].data.context
-            print(f"Corpus: {part['documents']:,} training documents, {unique:,} unique tokens")
-            show(args, experiments, part["sequences"])
-        for e in experiments if data is not None and not args.dry_run else ():
-            record = out / "runs" / e.id / "record.json"
-            if monotonic() < until and not record.exists():
-                began = time.time()
-                nfcore(out, until, "train", f"experiments/{e.id}.yaml")
-                if not record.exists():
-                    saved = max([began, *written(out, f"runs/{e.id}/checkpoints/*/manifest.json").values()])
-                    print(f"{e.name}: the slice is over; its last {time.time() - saved:.0f} seconds are to be redone")
-    finally:
-        finished = copy_records(out, experiments, target)
-        print(f"{finished} of {len(experiments)} runs are finished; their records are in {target}", flush=True)
-    if args.dry_run or finished == len(experiments):
-        return 0
-    if written(out, *done) == before:
-        raise SettingsError(
-            f"--minutes: {args.minutes:g} were too few to finish the token files or to reach a checkpoint; give more, "
-            "or a smaller training.save_every, with which they are other runs"
-        )
-    return os.EX_TEMPFAIL
+    name = "gpu-tiny" if args.tiny else "gpu"
+
+    def made(provenance: dict[str, Any]) -> dict[str, Any]:
+        known = provenance["commit"] not in (None, "unknown")
+        return {} if known or provenance["measurement"] != MEASUREMENT_VERSION else {"commit": git_commit()}
+
+    for file in sorted(args.folder.glob("*.json")):
+        content = json.loads(file.read_text())
+        content["provenance"] |= made(content["provenance"])
+        target = project_root() / "benchmarks" / "results" / name / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, json.dumps(content, indent=1) + "\n")
+        print(target)
+    if (args.folder / RUNS).exists():
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["NFCORE_RUNS"] = folder
+            directories = sorted(path.parent for path in unpack(args.folder / RUNS, Path(folder)).glob("*/record.json"))
+            for directory in directories:
+                record = read_record(directory)
+                assert record is not None
+                verify(directory, record)
+                rewrite(directory, **made(record["provenance"]))
+            print(f"{len(directories)} runs: {export(name, (path.name for path in directories), keep=True)}")
+    return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="python -m tools.gpu", description=__doc__)
+    root = argparse.ArgumentParser(prog="python -m tools.gpu", description=__doc__.partition("\n")[0])
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-
-    sub = commands.add_parser("pack", help="pack a corpus where it is at hand")
-    sub.set_defaults(action=pack)
-    sub.add_argument("file", type=Path, metavar="CORPUS.tar.xz")
-    sub.add_argument("--corpus", default="python-source", help="as data.corpus (default python-source), or a folder")
-    sub.add_argument("--suffix", default="", help="only files whose names end so, for example .py")
-    sub.add_argument("--max-mb", type=float, default=60.0, help="refuse a larger result (default 60)")
-
-    for name, action, text in (("plan", plan, "say what the runs take"), ("run", run, "train for one slice")):
-        sub = commands.add_parser(name, help=text)
+    for action, text in (
+        (corpus, "make what a call takes along"),
+        (check, "equality and speed"),
+        (train, "train the runs of notebooks/params/gpu-runs.yaml"),
+        (collect, "take over what came back"),
+    ):
+        sub = commands.add_parser(action.__name__, help=text)
         sub.set_defaults(action=action)
-        sub.add_argument("settings", nargs="*", metavar="name=value", help="of the preset, for example steps.main=1000")
-        sub.add_argument("--preset", default="gpu", choices=PRESETS)
-        sub.add_argument("--seeds", type=int, help="their number, from 0 on (default: the preset's seeds)")
-        sub.add_argument("--minutes", type=float, default=9.0, help="of a slice (default 9)")
-        sub.add_argument("--tokens-per-second", type=float, help="as measured in the first run; changes the plan alone")
-    sub.add_argument("--corpus", type=Path, required=True, metavar="CORPUS.tar.xz")
-    sub.add_argument("--out", type=Path, default=Path("runs", "gpu"), help="kept between slices (default runs/gpu)")
-    sub.add_argument("--records", type=Path, help="gets the records of finished runs (default: records in --out)")
-    sub.add_argument("--dry-run", action="store_true", help="unpack, tokenise and plan; train nothing")
+        sub.add_argument("--tiny", action="store_true", help="a rehearsal of seconds on a CPU")
+        if action in (check, train):
+            sub.add_argument("--out", type=Path, required=True, help="folder for what is to come back")
+            sub.add_argument("--minutes", type=float, default=9.0, help="that the call may take (default 9)")
+        if action is train:
+            sub.add_argument("--stage", help="train this one only, for example 'width 512'")
+            sub.add_argument(
+                "--jobs", type=int, help="runs side by side (default: as many as there are configurations)"
+            )
+        if action is collect:
+            sub.add_argument("folder", type=Path)
     return root
 
 
@@ -331,22 +339,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         at_least("--minutes", getattr(args, "minutes", 0), 0)
         return args.action(args)
-    except SettingsError as error:
+    except (SettingsError, OSError) as error:
         print(f"tools.gpu: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"tools.gpu: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
     except subprocess.CalledProcessError as error:
-        print(f"tools.gpu: {error.cmd} ended with exit code {error.returncode}", file=sys.stderr)
+        print(f"tools.gpu: {' '.join(error.cmd[2:4])} ended with exit code {error.returncode}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("tools.gpu: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # as exceptions, even where a shell had SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
     sys.exit(main())
