@@ -165,7 +165,7 @@ def plan(args: argparse.Namespace) -> None:
     print(cost.report(experiments, cost.known_device(args.hardware) if args.hardware else cost.this_device()))
 
 
-def _snakemake(args: argparse.Namespace, config: list[str], experiments: list[Experiment]) -> int:
+def _snakemake(args: argparse.Namespace, config: list[str], announcement: str, experiments: list[Experiment]) -> int:
     """Run the Snakefile, one Snakemake a folder, with a bar for the ``experiments`` that it trains; its exit code."""
     from filelock import FileLock, Timeout
 
@@ -193,6 +193,7 @@ def _snakemake(args: argparse.Namespace, config: list[str], experiments: list[Ex
         raise SettingsError(f"{root}: another Snakemake is at work here; wait for it or stop it") from None
     if stale and subprocess.run([*command, "--unlock", "--quiet"], env=environment).returncode:
         raise SettingsError(f"{root}: the lock of an earlier Snakemake could not be removed")
+    print(announcement, flush=True)
     here = ["--cores", str(args.cores), "--resources", "gpu=1"]
     command += ["--profile", str(args.profile.resolve())] if args.profile else here
     command += ["--rerun-incomplete", "--keep-going", "--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
@@ -263,7 +264,7 @@ def book(args: argparse.Namespace) -> int:
     experiments = preset.experiments()
     records = [read_record(runs_dir() / e.id) for e in experiments]
     missing_runs = [e for e, record in zip(experiments, records, strict=True) if record is None]
-    print(f"Preset {preset.preset}: {len(records)} runs, {len(missing_runs)} to train", flush=True)
+    announcement = f"Preset {preset.preset}: {len(records)} runs, {len(missing_runs)} to train"
     changed = sum(r is not None and r["provenance"]["measurement"] != MEASUREMENT_VERSION for r in records)
     if changed:
         print(
@@ -272,17 +273,17 @@ def book(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     config = [f"preset={preset.preset}"]
-    code = _snakemake(args, config, missing_runs)
+    code = _snakemake(args, config, announcement, missing_runs)
     build = project_root() / "_build" / preset.preset
     names = sorted(path.stem for path in (project_root() / "notebooks").glob("*.py"))
     missing = [name for name in names if not (build / "notebooks" / f"{name}.ipynb").exists()]
     made = code == 0
     if code and not (args.strict or args.dry_run) and 0 < len(missing) < len(names):
         print(
-            f"nfcore: {', '.join(missing)}: failed, and a book is made without them; --strict makes none then",
+            f"nfcore: {', '.join(missing)}: failed, and the book says so; --strict makes none then",
             file=sys.stderr,
         )
-        made = _snakemake(args, [*config, f"missing={'+'.join(missing)}"], []) == 0
+        made = _snakemake(args, [*config, f"missing={'+'.join(missing)}"], "The book without them", []) == 0
     if made and not args.dry_run:
         print(f"The book of preset {preset.preset}: open {build / 'html' / 'index.html'}")
     return code
@@ -297,10 +298,11 @@ def study(args: argparse.Namespace) -> int:
         return 0
     study, stage = Study.with_stage(args.stage)
     missing = study.missing(stage)
-    print(f"Stage {args.stage}: {len(study.experiments(stage))} runs, {len(missing)} to train", flush=True)
+    announcement = f"Stage {args.stage}: {len(study.experiments(stage))} runs, {len(missing)} to train"
     if args.dry_run:
+        print(announcement)
         return 0
-    if missing and (code := _snakemake(args, [f"study={args.stage}"], missing)):
+    if missing and (code := _snakemake(args, [f"study={args.stage}"], announcement, missing)):
         return code
     print(study.record())
     return 0

@@ -396,12 +396,12 @@ for plan, record in zip(planned, recorded, strict=True):
     if record["provenance"]["device"] == made.loc["training", "device"] and not record["diverged"]:
         shape = f"{FAMILIES[plan.experiment.model.family]}, T = {plan.experiment.data.context}"
         table.append({"runs of": shape, "planned": plan.seconds, "taken": taken["wall_seconds"]})
-compared = pd.DataFrame(table)
+compared = pd.DataFrame(table, columns=["runs of", "planned", "taken"])
 compared["ratio"] = compared["taken"] / compared["planned"]
 by_shape = compared.groupby("runs of", sort=False)
-glue(plan_ratio=f"{compared['ratio'].median():.2f}", plan_ratio_low=f"{compared['ratio'].min():.2f}")
-glue(plan_ratio_high=f"{compared['ratio'].max():.2f}")
-markdown_table(
+spans = {"": compared["ratio"].median(), "_low": compared["ratio"].min(), "_high": compared["ratio"].max()}
+glue(**{f"plan_ratio{name}": f"{value:.2f}" if len(compared) else "unknown" for name, value in spans.items()})
+comparison = markdown_table(
     pd.DataFrame(
         {
             "runs": by_shape.size().map(str),
@@ -413,6 +413,8 @@ markdown_table(
         }
     ).reset_index()
 )
+other = f"The recorded runs were made on {recorded[0]['provenance']['device']}, which the benchmark above has not seen."
+comparison if len(compared) else Markdown(other)
 
 # %% [markdown]
 # Parameters and tokens are as planned in every run that came to its end; the cell fails otherwise.

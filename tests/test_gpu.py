@@ -174,12 +174,9 @@ def test_two_calls_and_what_is_taken_over(
 # --- check ------------------------------------------------------------------------------------------------------
 
 
-def test_check_writes_what_the_page_speed_reads(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
-    monkeypatch.setattr(gpu, "PARTS", {"equality": 1.0, "training": 0.0})  # the second has no time
-    assert gpu.main(["check", "--tiny", "--out", str(tmp_path)]) in (1, 75)
-    assert "training: exit code 75" in capfd.readouterr().out
+def test_check_writes_what_the_page_speed_reads(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "PARTS", {"equality": 1.0})
+    assert gpu.main(["check", "--tiny", "--out", str(tmp_path)]) == 0
     assert [path.name for path in tmp_path.glob("*.json")] == ["equality.json"]
     written = json.loads((tmp_path / "equality.json").read_text())
     assert {row["kind"] for row in written["rows"]} == {"parity", "path"}
