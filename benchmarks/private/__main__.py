@@ -62,6 +62,10 @@ MEASURED: dict[str, dict[str, list[Shape]]] = {
 }
 
 
+for shapes in MEASURED.values():
+    shapes |= {"other form": shapes["activation"], "other softmax": shapes["softmax"]}
+
+
 def planned(protocol: str, only: Sequence[str] = tuple(OPERATIONS), largest: float = np.inf) -> list[tuple[str, Shape]]:
     """Operations and shapes with at most ``largest`` numbers as input, the small ones first."""
 

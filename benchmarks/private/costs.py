@@ -47,16 +47,16 @@ def features(operation: str, shape: Sequence[int]) -> list[float]:
         *batch, rows, inner, columns = shape
         count = math.prod(batch)
         return [1, count * inner * (rows + columns), count * rows * columns]
-    if OPERATIONS[operation].kind in ("norm", "softmax"):
+    if OPERATIONS[operation].kind in ("norm", "softmax", "other softmax"):
         return [1, math.prod(shape), math.prod(shape[:-1])]
     return [1, math.prod(shape)]
 
 
-def law(rows: Iterable[Row]) -> Row | None:
+def law(rows: Iterable[Row], shape: Sequence[int]) -> Row | None:
     """The bytes at any size, from the measured rows of one operation and protocol.
 
     Where a linear function of the features gives every measured size to within 1 %, that function: ``linear`` is true.
-    Otherwise the price of an element at the largest measured size; None for a product, which has no such price.
+    Otherwise the price of an element at ``shape``; None for a product, which has no such price.
     """
     rows = sorted(rows, key=lambda row: math.prod(row["shape"]))
     operation = rows[0]["operation"]
@@ -67,8 +67,9 @@ def law(rows: Iterable[Row]) -> Row | None:
     if not linear:
         if operation == "product":
             return None
+        (at,) = (number for number, row in enumerate(rows) if row["shape"] == [*shape])
         fit = np.zeros_like(fit)
-        fit[1] = sent[-1] / counts[-1, 1]
+        fit[1] = sent[at] / counts[at, 1]
     return {
         **{key: rows[0][key] for key in ("protocol", "operation")},
         "label": OPERATIONS[operation].label,
@@ -80,12 +81,24 @@ def law(rows: Iterable[Row]) -> Row | None:
 
 
 def laws(rows: Iterable[Row]) -> list[Row]:
-    """The law of every protocol and operation that has one."""
+    """The law of every protocol and operation that has one.
+
+    Prices of one kind of operation are taken at the largest shape that all of the kind have, so that they compare.
+    """
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row["bytes"] is not None and row["operation"] in OPERATIONS:
             groups[row["protocol"], row["operation"]].append(row)
-    return [found for group in groups.values() if (found := law(group))]
+    common: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for (protocol, operation), group in groups.items():
+        shapes = {tuple(row["shape"]) for row in group}
+        kind = protocol, OPERATIONS[operation].kind
+        common[kind] = common.get(kind, shapes) & shapes
+    found = []
+    for (protocol, operation), group in groups.items():
+        shape = max(common[protocol, OPERATIONS[operation].kind], key=math.prod)
+        found.append(law(group, shape))
+    return [one for one in found if one]
 
 
 def parts(settings: Mapping[str, Any], context: int) -> list[tuple[str, str, tuple[int, ...], int]]:

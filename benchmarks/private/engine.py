@@ -246,6 +246,7 @@ def _party(rank: int, ports: tuple[int, int], settings: Settings, pipe: Connecti
 
         description = libspu.link.Desc()
         description.recv_timeout_ms = int(settings.timeout * 1000)
+        description.connect_retry_times, description.connect_retry_interval_ms = int(START), 1000
         for number, port in enumerate(ports):
             description.add_party(f"party{number}", f"{HOST}:{port}")
         link = libspu.link.create_brpc(description, rank)
@@ -256,7 +257,8 @@ def _party(rank: int, ports: tuple[int, int], settings: Settings, pipe: Connecti
     except EOFError:  # no more programs
         return
     except Exception as error:
-        pipe.send(str(error).strip().splitlines()[0] or type(error).__name__)
+        said = str(error).replace("what:", "").split()  # SPU's messages go over many lines
+        pipe.send(" ".join(said)[:300] or type(error).__name__)
 
 
 def _compute(

@@ -130,7 +130,7 @@ def product(x: Array, w: Array) -> Array:
 
 @dataclass(frozen=True)
 class Operation:
-    """``kind``: activation, norm, softmax, product or other; sets which shapes are measured. ``parameters``: inputs
+    """``kind``: sets which shapes are measured, and what is compared with what. ``parameters``: inputs
     beyond x, the scalars ``scale`` and ``shift`` or vectors of the width; all secret."""
 
     kind: str
@@ -156,8 +156,8 @@ OPERATIONS = {
     "scale": Operation("other", "scaling of scores", scale),
     "rotary": Operation("other", "rotary positions", rotary),
     "product": Operation("product", "matrix product", product, ("w",)),
-    "gelu_erfc": Operation("activation", "GELU, erf form by erfc", gelu_erfc),
-    "softmax_division": Operation("softmax", "softmax by a division for each element", softmax_division),
+    "gelu_erfc": Operation("other form", "GELU, erf form by erfc", gelu_erfc),
+    "softmax_division": Operation("other softmax", "softmax by a division for each element", softmax_division),
 }
 
 
