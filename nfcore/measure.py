@@ -79,7 +79,7 @@ def sequences_of(network: Any, tokenizer: Any, text: Path, context: int, sequenc
 
 
 def measure(network: Any, ids: Any, progress: Callable[[int], None] = lambda done: None) -> pd.DataFrame:
-    """A row per layer and head with ``COLUMNS`` of :func:`nfcore.attention_statistics`, over token ids (B, T).
+    """A row per layer and head with ``COLUMNS`` of :func:`~nfcore.meter.attention_statistics`, over token ids (B, T).
 
     ``progress`` is called with the number of sequences that are done.
     """

@@ -34,8 +34,8 @@ def recording(model: Any, measure: Measure) -> Iterator[None]:
     """Call ``measure(layer, how)`` at every causal self-attention of a transformers model, in order.
 
     ``layer`` is the layer's own number in the model; ``how`` holds the queries, the keys and the other arguments of
-    :func:`nfcore.attention_rows`. The model is in evaluation mode and runs uncompiled meanwhile. Afterwards all is as
-    before.
+    :func:`~nfcore.entropy.attention_rows`. The model is in evaluation mode and runs uncompiled meanwhile. Afterwards
+    all is as before.
 
     Raises:
         SettingsError: no layer of the model calls transformers' attention interface with causal self-attention.
@@ -134,8 +134,8 @@ def _how(
     position_bias: Tensor | None = None,
     **_: Any,
 ) -> dict[str, Any] | None:
-    """The arguments of :func:`nfcore.attention_rows` for a call of an attention function of transformers; None if it
-    is no causal self-attention."""
+    """The arguments of :func:`~nfcore.entropy.attention_rows` for a call of an attention function of transformers; None
+    if it is no causal self-attention."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     queries = query.shape[2]
     how: dict[str, Any] = dict(scale=None if scaling is None else float(scaling), causal=False, softcap=softcap)
@@ -303,7 +303,7 @@ def head_entropy(model: Any, batch: Any, *, method: str = "auto") -> Tensor:
             encoder's) or that looks at another sequence has no row.
         batch: token ids (B, T) or (T), as tensor, array or lists, or a mapping that holds all that the model's forward
             pass takes. Of each query the keys that the mask allows are measured; padding has no row.
-        method: of :func:`nfcore.attention_entropy`.
+        method: of :func:`~nfcore.entropy.attention_entropy`.
 
     Rows that are not finite are left out; a head with none left is NaN.
 

@@ -178,7 +178,7 @@ def causal_attention(
 
 
 class QKV(nn.Linear):
-    """Queries, keys and values (B, T, 3 D) of x (B, T, D), with the bias of :class:`Attention` in the same product.
+    """Queries, keys and values (B, T, 3 D) of x (B, T, D), with the bias of ``Attention`` in the same product.
 
     In half precision a sum that is added later is rounded twice, and the runs on record were rounded once.
     """
@@ -405,7 +405,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         the sum over ``num_items_in_batch``. Arguments and outputs are those of Hugging Face's GPT-2, with two
         differences: positions are counted from the first token that ``attention_mask`` (B, T) shows, and a model in
         training keeps no cache unless ``use_cache`` asks for one. ``cache`` is transformers' new name for
-        ``past_key_values``. To measure attention entropy use :func:`nfcore.head_entropy`, which needs no maps.
+        ``past_key_values``. To measure attention entropy use :func:`~nfcore.meter.head_entropy`, which needs no maps.
 
         A model in training with ``labels`` leaves the logits out where its attribute ``loss_alone`` is set, and does
         not even hold those of all tokens at a time where ``chunked_loss`` is.

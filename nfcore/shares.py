@@ -1,6 +1,6 @@
 """What a head entropy is measured against: its ceiling, and quarters of the range below it. No torch.
 
-Entropies are arrays of any shape, in nats; a head's entropy is what :func:`nfcore.head_entropy` gives.
+Entropies are arrays of any shape, in nats; a head's entropy is what :func:`~nfcore.meter.head_entropy` gives.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def entropy_ceiling(
     """Mean over rows of attention of the largest possible row entropy, ln of the keys that the row may see, in nats.
 
     Without more than a ``context`` of T positions that is the causal ceiling, the mean of ln i over 1..T, ln(T!)/T. The
-    other arguments are those of :func:`nfcore.attention_entropy`, on top of the causal mask: ``mask`` (..., T, T), true
-    where a key is seen; ``padding`` (B, T), true or 1 for tokens; ``window``; ``chunk``. Rows that are padding or see
-    no key are left out.
+    other arguments are those of :func:`~nfcore.entropy.attention_entropy`, on top of the causal mask: ``mask``
+    (..., T, T), true where a key is seen; ``padding`` (B, T), true or 1 for tokens; ``window``; ``chunk``. Rows that are
+    padding or see no key are left out.
 
     >>> round(entropy_ceiling(128), 4)
     3.8782
