@@ -24,8 +24,8 @@ def entropy_ceiling(
 
     Without more than a ``context`` of T positions that is the causal ceiling, the mean of ln i over 1..T, ln(T!)/T. The
     other arguments are those of :func:`~nfcore.entropy.attention_entropy`, on top of the causal mask: ``mask``
-    (..., T, T), true where a key is seen; ``padding`` (B, T), true or 1 for tokens; ``window``; ``chunk``. Rows that are
-    padding or see no key are left out.
+    (..., T, T), true where a key is seen; ``padding`` (B, T), true or 1 for tokens; ``window``; ``chunk``. Rows that
+    are padding or see no key are left out.
 
     >>> round(entropy_ceiling(128), 4)
     3.8782
