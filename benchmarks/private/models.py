@@ -107,7 +107,7 @@ def random(shape: str, configuration: str, context: int, seed: int = 0) -> Model
         settings["intermediate_size"] or 4 * settings["hidden_size"],
         settings["vocab_size"],
     )
-    sizes = {"embed.weight": (v, d), "lm_head.weight": (v, d)}
+    sizes: dict[str, tuple[int, ...]] = {"embed.weight": (v, d), "lm_head.weight": (v, d)}
     if settings["family"] == "gpt2":
         sizes["positions.weight"] = (context, d)
     for layer in range(settings["num_hidden_layers"]):
