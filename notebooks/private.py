@@ -17,7 +17,7 @@
 # bytes? And how do our counts compare with the published ones?
 
 # %% tags=["parameters", "hide-input"]
-preset = "study"  # whose perplexities the frontier shows: study, or a preset that is recorded
+preset = "transient"  # whose perplexities the frontier shows: study, transient, or a preset that is recorded
 source = "recorded"  # recorded: nothing runs here; local: also measure some operations again, where SPU is installed
 
 # %% tags=["hide-input"]

@@ -264,4 +264,4 @@ def test_every_operation_is_recorded_at_several_sizes() -> None:
                 sizes.setdefault(row["operation"], []).append(row["bytes"])
         assert sizes.pop("set-up")
         assert len(sizes) == 18, protocol
-        assert all(len(found) >= 3 for found in sizes.values()), protocol
+        assert all(len(found) >= 2 for found in sizes.values()), protocol

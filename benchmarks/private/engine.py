@@ -164,15 +164,19 @@ class Parties:
         answers: dict[int, Any] = {}
         failure = ""
         while len(answers) < 2 and not failure:
-            open_pipes = {self.pipes[rank]: rank for rank in (0, 1) if rank not in answers}
-            ready = wait(list(open_pipes), max(0.0, deadline - time.monotonic()))
+            open_pipes: dict[Any, int] = {self.pipes[rank]: rank for rank in (0, 1) if rank not in answers}
+            ready: list[Any] = wait(list(open_pipes), max(0.0, deadline - time.monotonic()))
             if not ready:
                 silent = " and ".join(map(str, open_pipes.values()))
                 failure = f"no {what} from party {silent} in {seconds:g} s"
             for pipe in ready:
-                rank = open_pipes[pipe]  # type: ignore[index]
+                rank = open_pipes[pipe]
                 try:
+<<<<<<< HEAD
                     answers[rank] = pipe.recv()  # type: ignore[union-attr, call-arg]
+=======
+                    answers[rank] = pipe.recv()
+>>>>>>> private
                 except (EOFError, OSError):
                     self.processes[rank].join(5)
                     failure = (
