@@ -172,11 +172,7 @@ class Parties:
             for pipe in ready:
                 rank = open_pipes[pipe]
                 try:
-<<<<<<< HEAD
-                    answers[rank] = pipe.recv()  # type: ignore[union-attr, call-arg]
-=======
                     answers[rank] = pipe.recv()
->>>>>>> private
                 except (EOFError, OSError):
                     self.processes[rank].join(5)
                     failure = (
