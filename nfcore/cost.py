@@ -384,7 +384,8 @@ def known_device(name: str) -> str:
 
 
 def usual_device(gpu: bool) -> str:
-    """What time is planned for where no device is named: an older card, or where preset quick was recorded."""
-    return (
-        "A100" if gpu else next((m.device for m in recorded(runs.read_records(runs.recorded_dir("quick")))), "unknown")
-    )
+    """What time is planned for where no device is named: an older card, or the benchmarked processor."""
+    if gpu:
+        return "A100"
+    known = [*benchmarked(), *recorded(runs.read_records(runs.recorded_dir("quick")))]
+    return next((measured.device for measured in known), "unknown")
