@@ -124,7 +124,7 @@ panel.set(yscale="log", xlabel="optimiser step", ylabel="largest |attention scor
 panel.legend()
 most = max(highest, key=highest.get)
 finding = f"The largest score is {float(f'{highest[most]:.3g}'):,g} ({most}). "
-finding += f"Diverged: {'; '.join(stopped)}." if stopped else "None of these runs diverged."
+finding += f"Diverged: {'; '.join(stopped)}." if stopped else "No run diverged."
 show_figure(figure, own, finding=finding)
 
 # %% [markdown]
