@@ -6,9 +6,9 @@ Where there is a network, once; leaves all that a call has to take along, at mos
 
 On the GPU machine, in a copy of the checkout with that folder; needs torch 2.11 and transformers 5.17 or later::
 
-    python3 -m pip install -q --no-index --no-deps --target /tmp/site data/gpu/carry/*.whl
-    PYTHONPATH=/tmp/site python3 -m tools.gpu check --out "$OUT"
-    PYTHONPATH=/tmp/site python3 -m tools.gpu train --out "$OUT"
+    python3 -m pip install -q --no-index --no-deps --target _build/site data/gpu/carry/*.whl
+    PYTHONPATH=_build/site python3 -m tools.gpu check --out "$OUT"
+    PYTHONPATH=_build/site python3 -m tools.gpu train --out "$OUT"
 
 Each takes at most ``--minutes`` (9) and writes what it has as soon as it has it: ``check`` the files of the page Speed,
 ``train`` one archive of records and tables, ``runs.tar.xz``. With that archive in ``data/gpu/carry`` another ``train``
