@@ -94,7 +94,7 @@ def sha256(text: str) -> str:
 
 
 def token_type(vocab_size: int) -> str:
-    """Of the token files: numbers 0..65535 fit 16 bits."""
+    """The dtype of the token files: numbers 0..65535 fit 16 bits."""
     return "<u2" if vocab_size <= 2**16 else "<u4"
 
 
