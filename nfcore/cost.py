@@ -58,8 +58,11 @@ def parameters(model: ModelSettings) -> tuple[int, int]:
 
 
 def flops_per_token(model: ModelSettings, context: int) -> float:
-    """Operations of a forward and backward pass: 6 a parameter in a matrix product, and 12 L D T in attention, whose map
-    is counted whole although half is masked (Chowdhery et al. 2022, arXiv 2204.02311, appendix B; nanoGPT, llm.c)."""
+    """Operations of a forward and backward pass: 6 a parameter in a matrix product, and 12 L D T in attention.
+
+    The map is counted whole although half is masked (Chowdhery et al. 2022, arXiv 2204.02311, appendix B; nanoGPT,
+    llm.c).
+    """
     return 6 * parameters(model)[1] + 12 * model.num_hidden_layers * model.hidden_size * context
 
 
