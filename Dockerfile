@@ -1,6 +1,6 @@
 # The locked environment and the book of the committed notebooks:
 #   docker build --tag companion . && docker run --rm --publish 8000:8000 companion
-# serves it at http://localhost:8000. `docker run --rm companion python -m nfcore book smoke` trains and builds anew.
+# serves it at http://localhost:8000. `docker run --rm companion python -m nfbook build smoke` trains and builds anew.
 FROM python:3.12-slim
 
 # pip reads it. PyTorch's index of CPU builds, given by --build-arg, saves gigabytes of CUDA libraries.

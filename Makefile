@@ -38,7 +38,7 @@ help:
 	@echo "SYSTEM_TORCH=1 make book    take the torch that this machine has"
 
 book: $(ENVIRONMENT)
-	@.venv/bin/python -m nfcore book $(PRESET) $(if $(STRICT),--strict)
+	@.venv/bin/python -m nfbook build $(PRESET) $(if $(STRICT),--strict)
 
 # In some processes (tests/conftest.py); the tests of a file stay together.
 PYTEST := .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -66,11 +66,10 @@ audit:
 	_build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
 notebooks: $(ENVIRONMENT)
-	.venv/bin/python -c 'from nfcore.study import NOTEBOOKS; import pathlib; \
-		[print(p.stem, NOTEBOOKS.get(p.stem, "quick")) for p in sorted(pathlib.Path("notebooks").glob("*.py"))]' \
-	| while read -r name preset; do \
-		.venv/bin/python -m nfcore notebook "notebooks/$$name.py" "book/notebooks/$$name.ipynb" \
-			"preset=$$preset" source=recorded < /dev/null || exit 1; done
+	@for script in notebooks/*.py; do \
+		preset=$$(sed -n 's/^preset = "\(.*\)".*/preset=\1 source=recorded/p' "$$script"); \
+		.venv/bin/python -m nfbook notebook "$$script" "book/notebooks/$$(basename "$$script" .py).ipynb" $$preset \
+			|| exit 1; done
 	.venv/bin/python -m tools.readme
 
 bench: $(ENVIRONMENT)

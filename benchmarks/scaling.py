@@ -2,7 +2,7 @@
 
 ``peak``     measured: a large matrix product in fp32 and bf16, and the bandwidth of a copy
 ``scaling``  tokens/s, peak memory and model FLOP/s of training over one size at a time, the others as in the base;
-             what a token costs is :func:`nfcore.cost.flops_per_token`
+             what a token costs is :func:`nfbook.cost.flops_per_token`
 ``profile``  of GPT-2 124M: the share of an update's time that matrix products take, and what they reach of the peak
 """
 
@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.common import Options, Section, Target, in_a_process, seconds, spread
 from benchmarks.training import experiment, ours
-from nfcore.cost import PEAK_TFLOPS, card, flops_per_token
+from nfbook.cost import PEAK_TFLOPS, card, flops_per_token
 from nfcore.settings import Experiment
 
 

@@ -4,7 +4,7 @@
 ``first step``        a run of one update on ready token files, checkpoint and record included, over one of no update's
                       parts: everything but training
 ``resume``            a run of the study's size that finds a checkpoint at its last step but one
-``rebuild``           ``python -m nfcore book smoke`` when nothing has changed
+``rebuild``           ``python -m nfbook build smoke`` when nothing has changed
 ``checkpoint``        writing one: model, optimiser, schedule, random state and telemetry, while training waits
 """
 

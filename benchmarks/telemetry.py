@@ -107,7 +107,7 @@ def run(options: Options) -> Section:
 
 def probe_row(name: str, options: Options) -> dict[str, Any]:
     # Not at the top, for the processes that measure memory import this module and need only torch.
-    from nfcore.presets import Preset
+    from nfbook.presets import Preset
     from nfcore.training import Training
 
     preset, changes, steps, probes = PROBES[name]

@@ -1,4 +1,4 @@
-"""Train runs, measure attention entropy, execute notebooks, build the book.
+"""Prepare data, train runs, measure attention entropy, look after finished runs.
 
 Exit codes: 2 wrong input, or files that cannot be read or written; 3 a run that diverged, which is recorded; 4 out of
 memory; 130 and 143 stopped by SIGINT and SIGTERM.
@@ -11,54 +11,20 @@ import errno
 import gc
 import os
 import signal
-import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nfcore import faults
-from nfcore.settings import DTYPES, Experiment, SettingsError, checkout_file, override, project_root, read_yaml
-
-
-# Modules of the extra `book` that commands import.
-BOOK = (
-    "datasets",
-    "IPython",
-    "jupytext",
-    "matplotlib",
-    "myst_nb",
-    "nbformat",
-    "papermill",
-    "scipy",
-    "tabulate",
-    "tqdm",
-)
+from nfcore.settings import DTYPES, Experiment, SettingsError, override, project_root, read_yaml
 
 
 def read_experiment(source: str, assignments: list[str]) -> Experiment:
-    """An experiment from a YAML file or, written ``PRESET/ID``, from a preset's grid, with ``section.field=value``."""
-    from nfcore import study
-    from nfcore.presets import PRESETS
-
-    preset, slash, run = source.partition("/")
-    if slash and preset in (*PRESETS, *study.STUDIES) and not Path(source).exists():
-        found = [e for e in _grid(preset) if e.id == run]
-        if not found:
-            raise SettingsError(f"{source}: preset {preset} has no run {run}; `runs list {preset}` shows them")
-        experiment = found[0]
-        return Experiment.from_dict(override(experiment.to_dict(), assignments)) if assignments else experiment
+    """An experiment from a YAML file, with ``section.field=value`` over it."""
     return Experiment.from_dict(override(read_yaml(source), assignments))
-
-
-def _grid(preset: str) -> list[Experiment]:
-    """All runs of a preset or of a study."""
-    from nfcore import study
-    from nfcore.presets import Preset
-
-    return (study.Study if preset in study.STUDIES else Preset).load(preset).experiments()
 
 
 def train(args: argparse.Namespace) -> int:
@@ -104,13 +70,6 @@ def entropy(args: argparse.Namespace) -> None:
 def list_runs(args: argparse.Namespace) -> None:
     from nfcore import runs
 
-    if args.preset:
-        for e in _grid(args.preset):
-            record = runs.read_record(runs.runs_dir() / e.id)
-            print(
-                f"{e.id}  {record['status'] if record else 'not run':9}  {e.name}, {e.training.steps or 'epoch'} steps"
-            )
-        return
     frame = runs.load_runs().runs
     if frame.empty:
         raise SettingsError(f"{runs.runs_dir()}: no finished runs")
@@ -131,16 +90,6 @@ def verify_runs(args: argparse.Namespace) -> None:
     print(f"{len(names)} runs match their recorded hashes")
 
 
-def record_runs(args: argparse.Namespace) -> None:
-    from nfcore.runs import export
-    from nfcore.study import STUDIES, Study
-
-    if args.preset in STUDIES:
-        print(Study.load(args.preset).record())
-    else:
-        print(export(args.preset, [e.id for e in _grid(args.preset)]))
-
-
 def _record(run: str) -> tuple[Path, dict[str, Any]]:
     from nfcore import runs
 
@@ -151,218 +100,44 @@ def _record(run: str) -> tuple[Path, dict[str, Any]]:
     return directory, record
 
 
-def notebook(args: argparse.Namespace) -> None:
-    from nfcore.notebook import execute
-
-    print(execute(args.script, args.output, override({}, args.parameters)))
-
-
-def plan(args: argparse.Namespace) -> None:
-    from nfcore import cost
-
-    single = "/" in args.runs or Path(args.runs).is_file()
-    experiments = [read_experiment(args.runs, [])] if single else _grid(args.runs)
-    print(cost.report(experiments, cost.known_device(args.hardware) if args.hardware else cost.this_device()))
-
-
-def _snakemake(args: argparse.Namespace, config: list[str], announcement: str, experiments: list[Experiment]) -> int:
-    """Run the Snakefile, one Snakemake a folder, with a bar for the ``experiments`` that it trains; its exit code."""
-    from filelock import FileLock, Timeout
-
-    root = project_root()
-    command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root / "Snakefile")]
-    command += ["--config", *config]
-    if args.hardware:
-        from nfcore.cost import known_device
-
-        command += [f"hardware={known_device(args.hardware)}"]
-    if args.profile and not args.profile.is_dir():
-        raise SettingsError(f"--profile: {str(args.profile)!r} is not a folder with a Snakemake profile")
-    if args.profile and not args.dry_run and " " in sys.executable:
-        raise SettingsError(
-            f"--profile: {sys.executable!r} has a space, and Snakemake does not quote it in jobs' scripts"
-        )
-    environment = {"TOKENIZERS_PARALLELISM": "true", **os.environ}
-    (root / ".snakemake").mkdir(exist_ok=True)
-    try:
-        # Held by every live Snakemake of this folder (see the Snakefile), and gone with it however it ends: so what
-        # Snakemake's own lock says is stale when this one is free.
-        with FileLock(root / ".snakemake" / "nfcore.lock", timeout=0):
-            stale = any((root / ".snakemake" / "locks").glob("*"))
-    except Timeout:
-        raise SettingsError(f"{root}: another Snakemake is at work here; wait for it or stop it") from None
-    if stale and subprocess.run([*command, "--unlock", "--quiet"], env=environment).returncode:
-        raise SettingsError(f"{root}: the lock of an earlier Snakemake could not be removed")
-    print(announcement, flush=True)
-    here = ["--cores", str(args.cores), "--resources", "gpu=1"]
-    command += ["--profile", str(args.profile.resolve())] if args.profile else here
-    command += ["--rerun-incomplete", "--keep-going", "--quiet", "all", *(["--dry-run"] if args.dry_run else [])]
-    with subprocess.Popen(command, env=environment) as child:
-        try:
-            return child.wait() if args.dry_run else _watch(child, experiments)
-        except KeyboardInterrupt as stop:
-            if isinstance(stop, faults.Stopped):  # came to this process alone, as Ctrl-C does not
-                _terminate_children()
-            child.wait()  # until the runs have their checkpoints
-            raise
-
-
-def _watch(child: subprocess.Popen[bytes], experiments: list[Experiment]) -> int:
-    """Show one bar for all ``experiments`` until ``child`` ends; its exit code.
-
-    A run counts by its tokens; all count the same if one is a whole epoch, whose tokens are not counted yet.
-    """
-    from tqdm import tqdm
-
-    from nfcore.runs import runs_dir
-
-    tokens = [(e.training.steps or 0) * e.training.batch_size * e.data.context for e in experiments]
-    sizes = tokens if all(tokens) else [1] * len(tokens)
-    done = [0.0] * len(experiments)
-
-    def made() -> float:
-        for i, e in enumerate(experiments):
-            with suppress(OSError, ValueError):
-                done[i] = float((runs_dir() / e.id / "progress").read_text())
-            if (runs_dir() / e.id / "record.json").exists():
-                done[i] = 1.0
-        return sum(size * share for size, share in zip(sizes, done, strict=True))
-
-    every = 0.5 if sys.stderr.isatty() else 30  # without a terminal a line every half minute
-    form = "{desc}: {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left"
-    with tqdm(
-        total=sum(sizes), initial=made(), bar_format=form, smoothing=0, mininterval=every, disable=not sizes
-    ) as bar:
-        while child.poll() is None:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(1)
-            bar.set_description(f"{done.count(1.0)} of {len(done)} runs", refresh=False)
-            bar.update(made() - bar.n)
-    return child.returncode
-
-
-def _terminate_children() -> None:
-    import psutil
-
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
-
-
-def book(args: argparse.Namespace) -> int:
-    """Run the whole grid of a preset and build its book, through the Snakefile."""
-    from nfcore.presets import Preset
-    from nfcore.runs import MEASUREMENT_VERSION, read_record, runs_dir
-
-    preset = Preset.load(args.preset)
-    checkout_file("Snakefile")
-    if preset.preset in ("gpu", "paper") and not args.dry_run and not args.profile:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise SettingsError(f"preset: {preset.preset!r} needs a CUDA device; smoke and quick run on a CPU")
-    experiments = preset.experiments()
-    records = [read_record(runs_dir() / e.id) for e in experiments]
-    missing_runs = [e for e, record in zip(experiments, records, strict=True) if record is None]
-    announcement = f"Preset {preset.preset}: {len(records)} runs, {len(missing_runs)} to train"
-    changed = sum(r is not None and r["provenance"]["measurement"] != MEASUREMENT_VERSION for r in records)
-    if changed:
-        print(
-            f"{changed} finished runs were made with another measurement version than the present; "
-            "`python -m nfcore train PRESET/ID fresh=true` retrains one",
-            file=sys.stderr,
-        )
-    config = [f"preset={preset.preset}"]
-    code = _snakemake(args, config, announcement, missing_runs)
-    build = project_root() / "_build" / preset.preset
-    names = sorted(path.stem for path in (project_root() / "notebooks").glob("*.py"))
-    missing = [name for name in names if not (build / "notebooks" / f"{name}.ipynb").exists()]
-    made = code == 0
-    if code and not (args.strict or args.dry_run) and 0 < len(missing) < len(names):
-        print(
-            f"nfcore: {', '.join(missing)}: failed, and the book says so; --strict makes none then",
-            file=sys.stderr,
-        )
-        made = _snakemake(args, [*config, f"missing={'+'.join(missing)}"], "The book without them", []) == 0
-    if made and not args.dry_run:
-        print(f"The book of preset {preset.preset}: open {build / 'html' / 'index.html'}")
-    return code
-
-
-def study(args: argparse.Namespace) -> int:
-    """Train what is missing of a stage, through the Snakefile, and record it; without a stage say how all stand."""
-    from nfcore.study import Study
-
-    if args.stage is None:
-        print(Study.load().state().to_string(index=False))
-        return 0
-    study, stage = Study.with_stage(args.stage)
-    missing = study.missing(stage)
-    announcement = f"Stage {args.stage}: {len(study.experiments(stage))} runs, {len(missing)} to train"
-    if args.dry_run:
-        print(announcement)
-        return 0
-    if missing and (code := _snakemake(args, [f"study={args.stage}"], announcement, missing)):
-        return code
-    print(study.record())
-    return 0
-
-
-def claims(args: argparse.Namespace) -> int:
-    """Print the verdicts; exit with 1 if a recorded one does not follow from the recorded runs."""
-    from nfcore.study import STUDIES, Study
-
-    studies = [Study.load(name, args.source) for name in args.study or STUDIES]  # first: an installed package has none
-    from nfcore import claims as ledger
-
-    code = 0
-    for study in studies:
-        found = ledger.summary(ledger.statistics(study.runs(), study), study.name)
-        print(f"{study.name}\n{found.to_markdown(index=False, tablefmt='simple', floatfmt='.3f')}\n")
-        if args.record:
-            print(ledger.record(found, study.name))
-        elif args.source == "recorded":
-            for line in ledger.outdated(found, study.name):
-                print(f"nfcore: {study.name}: {line}", file=sys.stderr)
-                code = 1
-    return code
-
-
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m nfcore", description=__doc__)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
+    add_run_commands(commands)
+    add_entropy(commands)
+    group = commands.add_parser("runs", help="list, show, verify").add_subparsers(required=True)
+    command(group, "list", list_runs, "finished runs of this machine")
+    command(group, "show", show_run, "settings, results and provenance of a run").add_argument("run")
+    sub = command(group, "verify", verify_runs, "compare files with their recorded hashes")
+    sub.add_argument("run", nargs="?")
+    return root
 
-    def command(name: str, run: Any, text: str, parent: Any = commands) -> argparse.ArgumentParser:
-        sub = parent.add_parser(name, help=text, description=text)
-        sub.set_defaults(action=run)  # "run" is an argument of some commands
-        return sub
 
-    def scheduled(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--cores", type=int, default=os.cpu_count(), help="of this machine (default: all)")
-        sub.add_argument("--profile", type=Path, help="a folder of profiles/: train on a cluster")
-        sub.add_argument("--hardware", help="what the time of a cluster's jobs is planned for, as in `plan`")
-        sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
+def command(parent: Any, name: str, run: Callable[..., Any], text: str) -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text)
+    sub.set_defaults(action=run)  # "run" is an argument of some commands
+    return sub
 
+
+def add_run_commands(commands: Any) -> None:
     for name, run, text in (
         ("train", train, "train one run, resume it, or find it finished (fresh=true: train it again)"),
         ("data", data, "prepare the token files of an experiment"),
     ):
-        sub = command(name, run, text)
-        sub.add_argument(
-            "experiment", metavar="EXPERIMENT.yaml", help="a settings file, or PRESET/ID of a preset's run"
-        )
+        sub = command(commands, name, run, text)
+        sub.add_argument("experiment", metavar="EXPERIMENT.yaml", help="a settings file")
         sub.add_argument("settings", nargs="*", metavar="section.field=value")
         if name == "train":
             sub.add_argument("--report-to", action="append", default=[], help="tensorboard, wandb, trackio, ...")
             sub.add_argument("--quiet", action="store_true", help="no progress")
-            sub.add_argument(
-                "--fsdp", action="store_true", help="shard the model over the processes of torchrun (FSDP2)"
-            )
+            sub.add_argument("--fsdp", action="store_true", help="shard the model over torchrun's processes (FSDP2)")
         else:
             sub.add_argument("--processes", type=int, default=1, metavar="N", help="how many tokenise at once")
             sub.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
 
-    sub = command("entropy", entropy, "attention entropy per head of a saved or Hub model on a text")
+
+def add_entropy(commands: Any) -> None:
+    sub = command(commands, "entropy", entropy, "attention entropy per head of a saved or Hub model on a text")
     sub.add_argument("model", help="a run's id, a directory of a saved model, or a Hub name")
     sub.add_argument("text", type=Path, nargs="+", help="a UTF-8 text file")
     sub.add_argument("--context", type=int, default=128, help="tokens a sequence (default 128)")
@@ -370,51 +145,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default cpu)")
     sub.add_argument("--dtype", choices=DTYPES, help="of the model (default: as its weights are saved)")
     sub.add_argument("--csv", type=Path, help="write what is measured of each head, a line per layer and head")
-    sub.add_argument(
-        "--plot", type=Path, help="write a picture of the heads' entropy over its ceiling (.png, .svg, ...)"
-    )
-
-    group = commands.add_parser("runs", help="list, show, verify, record").add_subparsers(required=True)
-    sub = command("list", list_runs, "finished runs of this machine, or the runs of a preset and their state", group)
-    sub.add_argument("preset", nargs="?")
-    command("show", show_run, "settings, results and provenance of a run", group).add_argument("run")
-    command("verify", verify_runs, "compare files with their recorded hashes", group).add_argument("run", nargs="?")
-    sub = command("record", record_runs, "copy the finished grid of a preset to data/recorded/", group)
-    sub.add_argument("preset")
-
-    sub = command("notebook", notebook, "execute a notebook script: jupytext, papermill, the same bytes each time")
-    sub.add_argument("script", type=Path)
-    sub.add_argument("output", type=Path)
-    sub.add_argument("parameters", nargs="*", metavar="name=value")
-
-    sub = command(
-        "claims", claims, "verdicts on claims, confounds and mechanism; 1 if a recorded one no longer follows"
-    )
-    sub.add_argument("study", nargs="*", help="study, transient (default: both)")
-    sub.add_argument("--source", choices=("recorded", "local"), default="recorded")
-    sub.add_argument("--record", action="store_true", help="write the verdicts beside the recorded runs")
-
-    sub = command("study", study, "train what is missing of a stage and record it; without a stage say how all stand")
-    sub.add_argument(
-        "stage", nargs="?", help="rates, table, pythia, linear, sizes, quick, or transient/STAGE (default: none)"
-    )
-    scheduled(sub)
-
-    sub = command("book", book, "run the grid of a preset and build its book")
-    sub.add_argument("preset", nargs="?", default="quick")
-    sub.add_argument("--strict", action="store_true", help="no book if a notebook failed; else one that says which")
-    scheduled(sub)
-
-    sub = command("plan", plan, "what runs take: parameters, tokens, memory, storage, hours")
-    sub.add_argument("runs", metavar="PRESET", help="a preset, study, transient, PRESET/ID, or a settings file")
-    sub.add_argument(
-        "--hardware", help="H100, A100, ..., or a device that runs are recorded of (default: this machine)"
-    )
-    return root
+    sub.add_argument("--plot", type=Path, help="write a picture of each head's entropy over its ceiling (.png, .svg)")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+    return run(parser().parse_args(arguments))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what a command line says; errors of the user and of the machine are one line and an exit code."""
     before = signal.signal(signal.SIGTERM, faults.stop)
     try:
         return args.action(args) or 0
@@ -426,14 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return failed(f"{where}{error.strerror or error}", 2)
     except ImportError as error:
-        extra = "; it is in nfcore's extra `book`, which `make` installs in a checkout" if error.name in BOOK else ""
-        return failed(f"{error}{extra}", 2)
+        return failed(f"{error}; `pip install {error.name}`, or nfcore's extra `book`, brings it", 2)
     except faults.OutOfMemory as error:
         return failed(error, faults.OUT_OF_MEMORY)
-    except RuntimeError as error:
-        if args.action is notebook:
-            return failed(error, 1)
-        raise
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
             return getattr(stop, "code", 130)

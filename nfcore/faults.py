@@ -100,10 +100,27 @@ def micro_batch(settings: TrainingSettings) -> int:
     return math.gcd(settings.batch_size // processes(), settings.micro_batch_size or settings.batch_size)
 
 
+def memory_bytes(experiment: Experiment, micro: int | None = None) -> float:
+    """Of training in one process, roughly: weights, gradients and AdamW's two moments in float32 (16 bytes a parameter)
+    and autocast's 16-bit copy of the weights; what the backward pass of a micro-batch (of ``micro`` sequences, or as
+    the settings say) needs of each layer; its logits."""
+    from nfcore.model import count_parameters  # which loads torch
+
+    model, settings = experiment.model, experiment.training
+    tokens = (micro or settings.micro_batch_size or settings.batch_size) * experiment.data.context
+    wide, low = (4 if kind == "float32" else 2 for kind in (model.residual_dtype, settings.precision))
+    # The stream and its normalised copy, twice; q, k, v and attention's output; the FFN; attention's log-sum-exp.
+    layer = (2 * wide + 6 * low) * model.hidden_size + 2 * low * (model.intermediate_size or 0)
+    layer += 4 * model.num_attention_heads
+    layers = model.num_hidden_layers * layer
+    if settings.gradient_checkpointing:
+        layers = model.num_hidden_layers * wide * model.hidden_size + layer
+    head = (2 * low + 12) * model.vocab_size  # logits and gradient; in float32 logits, log-softmax and gradient
+    return count_parameters(model)[0] * (16 + low % 4) + tokens * (layers + head)
+
+
 def advice(experiment: Experiment, available: float) -> str:
     """The largest micro-batch below the present one that is estimated to fit into ``available`` bytes."""
-    from nfcore.cost import memory_bytes
-
     settings = experiment.training
     part = settings.batch_size // processes()
     smaller = [n for n in range(micro_batch(settings) - 1, 0, -1) if part % n == 0]

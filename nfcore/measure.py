@@ -143,14 +143,13 @@ def picture(frames: dict[str, pd.DataFrame], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from nfcore.figures import entropy_map
-
     layers, heads = pivot(next(iter(frames.values())), "entropy").shape
     size = (len(frames) * (1.6 + 0.4 * heads), 1.2 + 0.3 * layers)
     figure, panels = plt.subplots(1, len(frames), figsize=size, squeeze=False, layout="constrained")
     for axes, (name, frame) in zip(panels[0], frames.items(), strict=True):
         over = pivot(frame, "entropy") / pivot(frame, "ceiling")
-        image = entropy_map(axes, over.to_numpy(), name, 1.0)
+        image = axes.imshow(over.to_numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axes.set(title=name, xlabel="head", ylabel="layer", xticks=range(heads))
         axes.set_yticks(range(layers), over.index)
     figure.colorbar(image, ax=panels[0], label="entropy / ceiling")
     try:

@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -484,3 +485,13 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
 
 AutoConfig.register("normfree", NormFreeConfig)
 AutoModelForCausalLM.register(NormFreeConfig, NormFreeForCausalLM)
+
+
+@cache
+def count_parameters(settings: ModelSettings) -> tuple[int, int]:
+    """Parameters, and those of them that multiply: a table that is only looked up does not, a tied head does."""
+    with torch.device("meta"):
+        model = NormFreeForCausalLM(NormFreeConfig(**vars(settings)))
+    tables = [model.positions, None if settings.tie_word_embeddings else model.embed]
+    count = model.num_parameters()
+    return count, count - sum(table.weight.numel() for table in tables if table is not None)

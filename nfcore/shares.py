@@ -6,7 +6,6 @@ Entropies are arrays of any shape, in nats; a head's entropy is what :func:`~nfc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -59,20 +58,6 @@ def entropy_ceiling(
     return float(np.log(keys[keys > 0]).mean())
 
 
-def early_layers(layers: int) -> range:
-    """The first half of a model's layers without layer 0, whose entropy is near the ceiling in every model.
-
-    >>> list(early_layers(6)), list(early_layers(12))
-    ([1, 2], [1, 2, 3, 4, 5])
-    """
-    return range(1, max(2, layers // 2))
-
-
-def late_layers(layers: int) -> range:
-    """The second half of a model's layers."""
-    return range(layers // 2, layers)
-
-
 def quartile_shares(entropy: Any, maximum: float) -> np.ndarray:
     """Share of heads in each quarter (``QUARTERS``) of [0, maximum]; heads that are not finite are left out.
 
@@ -86,14 +71,3 @@ def quartile_shares(entropy: Any, maximum: float) -> np.ndarray:
     quarter = np.clip(np.floor(4 * values / maximum), 0, 3).astype(int)
     counts = np.bincount(quarter, minlength=4)
     return counts / counts.sum() if counts.sum() else np.full(4, np.nan)
-
-
-def shares_by_convention(maps: Mapping[str, Any], context: int) -> dict[str, dict[str, np.ndarray]]:
-    """:func:`quartile_shares` of several models' head entropies under both conventions of Max.
-
-    Returns ``{"ceiling": {name: shares}, "largest observed": {name: shares}}``; the second takes one Max, the largest
-    entropy over all ``maps``.
-    """
-    largest = max(float(np.nanmax(np.asarray(m, dtype=float))) for m in maps.values())
-    conventions = {"ceiling": entropy_ceiling(context), "largest observed": largest}
-    return {c: {name: quartile_shares(m, top) for name, m in maps.items()} for c, top in conventions.items()}

@@ -32,7 +32,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from transformers.utils import logging as transformers_logging
 
 from nfcore import checkpoints, convert, faults, machine, runs
-from nfcore.cost import memory_bytes
 from nfcore.data import TokenData, prepare
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.optimizer import HFAdamW
@@ -524,7 +523,7 @@ def _run(
         )
     steps = settings.steps or len(tokens.train) // settings.batch_size
     if not quiet:
-        estimate, limit = memory_bytes(experiment, faults.micro_batch(settings)), faults.memory_limit()
+        estimate, limit = faults.memory_bytes(experiment, faults.micro_batch(settings)), faults.memory_limit()
         if estimate > limit:
             sizes = f"{estimate / 2**30:.1f} of {limit / 2**30:.1f} GiB"
             print(f"  {label}: {sizes} are estimated; {faults.advice(experiment, limit)}", file=sys.stderr)

@@ -17,7 +17,7 @@ preset = "study"  # this page shows the study, notebooks/params/study.yaml
 source = "recorded"  # recorded: data/recorded/study; local: those and this machine's runs
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 study = parameters(globals())
@@ -29,10 +29,10 @@ import pandas as pd
 from IPython.display import Markdown, display
 from scipy.stats import spearmanr, wasserstein_distance
 
-from nfcore.claims import of_cell, read_ledger, statistics, verdicts
-from nfcore.figures import STYLES, direct_labels, show_figure, use_style
-from nfcore.presets import MAIN, PAPER_TOKENS
-from nfcore.report import (
+from nfbook.claims import of_cell, read_ledger, statistics, verdicts
+from nfbook.figures import STYLES, direct_labels, show_figure, use_style
+from nfbook.presets import MAIN, PAPER_TOKENS
+from nfbook.report import (
     difference,
     final_heads,
     glue,
@@ -41,13 +41,14 @@ from nfcore.report import (
     published,
     recorded,
     said,
+    shares_by_convention,
     study_banner,
     study_runs,
     verdict_table,
     with_interval,
 )
-from nfcore.shares import entropy_ceiling, shares_by_convention
-from nfcore.study import Study
+from nfbook.study import Study
+from nfcore.shares import entropy_ceiling
 
 
 use_style()
@@ -124,7 +125,7 @@ study_banner(shown, study)
 # ## The rule in short
 #
 # The rule, the tests and the design were written before the first run of the study (`data/claims.yaml`,
-# `notebooks/params/study.yaml`). `python -m nfcore claims` prints the verdicts, and fails when a recorded one no longer follows.
+# `notebooks/params/study.yaml`). `python -m nfbook claims` prints the verdicts, and fails when a recorded one no longer follows.
 #
 # - **Pairs.** Runs with the same {term}`seed` see the same data in the same order. A {term}`contrast` is taken seed by seed; we show its mean
 #   with a 95 % t interval {eq}`eq-interval` {cite}`student1908probable`, and correct p over each family of tests by Holm's method

@@ -28,7 +28,7 @@ preset = "transient"  # this page shows the first study, notebooks/params/transi
 source = "recorded"  # recorded: data/recorded/transient; local: those and this machine's runs
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 study = parameters(globals())
@@ -41,10 +41,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.claims import OUTCOMES, contrast, decay_sum, interval, of_cell, statistics, verdicts
-from nfcore.figures import STYLES, direct_labels, show_figure, use_style
-from nfcore.presets import MAIN
-from nfcore.report import (
+from nfbook.claims import OUTCOMES, contrast, decay_sum, early_layers, interval, of_cell, statistics, verdicts
+from nfbook.figures import STYLES, direct_labels, show_figure, use_style
+from nfbook.presets import MAIN
+from nfbook.report import (
     ANSWERS,
     against,
     glue,
@@ -56,8 +56,8 @@ from nfcore.report import (
     verdict_table,
     with_interval,
 )
-from nfcore.shares import early_layers, entropy_ceiling
-from nfcore.study import SPARE
+from nfbook.study import SPARE
+from nfcore.shares import entropy_ceiling
 
 
 use_style()

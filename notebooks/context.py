@@ -23,7 +23,7 @@ training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
@@ -32,8 +32,8 @@ preset = parameters(globals())
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.presets import MAIN
-from nfcore.report import banner, final_heads, markdown_table, perplexities, published, relative_change, sources
+from nfbook.presets import MAIN
+from nfbook.report import banner, final_heads, markdown_table, perplexities, published, relative_change, sources
 from nfcore.shares import entropy_ceiling
 
 

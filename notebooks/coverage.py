@@ -13,28 +13,13 @@
 # class is built with a tiny random configuration and measured twice on the same tokens: by {py:func}`~nfcore.meter.head_entropy`,
 # and from the attention maps that the class itself returns with eager attention. `python -m benchmarks coverage` measures again.
 
-# %% tags=["parameters", "hide-input"]
-preset = "quick"  # smoke, quick, gpu or paper: this page shows no runs, and is the same for all
-source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
-seeds = None  # list of seeds; None, here and below: what the preset says
-models = None  # mapping, e.g. {gpt2: {num_hidden_layers: 4}}; replaces only the keys it holds, as those below
-data = None  # mapping, e.g. {corpus: path/to/folder}
-training = None  # mapping, e.g. {learning_rate: 0.001}
-steps = None  # mapping: updates of each budget, e.g. {main: 1200}
-
-# %% tags=["hide-input"]
-from nfcore.notebook import parameters
-
-
-preset = parameters(globals())
-
 # %% tags=["hide-input"]
 import json
 
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.report import glue, markdown_table
+from nfbook.report import glue, markdown_table
 from nfcore.settings import project_root
 
 

@@ -23,7 +23,7 @@ training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
@@ -33,9 +33,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.figures import STYLES, direct_labels, show_figure, use_style
-from nfcore.presets import MAIN
-from nfcore.report import against, banner, markdown_table, published, sources
+from nfbook.figures import STYLES, direct_labels, show_figure, use_style
+from nfbook.presets import MAIN
+from nfbook.report import against, banner, markdown_table, published, sources
 
 
 use_style()

@@ -27,7 +27,7 @@ preset = "transient"  # this page shows the first study, notebooks/params/transi
 source = "recorded"  # recorded: data/recorded/transient; local: those and this machine's runs
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 study = parameters(globals())
@@ -40,12 +40,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from nfcore.claims import statistics
-from nfcore.figures import STYLES
-from nfcore.presets import FAMILIES
-from nfcore.report import markdown_table, study_banner
+from nfbook.claims import statistics
+from nfbook.figures import STYLES
+from nfbook.presets import FAMILIES
+from nfbook.report import markdown_table, study_banner
+from nfbook.study import SPARE
 from nfcore.shares import QUARTERS, entropy_ceiling, quartile_shares
-from nfcore.study import SPARE
 
 
 shown = study.runs()

@@ -26,7 +26,7 @@ training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
@@ -36,8 +36,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.figures import STYLES, show_figure, use_style
-from nfcore.report import banner, markdown_table, published, sources
+from nfbook.figures import STYLES, show_figure, use_style
+from nfbook.report import banner, markdown_table, published, sources
 
 
 use_style()

@@ -24,7 +24,7 @@ training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
@@ -35,9 +35,9 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.figures import entropy_map, maps_over_steps, show_figure, use_style
-from nfcore.presets import MAIN
-from nfcore.report import (
+from nfbook.figures import entropy_map, maps_over_steps, show_figure, use_style
+from nfbook.presets import MAIN
+from nfbook.report import (
     NAMES,
     against,
     banner,

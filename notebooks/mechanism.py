@@ -31,7 +31,7 @@ preset = "transient"  # this page shows the first study, notebooks/params/transi
 source = "recorded"  # recorded: data/recorded/transient; local: those and this machine's runs
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 study = parameters(globals())
@@ -45,11 +45,10 @@ import pandas as pd
 from IPython.display import Markdown
 from scipy.special import expit
 
-from nfcore.claims import correlations, interval, of_cell, statistics, verdicts
-from nfcore.figures import STYLES, show_figure, use_style
-from nfcore.linearity import gaussian_gelu_shares, gaussian_leaky_relu_shares, gaussian_shares
-from nfcore.presets import MAIN
-from nfcore.report import (
+from nfbook.claims import correlations, interval, of_cell, statistics, verdicts
+from nfbook.figures import STYLES, show_figure, use_style
+from nfbook.presets import MAIN
+from nfbook.report import (
     ANSWERS,
     against,
     difference,
@@ -62,6 +61,7 @@ from nfcore.report import (
     verdict_table,
     with_interval,
 )
+from nfcore.linearity import gaussian_gelu_shares, gaussian_leaky_relu_shares, gaussian_shares
 from nfcore.shares import entropy_ceiling
 
 

@@ -24,7 +24,7 @@ training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
@@ -33,8 +33,8 @@ preset = parameters(globals())
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.presets import FAMILIES
-from nfcore.report import NAMES, banner, glue, markdown_table, perplexities, published, relative_change, sources
+from nfbook.presets import FAMILIES
+from nfbook.report import NAMES, banner, glue, markdown_table, perplexities, published, relative_change, sources
 
 
 shown = sources(preset, "perplexity")

@@ -23,7 +23,7 @@ training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
@@ -32,9 +32,9 @@ preset = parameters(globals())
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.cost import parameters as count_parameters
-from nfcore.presets import PAPER_TOKENS, PRESETS, Preset
-from nfcore.report import glue, markdown_table
+from nfbook.cost import parameters as count_parameters
+from nfbook.presets import PAPER_TOKENS, PRESETS, Preset
+from nfbook.report import glue, markdown_table
 
 
 presets = {name: Preset.load(name) for name in PRESETS}

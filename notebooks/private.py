@@ -21,7 +21,7 @@ preset = "transient"  # whose perplexities the frontier shows: study, transient,
 source = "recorded"  # recorded: nothing runs here; local: also measure some operations again, where SPU is installed
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 records = parameters(globals())
@@ -38,9 +38,9 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.ticker import NullLocator
 
-from nfcore.claims import interval
-from nfcore.figures import STYLES, show_figure, use_style
-from nfcore.report import glue, markdown_table, published
+from nfbook.claims import interval
+from nfbook.figures import STYLES, show_figure, use_style
+from nfbook.report import glue, markdown_table, published
 from nfcore.settings import project_root
 
 

@@ -23,7 +23,7 @@ training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
@@ -34,10 +34,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.claims import statistics, verdicts
-from nfcore.figures import STYLES, direct_labels, show_figure, use_style
-from nfcore.presets import EXPERIMENTS, MAIN
-from nfcore.report import (
+from nfbook.claims import statistics, verdicts
+from nfbook.figures import STYLES, direct_labels, show_figure, use_style
+from nfbook.presets import EXPERIMENTS, MAIN
+from nfbook.report import (
     MARKED,
     against,
     banner,
@@ -49,12 +49,13 @@ from nfcore.report import (
     published,
     relative_change,
     said,
+    shares_by_convention,
     sources,
     study_runs,
     with_interval,
 )
-from nfcore.shares import entropy_ceiling, shares_by_convention
-from nfcore.study import Study
+from nfbook.study import Study
+from nfcore.shares import entropy_ceiling
 
 
 use_style()

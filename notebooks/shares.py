@@ -27,7 +27,7 @@ training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
@@ -38,10 +38,20 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.figures import STYLES, show_figure, use_style
-from nfcore.presets import MAIN
-from nfcore.report import NAMES, against, banner, final_heads, glue, markdown_table, published, sources
-from nfcore.shares import QUARTERS, quartile_shares, shares_by_convention
+from nfbook.figures import STYLES, show_figure, use_style
+from nfbook.presets import MAIN
+from nfbook.report import (
+    NAMES,
+    against,
+    banner,
+    final_heads,
+    glue,
+    markdown_table,
+    published,
+    shares_by_convention,
+    sources,
+)
+from nfcore.shares import QUARTERS, quartile_shares
 
 
 use_style()

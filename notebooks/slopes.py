@@ -26,7 +26,7 @@ training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
@@ -38,10 +38,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.claims import decay_sum
-from nfcore.figures import show_figure, use_style
-from nfcore.presets import PAPER_TOKENS, Preset
-from nfcore.report import banner, glue, markdown_table, sources
+from nfbook.claims import decay_sum
+from nfbook.figures import show_figure, use_style
+from nfbook.presets import PAPER_TOKENS, Preset
+from nfbook.report import banner, glue, markdown_table, sources
 
 
 use_style()

@@ -14,21 +14,6 @@
 # once you have run it. Both sides of a comparison run in the same process in alternating order; a figure is the median of
 # the rounds, a ratio the median of the ratios round by round.
 
-# %% tags=["parameters", "hide-input"]
-preset = "quick"  # smoke, quick, gpu or paper: this page shows no runs, and is the same for all
-source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
-seeds = None  # list of seeds; None, here and below: what the preset says
-models = None  # mapping, e.g. {gpt2: {num_hidden_layers: 4}}; replaces only the keys it holds, as those below
-data = None  # mapping, e.g. {corpus: path/to/folder}
-training = None  # mapping, e.g. {learning_rate: 0.001}
-steps = None  # mapping: updates of each budget, e.g. {main: 1200}
-
-# %% tags=["hide-input"]
-from nfcore.notebook import parameters
-
-
-preset = parameters(globals())
-
 # %% tags=["hide-input"]
 import json
 from statistics import median
@@ -37,10 +22,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore import cost, runs
-from nfcore.figures import show_figure, use_style
-from nfcore.presets import FAMILIES, Preset
-from nfcore.report import glue, markdown_table
+from nfbook import cost
+from nfbook.figures import show_figure, use_style
+from nfbook.presets import FAMILIES, Preset
+from nfbook.report import glue, markdown_table
+from nfcore import runs
 from nfcore.settings import Experiment, project_root
 
 
@@ -372,7 +358,7 @@ Markdown(
     f"Measured peaks: {peaks['float32']['median']:,.0f} GFLOP/s in float32, {peaks['bfloat16']['median']:,.0f} in bfloat16, "
     f"{peaks['bandwidth']['median']:.1f} GB/s. The utilisation of a data sheet's peak (MFU) is "
     f"{mfu if isinstance(mfu, str) else f'{100 * mfu:.0f} %'} here; it is given for GPUs whose peak is in the table of "
-    f"`nfcore.cost`. In an update of {profile['shape']} in float32, matrix products take "
+    f"`nfbook.cost`. In an update of {profile['shape']} in float32, matrix products take "
     f"{100 * profile['matmul_share']:.0f} % of the time and reach {100 * profile['matmul_of_peak']:.0f} % of the measured peak; "
     f"by operator: {largest}."
 )
@@ -380,7 +366,7 @@ Markdown(
 # %% [markdown]
 # ## Planned and taken
 #
-# `python -m nfcore plan PRESET` says before a run what it takes. Here it is asked for the recorded runs of preset `quick` with
+# `python -m nfbook plan PRESET` says before a run what it takes. Here it is asked for the recorded runs of preset `quick` with
 # nothing to judge by but the benchmark above: the time of a run from its start to its record, planned and taken. Both are counted by
 # thread; a benchmark has the machine for itself, and these runs shared it two at a time.
 

@@ -23,7 +23,7 @@ training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
 # %% tags=["hide-input"]
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
@@ -32,8 +32,8 @@ preset = parameters(globals())
 import pandas as pd
 from IPython.display import Markdown
 
-from nfcore.presets import FAMILIES
-from nfcore.report import markdown_table
+from nfbook.presets import FAMILIES
+from nfbook.report import markdown_table
 
 
 frame = preset.runs().runs

@@ -157,8 +157,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 @pytest.fixture(scope="session")
 def smoke_grid(workspace: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The runs of this session, all those of preset smoke among them."""
+    from nfbook.presets import Preset
     from nfcore import data
-    from nfcore.presets import Preset
     from nfcore.training import train
 
     def make(folder: Path) -> None:

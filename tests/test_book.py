@@ -4,7 +4,6 @@ import html
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ from docutils import nodes
 from docutils.core import publish_from_doctree
 from docutils.utils import new_document
 
-from nfcore import notebook
+from nfbook import notebook
 from nfcore.settings import project_root
 from tools.readme import picture, written
 
 
 ROOT = project_root()
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import nfbook  # noqa: E402
 
 

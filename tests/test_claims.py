@@ -12,11 +12,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nfcore import claims, runs
-from nfcore.claims import contrast, divergence, holm, interval, spearman_interval, verdict
+from nfbook import claims
+from nfbook.claims import contrast, divergence, early_layers, holm, interval, late_layers, spearman_interval, verdict
+from nfbook.study import SPARE, STUDIES, Study
+from nfcore import runs
 from nfcore.settings import SettingsError
-from nfcore.shares import early_layers, late_layers
-from nfcore.study import SPARE, STUDIES, Study
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from nfbook.presets import Preset
 from nfcore import entropy_ceiling, faults, head_entropy, measure, runs
 from nfcore.__main__ import main, parser
-from nfcore.presets import Preset
 from nfcore.settings import Experiment, project_root
 from nfcore.training import load_model
 from tests.conftest import ROOT

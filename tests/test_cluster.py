@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nfcore import cost, runs
+from nfbook import cost
+from nfbook.presets import Preset
+from nfcore import runs
 from nfcore.__main__ import main
-from nfcore.presets import Preset
 from nfcore.settings import Experiment
 from tests.conftest import ROOT
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from benchmarks import scaling, training
-from nfcore import cost, prepare, runs
+from nfbook import cost
+from nfbook.cost import Measurement, flops_per_token, memory_bytes, parameters, plan, speed
+from nfbook.presets import PRESETS, Preset
+from nfcore import prepare, runs
 from nfcore.__main__ import main
-from nfcore.cost import Measurement, flops_per_token, memory_bytes, parameters, plan, speed
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
-from nfcore.presets import PRESETS, Preset
 from nfcore.settings import ACTIVATIONS, NORMS, SHAPES, Experiment, ModelSettings, SettingsError
 from nfcore.training import Training, train
 

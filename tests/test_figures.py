@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nfcore import figures
-from nfcore.figures import SPEC, figure_numbers, lines_of, maps_over_steps, show_figure
-from nfcore.presets import CONFIGURATIONS
+from nfbook import figures
+from nfbook.figures import SPEC, figure_numbers, lines_of, maps_over_steps, show_figure
+from nfbook.presets import CONFIGURATIONS
 from nfcore.runs import load_runs
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks import common
-from nfcore import runs, study
+from nfbook import study
+from nfcore import runs
 from nfcore.data import open_tokens, prepare
 from nfcore.training import git_commit
 from tools import gpu

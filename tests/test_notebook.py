@@ -15,14 +15,15 @@ import nbformat
 import pandas as pd
 import pytest
 
-from nfcore import notebook, runs
+from nfbook import notebook
+from nfbook.figures import SPEC
+from nfbook.notebook import execute, parameters
+from nfbook.presets import Preset, params_file
+from nfbook.study import NOTEBOOKS as STUDY_NOTEBOOKS
+from nfbook.study import Study
+from nfcore import runs
 from nfcore.data import file_sha256
-from nfcore.figures import SPEC
-from nfcore.notebook import execute, parameters
-from nfcore.presets import Preset, params_file
 from nfcore.settings import SettingsError, project_root
-from nfcore.study import NOTEBOOKS as STUDY_NOTEBOOKS
-from nfcore.study import Study
 
 
 SCRIPTS = sorted((project_root() / "notebooks").glob("*.py"))
@@ -35,12 +36,12 @@ preset = "smoke"
 seeds = None
 
 # %%
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 preset = parameters(globals())
 
 # %% mystnb={"figure": {"name": "fig-x", "caption": "A line."}}
 import matplotlib.pyplot as plt
-from nfcore.figures import show_figure, use_style
+from nfbook.figures import show_figure, use_style
 use_style()
 figure, axes = plt.subplots()
 axes.plot([1, 2])

@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
+from nfbook.presets import CONFIGURATIONS, EXPERIMENTS, MAIN, PRESETS, Preset, merge, params_file
+from nfbook.study import GPU_DESIGNS, STUDIES
 from nfcore import NormFreeConfig, NormFreeForCausalLM
-from nfcore.presets import CONFIGURATIONS, EXPERIMENTS, MAIN, PRESETS, Preset, merge, params_file
 from nfcore.runs import export
 from nfcore.settings import SHAPES, Experiment, SettingsError
-from nfcore.study import GPU_DESIGNS, STUDIES
 
 
 SIZES = dict(perplexity=14, curves=4, maps=4, shares=4, layers=4, slopes=4, instability=9, context=8)

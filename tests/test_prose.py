@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nfcore import notebook
-from nfcore.claims import contrast, interval, statistics, verdicts
-from nfcore.study import Study
+from nfbook import notebook
+from nfbook.claims import contrast, interval, statistics, verdicts
+from nfbook.study import Study
 from tests.test_book import BOOK, ROOT, toc
 
 

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt as Markdown
 
-from nfcore import report
-from nfcore.presets import Preset
+from nfbook import report
+from nfbook.presets import Preset
+from nfbook.study import Study
 from nfcore.runs import load_runs
 from nfcore.shares import entropy_ceiling
-from nfcore.study import Study
 
 
 def test_other_tokens_under_the_same_settings_are_reported(smoke_grid):

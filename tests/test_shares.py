@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nfbook.report import shares_by_convention
 from nfcore.settings import SettingsError
-from nfcore.shares import entropy_ceiling, quartile_shares, shares_by_convention
+from nfcore.shares import entropy_ceiling, quartile_shares
 
 
 @pytest.mark.parametrize("context", [1, 2, 17, 128, 256, 512, 4096])
@@ -119,5 +120,5 @@ def test_all_published_shares_are_reachable_within_rounding(published):
 
 
 def test_reading_results_loads_no_torch():
-    program = "import sys, nfcore.claims, nfcore.report, nfcore.figures; sys.exit('torch' in sys.modules)"
+    program = "import sys, nfbook.claims, nfbook.report, nfbook.figures; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from nfcore import claims, runs, train
+from nfbook import claims
+from nfbook.presets import MAIN, Preset, params_file
+from nfbook.study import SPARE, STUDIES, Study
+from nfcore import runs, train
 from nfcore.__main__ import main
-from nfcore.presets import MAIN, Preset, params_file
 from nfcore.settings import Experiment, SettingsError
-from nfcore.study import SPARE, STUDIES, Study
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +247,7 @@ def test_train_record_and_judge(small: Path, tmp_path: Path, capsys: pytest.Capt
     assert state[1:] == [["core", "4", "4", "0", "0", "0.0"], ["other", "2", "0", "0", "0", "0.0"]]
 
     assert main(["claims", "study"]) == 2, "nothing is recorded of verdicts"
-    assert "`python -m nfcore claims --record` writes them" in capsys.readouterr().err
+    assert "`python -m nfbook claims --record` writes them" in capsys.readouterr().err
     assert main(["claims", "study", "--record"]) == 0
     capsys.readouterr()
     assert main(["claims", "study"]) == 0

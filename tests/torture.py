@@ -39,7 +39,7 @@ NOTEBOOK = """\
 preset = "smoke"
 
 # %%
-from nfcore.notebook import parameters
+from nfbook.notebook import parameters
 preset = parameters(globals())
 
 # %%

@@ -42,7 +42,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from nfcore.cost import flops_per_token
+from nfbook.cost import flops_per_token
+from nfbook.study import Study
 from nfcore.data import file_sha256, open_tokens, prepare
 from nfcore.runs import (
     MEASUREMENT_VERSION,
@@ -54,7 +55,6 @@ from nfcore.runs import (
     write_record,
 )
 from nfcore.settings import Experiment, SettingsError, at_least, project_root
-from nfcore.study import Study
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nfcore.claims import statistics, verdicts
-from nfcore.presets import MAIN, PAPER_TOKENS, Preset
-from nfcore.report import (
+from nfbook.claims import statistics, verdicts
+from nfbook.presets import MAIN, PAPER_TOKENS, Preset
+from nfbook.report import (
     MARKED,
     difference,
     early_share,
@@ -25,7 +25,7 @@ from nfcore.report import (
     study_runs,
     with_interval,
 )
-from nfcore.study import STUDIES, Study
+from nfbook.study import STUDIES, Study
 
 
 ROOT = Path(__file__).resolve().parent.parent

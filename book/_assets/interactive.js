@@ -1,6 +1,6 @@
 /* The interactive versions of the book's figures, drawn on demand from JSON in the page.
  *
- * Below a figure, a notebook may leave a SPEC in `.nf-figure script.nf-spec` (nfcore/figures.py writes them). Of each a
+ * Below a figure, a notebook may leave a SPEC in `.nf-figure script.nf-spec` (book/book/nfbook/figures.py writes them). Of each a
  * button among the figure's links puts the drawing in the place of the static picture, and back. Three kinds:
  *
  * lines   {x: {label, log}, y: {label, log}, panels: [{title, x?, y?, rules?: [{y, label}],
@@ -14,7 +14,7 @@
 (function () {
   "use strict";
 
-  // Okabe and Ito's colours with markers, in the order of nfcore.figures.STYLES, for what names none of its own.
+  // Okabe and Ito's colours with markers, in the order of nfbook.figures.STYLES, for what names none of its own.
   const PALETTE = [
     ["#0072B2", "o"], ["#56B4E9", "s"], ["#D55E00", "^"], ["#009E73", "D"], ["#CC79A7", "v"],
     ["#666666", "P"], ["#E69F00", "X"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import types
@@ -17,9 +18,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nfcore.presets import Preset
+from nfbook.presets import Preset
+from nfbook.study import STUDIES, Study
 from nfcore.settings import SettingsError, check_keys, check_type
-from nfcore.study import STUDIES, Study
 
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -28,8 +29,8 @@ START = "import atexit, gc; gc.set_threshold(100_000, 50, 50); atexit.register(g
 
 
 def parameters(namespace: Mapping[str, Any]) -> Any:
-    """The :class:`~nfcore.presets.Preset` that a notebook's parameters name, with the parameters that are not None laid
-    over it; for ``study`` and ``transient`` the :class:`~nfcore.study.Study`.
+    """The :class:`~nfbook.presets.Preset` that a notebook's parameters name, with the parameters that are not None laid
+    over it; for ``study`` and ``transient`` the :class:`~nfbook.study.Study`.
 
     Call it with ``globals()`` before anything else is assigned: every plain value there is taken for a parameter.
 
@@ -61,6 +62,12 @@ def _preset(values: dict[str, Any]) -> Preset | Study:
     return Preset.load(name, **given)
 
 
+def default_preset(script: Path) -> str | None:
+    """The preset or study that the script's parameters name; None of a page that shows no runs and has none."""
+    found = re.search(r'^preset = "(\w+)"', script.read_text(encoding="utf-8"), re.MULTILINE)
+    return found and found[1]
+
+
 def read(script: Path) -> Any:
     """A jupytext script as a notebook with cell ids made from its text, so that equal sources give equal files."""
     import jupytext
@@ -87,8 +94,11 @@ def execute(script: Path, output: Path, values: dict[str, Any]) -> Path:
     import nbformat
     import papermill
 
-    _preset(values)
+    if script.suffix != ".py" or output.suffix != ".ipynb":
+        raise SettingsError(f"{script}, {output}: a script ends in .py, its notebook in .ipynb")
     notebook = read(script)
+    if values or default_preset(script):
+        _preset(values)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         source, target = Path(temporary, script.with_suffix(".ipynb").name), Path(temporary, "executed.ipynb")

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from nfbook.presets import CONFIGURATIONS, FAMILIES, SOURCES, merge, params_file
 from nfcore import runs
-from nfcore.presets import CONFIGURATIONS, FAMILIES, SOURCES, merge, params_file
 from nfcore.settings import (
     Experiment,
     SettingsError,
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
 STUDIES = ("study", "transient")
 GPU_DESIGNS = ("gpu-runs", "gpu-tiny")  # grids of `python -m tools.gpu`, with no verdicts on them
 SPARE = 100  # seeds from here on choose learning rates and serve for nothing else
-NOTEBOOKS = {
-    "claims": "study",
-    "private": "transient",
-    "confounds": "transient",
-    "mechanism": "transient",
-    "explorer": "transient",
-}
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,7 @@ class Study:
         both = runs.together(found)
         if both.runs.empty:
             raise SettingsError(
-                f"source: no runs of {self.name} are {self.source}; `python -m nfcore study` makes them"
+                f"source: no runs of {self.name} are {self.source}; `python -m nfbook study` makes them"
             )
         there = set(both.runs["run"])
         return both.select(run for run in ids if run in there)

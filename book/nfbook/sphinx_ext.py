@@ -1,6 +1,6 @@
 """Sphinx extension of this book: what stands beside each figure and on top of each page.
 
-A notebook's figure (:func:`nfcore.figures.show_figure`) brings its picture for print, its numbers, what they say and
+A notebook's figure (:func:`nfbook.figures.show_figure`) brings its picture for print, its numbers, what they say and
 its interactive version along in one output. Here they become files and links beside the figure, and words of its
 caption. Pages get their reading time and, made from notebooks, their sources. Links to the glossary get the definition
 as a title, which shows when pointed at.
@@ -25,8 +25,9 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
+from nfbook import FIGURE as SPEC
 
-SPEC = "application/vnd.nfcore.figure+json"
+
 WORDS_A_MINUTE = 200
 # The theme's scripts and styles stand in the page itself, small pictures as data: in its styles.
 INLINE = "'self' 'unsafe-inline'"

@@ -1,4 +1,4 @@
-"""What a run costs before it is run: parameters, operations, memory, storage, time.  No torch here.
+"""What a run costs before it is run: parameters, operations, memory, storage, time.
 
 Counts follow from the settings. Time needs a speed: one that was measured on the device, in recorded runs or in
 ``benchmarks/results``, else a share of the peak in its data sheet; :class:`Speed` says which.
@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from nfbook.presets import PAPER_TOKENS
 from nfcore import runs
 from nfcore.data import PARTS, cache_dir, token_type
-from nfcore.presets import PAPER_TOKENS
+from nfcore.faults import memory_bytes
 from nfcore.settings import SHAPES, DataSettings, Experiment, ModelSettings, SettingsError, choice, project_root
 
 
@@ -34,27 +35,16 @@ BENCHMARKED = {
     "Pythia-70M T=128": ("pythia-70m", 50257),
 }
 FORWARD = 1 / 3  # of the operations of a forward and backward pass
-LEARNABLE = ("learnable_leaky_relu", "learnable_scaled_gelu", "learnable_input_gelu")
 
 
 # --- counts -----------------------------------------------------------------------------------------------------
 
 
 def parameters(model: ModelSettings) -> tuple[int, int]:
-    """Parameters, and those of them that stand in a matrix product (embeddings do not, a tied head does).
+    """:func:`nfcore.model.count_parameters`; it loads torch, which takes seconds, so only where a count is needed."""
+    from nfcore.model import count_parameters
 
-    Those of a normalisation or an activation that is not nfcore's own are not counted.
-    """
-    d, f, layers = model.hidden_size, model.intermediate_size or 4 * model.hidden_size, model.num_hidden_layers
-    norm = {"layernorm": 2 * d, "rmsnorm": d}
-    attention, ffn = {"paper": (2 * d, 0), "all": (4 * d, f + d), "none": (0, 0)}[model.biases]
-    block = 4 * d * d + 2 * d * f + attention + ffn + 2 * norm.get(model.norm, 0)
-    scalars = 0 if model.activation not in LEARNABLE else layers if model.slope_sharing == "per_layer" else 1
-    table = model.vocab_size * d
-    multiplied = layers * block + scalars + norm.get(model.final_norm, 0) + table
-    looked_up = 0 if model.family == "pythia" else model.max_position_embeddings * d
-    looked_up += 0 if model.tie_word_embeddings else table
-    return multiplied + looked_up, multiplied
+    return count_parameters(model)
 
 
 def flops_per_token(model: ModelSettings, context: int) -> float:
@@ -64,23 +54,6 @@ def flops_per_token(model: ModelSettings, context: int) -> float:
     llm.c).
     """
     return 6 * parameters(model)[1] + 12 * model.num_hidden_layers * model.hidden_size * context
-
-
-def memory_bytes(experiment: Experiment, micro: int | None = None) -> float:
-    """Of training in one process, roughly: weights, gradients and AdamW's two moments in float32 (16 bytes a parameter)
-    and autocast's 16-bit copy of the weights; what the backward pass of a micro-batch (of ``micro`` sequences, or as
-    the settings say) needs of each layer; its logits."""
-    model, settings = experiment.model, experiment.training
-    tokens = (micro or settings.micro_batch_size or settings.batch_size) * experiment.data.context
-    wide, low = (4 if kind == "float32" else 2 for kind in (model.residual_dtype, settings.precision))
-    # The stream and its normalised copy, twice; q, k, v and attention's output; the FFN; attention's log-sum-exp.
-    layer = (2 * wide + 6 * low) * model.hidden_size + 2 * low * (model.intermediate_size or 0)
-    layer += 4 * model.num_attention_heads
-    layers = model.num_hidden_layers * layer
-    if settings.gradient_checkpointing:
-        layers = model.num_hidden_layers * wide * model.hidden_size + layer
-    head = (2 * low + 12) * model.vocab_size  # logits and gradient; in float32 logits, log-softmax and gradient
-    return parameters(model)[0] * (16 + low % 4) + tokens * (layers + head)
 
 
 def storage_bytes(experiment: Experiment, steps: int) -> tuple[int, int]:

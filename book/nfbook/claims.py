@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from nfbook.study import SPARE, Study
 from nfcore import runs
-from nfcore.settings import SettingsError, check_keys, checkout_file, choice, read_yaml
-from nfcore.shares import early_layers, entropy_ceiling, late_layers
-from nfcore.study import SPARE, Study
+from nfcore.settings import SettingsError, check_keys, choice, project_root, read_yaml
+from nfcore.shares import entropy_ceiling
 
 
 ALPHA = 0.05
@@ -54,9 +54,23 @@ _TEST = (
 )
 
 
+def early_layers(layers: int) -> range:
+    """The first half of a model's layers without layer 0, whose entropy is near the ceiling in every model.
+
+    >>> list(early_layers(6)), list(early_layers(12))
+    ([1, 2], [1, 2, 3, 4, 5])
+    """
+    return range(1, max(2, layers // 2))
+
+
+def late_layers(layers: int) -> range:
+    """The second half of a model's layers."""
+    return range(layers // 2, layers)
+
+
 def read_ledger(study: str = "study") -> dict[str, Any]:
     """The tests of a study, checked against its cells. Raises SettingsError."""
-    ledger = read_yaml(checkout_file("data", LEDGERS[study]))
+    ledger = read_yaml(project_root() / "data" / LEDGERS[study])
     check_keys(ledger, ("disclosures", "trained", "groups", "families", "tests", "correlations"), study)
     cells = Study.load(study).cells
     for test in ledger["tests"]:
@@ -85,7 +99,7 @@ def statistics(shown: runs.Runs, study: Study) -> pd.DataFrame:
     by_settings: dict[str, list[str]] = {}
     for e in (e for e in study.experiments() if e.seed < SPARE):
         by_settings.setdefault(replace(e, seed=0).id, []).append(e.id)
-    bounds = read_yaml(checkout_file("data", LEDGERS["study"]))["trained"]
+    bounds = read_yaml(project_root() / "data" / LEDGERS["study"])["trained"]
     measured = {run: _statistics(rows.loc[run], tables, run, bounds) for run in rows.index}
     found = []
     for cell in study.cells.values():
@@ -330,7 +344,7 @@ def outdated(found: pd.DataFrame, study: str = "study") -> list[str]:
     """Which recorded verdicts do not follow from the runs. Raises SettingsError where none are recorded."""
     path = _recorded_verdicts(study)
     if not path.exists():
-        raise SettingsError(f"{path}: no recorded verdicts; `python -m nfcore claims --record` writes them")
+        raise SettingsError(f"{path}: no recorded verdicts; `python -m nfbook claims --record` writes them")
     before = pd.read_csv(path, keep_default_na=False, dtype=str).set_index(["kind", "id"])
     now = found.astype({"n": int}).astype(str).set_index(["kind", "id"])
     lines = [f"{k} {i}: not recorded" for k, i in now.index.difference(before.index)]

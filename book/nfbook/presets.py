@@ -18,8 +18,8 @@ from nfcore.settings import (
     check_keys,
     check_mapping,
     check_type,
-    checkout_file,
     choice,
+    project_root,
     read_yaml,
 )
 
@@ -237,4 +237,4 @@ EXPERIMENTS = {
 
 
 def params_file(name: str) -> Path:
-    return checkout_file("notebooks", "params", f"{name}.yaml")
+    return project_root() / "notebooks" / "params" / f"{name}.yaml"

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nfbook.claims import UNITS, contrast, early_layers, interval
+from nfbook.presets import Preset
+from nfbook.study import Study
 from nfcore import runs
-from nfcore.claims import UNITS, contrast, interval
-from nfcore.presets import Preset
 from nfcore.settings import project_root
-from nfcore.shares import early_layers, entropy_ceiling
-from nfcore.study import Study
+from nfcore.shares import entropy_ceiling, quartile_shares
 
 
 NAMES = {"ln_g": "SM+LN+G", "ln_r": "SM+LN+R", "g": "SM+G", "r": "SM+R"}  # in the names of glued results
-# How a verdict of nfcore.claims is shown: on a claim, with a marker, and on a question of the transient.
+# How a verdict of nfbook.claims is shown: on a claim, with a marker, and on a question of the transient.
 MARKED = {
     "reproduced": "✓ reproduced",
     "contradicted": "✗ contradicted",
@@ -174,7 +174,7 @@ def glue(**values: Any) -> None:
 
 
 def with_interval(unit: str, estimate: float, low: float, high: float) -> str:
-    """An estimate and its 95 % interval in a unit of ``nfcore.claims.UNITS``; a log as a factor."""
+    """An estimate and its 95 % interval in a unit of ``nfbook.claims.UNITS``; a log as a factor."""
     if np.isnan(estimate):
         return "-"
     values = np.exp([estimate, low, high]) if unit == "log" else np.array([estimate, low, high])
@@ -187,7 +187,7 @@ def with_interval(unit: str, estimate: float, low: float, high: float) -> str:
 def difference(
     frame: pd.DataFrame, weights: Mapping[str, float], statistic: str = "loss", unit: str = "percent"
 ) -> tuple[str, int]:
-    """A contrast of :func:`nfcore.claims.statistics` with its 95 % interval in words, and its number of seeds."""
+    """A contrast of :func:`nfbook.claims.statistics` with its 95 % interval in words, and its number of seeds."""
     values, _ = contrast(frame, weights, statistic)
     found = interval(values)
     return with_interval(unit, *(UNITS[unit](found[name]) for name in ("estimate", "low", "high"))), len(values)
@@ -201,7 +201,7 @@ def left_out(frame: pd.DataFrame, ids: Iterable[str]) -> str:
 
 
 def glue_verdicts(rows: pd.DataFrame, words: Mapping[str, str] | None = None) -> None:
-    """Name the results of :func:`nfcore.claims.verdicts` for the prose: of the test ``T4 Pythia``, ``t4_pythia`` is the
+    """Name the results of :func:`nfbook.claims.verdicts` for the prose: of the test ``T4 Pythia``, ``t4_pythia`` is the
     estimate with its interval; ``t4_pythia_published``, ``_seeds`` and ``_verdict`` are what belongs to it.
 
     ``words``: what verdicts are called, as ``ANSWERS``; None keeps them.
@@ -228,7 +228,7 @@ def said(row: pd.Series, words: Mapping[str, str] | None = None) -> str:
 def verdict_table(
     rows: pd.DataFrame, frame: pd.DataFrame, question: str = "claim", columns: Iterable[str] | None = None
 ) -> Any:
-    """Rows of :func:`nfcore.claims.verdicts` as a table, without the columns that are empty in all of them.
+    """Rows of :func:`nfbook.claims.verdicts` as a table, without the columns that are empty in all of them.
 
     ``frame``: the statistics that they come from, which say what became of runs that are left out. ``question``: the
     heading of the statements; where it is not ``claim`` they are questions, and the verdicts answers. ``columns``: only
@@ -292,3 +292,14 @@ def study_banner(shown: runs.Runs, study: Study) -> Any:
     if counts:
         text += f". **Not trained yet, or not all of it:** {', '.join(counts.values())}"
     return Markdown(f"*{text}.*")
+
+
+def shares_by_convention(maps: Mapping[str, Any], context: int) -> dict[str, dict[str, np.ndarray]]:
+    """:func:`quartile_shares` of several models' head entropies under both conventions of Max.
+
+    Returns ``{"ceiling": {name: shares}, "largest observed": {name: shares}}``; the second takes one Max, the largest
+    entropy over all ``maps``.
+    """
+    largest = max(float(np.nanmax(np.asarray(m, dtype=float))) for m in maps.values())
+    conventions = {"ceiling": entropy_ceiling(context), "largest observed": largest}
+    return {c: {name: quartile_shares(m, top) for name, m in maps.items()} for c, top in conventions.items()}

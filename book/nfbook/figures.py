@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nfcore.runs import Runs
+    from nfbook import FIGURE as SPEC
+from nfcore.runs import Runs
+
 
 # Okabe and Ito's colours, safe for colour-blind readers; a marker each, so that greyscale works too.
 STYLES: dict[str, dict[str, str]] = {
@@ -34,7 +36,6 @@ STYLES: dict[str, dict[str, str]] = {
 }
 COLORMAP = "cividis"
 # Of an output: {"finding": "...", "runs": [...], "commits": [...], "interactive": {...} or null}
-SPEC = "application/vnd.nfcore.figure+json"
 
 
 def use_style() -> None:
