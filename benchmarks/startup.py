@@ -70,8 +70,8 @@ def run(options: Options) -> Section:
             "resume": resume,
         }
         if not options.small:
-            process("-m", "nfcore", "book", "smoke")
-            sides["rebuild"] = lambda: process("-m", "nfcore", "book", "smoke")
+            process("-m", "nfbook", "build", "smoke")
+            sides["rebuild"] = lambda: process("-m", "nfbook", "build", "smoke")
         samples = alternate(sides, options.repeats, options.warmup)
     section.rows = [{"kind": "startup", "what": name, "seconds": spread(values)} for name, values in samples.items()]
     for shape, vocabulary in (("gpt2-2x32", 300),) if options.small else (("gpt2-6x64", 1024), ("gpt2-124m", 50257)):

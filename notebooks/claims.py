@@ -415,7 +415,7 @@ Markdown(text)
 # %% [markdown]
 # ## Runs behind the verdicts
 #
-# `data/recorded/study/records.json` has settings, results, versions and hardware of each run; `python -m nfcore train study/ID` makes
+# `data/recorded/study/records.json` has settings, results, versions and hardware of each run; `python -m nfbook study` makes
 # one again.
 
 # %% tags=["hide-cell"]

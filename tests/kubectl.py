@@ -1,7 +1,7 @@
 """A stand-in for kubectl that runs the pods of Jobs as processes of this machine, and keeps what it was asked for.
 
-Of Jobs it knows what ``profiles/kubernetes`` uses. ``STAND_IN`` names the folder where each has its manifest, its log
-and, once it has ended, its exit code.
+Of Jobs it knows what ``workflow/profiles/kubernetes`` uses. ``STAND_IN`` names the folder where each has its manifest,
+its log and, once it has ended, its exit code.
 """
 
 import json

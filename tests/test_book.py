@@ -17,13 +17,12 @@ from docutils import nodes
 from docutils.core import publish_from_doctree
 from docutils.utils import new_document
 
-from nfbook import notebook
+from nfbook import notebook, sphinx_ext
 from nfcore.settings import project_root
 from tools.readme import picture, written
 
 
 ROOT = project_root()
-import nfbook  # noqa: E402
 
 
 BOOK = ROOT / "book"
@@ -161,7 +160,7 @@ def test_no_page_shows_markup_for_what_it_stands_for(book: Path) -> None:
 
 def figures() -> dict[str, tuple[str, dict[str, Any]]]:
     """Of each figure of the committed notebooks its page and its output."""
-    return {name: (path.stem, data) for path in COMMITTED for name, data in nfbook.figures_of(path)}
+    return {name: (path.stem, data) for path in COMMITTED for name, data in sphinx_ext.figures_of(path)}
 
 
 @pytest.mark.parametrize("name", figures())
@@ -179,7 +178,7 @@ def test_figure_is_light_and_comes_with_its_numbers(name: str, book: Path) -> No
 @pytest.mark.parametrize("name", figures())
 def test_caption_and_alternative_text_state_the_finding(name: str, book: Path) -> None:
     page, data = figures()[name]
-    finding = data[nfbook.SPEC]["finding"]
+    finding = data[sphinx_ext.SPEC]["finding"]
     assert len(finding) > 20
     assert re.fullmatch(r"[A-Z0-9].*\.", finding)
     assert not re.search(r"\b(?:nan|inf|None)\b", finding), "a number that is none"
@@ -203,7 +202,7 @@ def test_a_finding_is_text_whatever_it_holds() -> None:
     document = new_document("page")
     document += figure
     finding = '<script>alert("1")</script> & *more* `x`'
-    nfbook.say(figure, finding)
+    sphinx_ext.say(figure, finding)
     page = publish_from_doctree(document, writer_name="html5").decode()
     assert "<script" not in page
     assert page.count(html.escape(finding)) == 2
@@ -211,7 +210,7 @@ def test_a_finding_is_text_whatever_it_holds() -> None:
     assert figure[1].astext() == f"{finding} Drawn so."
 
 
-INTERACTIVE = [name for name, (_, data) in figures().items() if data[nfbook.SPEC]["interactive"]]
+INTERACTIVE = [name for name, (_, data) in figures().items() if data[sphinx_ext.SPEC]["interactive"]]
 
 
 @pytest.mark.parametrize("name", INTERACTIVE)
@@ -256,7 +255,7 @@ def test_page_shows_what_is_beside_a_figure(name: str, book: Path) -> None:
     assert f'href="../_sources/notebooks/{page}.ipynb"' in block
     assert (book / "_sources" / "notebooks" / f"{page}.ipynb").is_file()
     assert (book / "_scripts" / f"{page}.py").read_text() == (ROOT / "notebooks" / f"{page}.py").read_text()
-    for run in data[nfbook.SPEC]["runs"]:
+    for run in data[sphinx_ext.SPEC]["runs"]:
         assert run in block
 
 

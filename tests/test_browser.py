@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.test_book import figures, nfbook, toc
+from nfbook import sphinx_ext
+from tests.test_book import figures, toc
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -155,10 +156,10 @@ def test_text_of_runs_is_shown_and_not_run(browser: Any, book: Path, tmp_path: P
     series = {"name": HOSTILE, "color": "#0072B2", "marker": "o", "x": [1, 2], "y": [3, 4]}
     panel = {"title": HOSTILE, "series": [series], "rules": [{"y": 3, "label": HOSTILE}]}
     spec = {"kind": "lines", "x": {"label": HOSTILE}, "y": {"label": HOSTILE}, "panels": [panel]}
-    data = {nfbook.SPEC: {"runs": [HOSTILE], "commits": [HOSTILE], "interactive": spec}}
+    data = {sphinx_ext.SPEC: {"runs": [HOSTILE], "commits": [HOSTILE], "interactive": spec}}
     page = (book / "notebooks" / "curves.html").read_text()
     start, end = page.index("<figure"), page.index('<div class="nf-figure"')
-    beside = nfbook.beside("fig-x", data, "../", "notebooks/curves")
+    beside = sphinx_ext.beside("fig-x", data, "../", "notebooks/curves")
     copy = book / "notebooks" / "with-hostile-words.html"
     copy.write_text(f"{page[:start]}<figure><p>static</p></figure>{beside}<p id='after'>after</p>{page[end:]}")
     try:
@@ -267,7 +268,7 @@ def test_sweep_has_a_slider_over_s(browser: Any, book: Path) -> None:
         assert not visit.faults
 
 
-INTERACTIVE = sorted({page for page, data in figures().values() if data[nfbook.SPEC]["interactive"]})
+INTERACTIVE = sorted({page for page, data in figures().values() if data[sphinx_ext.SPEC]["interactive"]})
 VISITORS = {
     "mouse": {"color_scheme": "light", "viewport": {"width": 1280, "height": 800}},
     "finger": {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True},

@@ -4,28 +4,20 @@ import argparse
 import ast
 import io
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import yaml
-from filelock import FileLock
 
-from nfbook.presets import Preset
 from nfcore import entropy_ceiling, faults, head_entropy, measure, runs
 from nfcore.__main__ import main, parser
 from nfcore.settings import Experiment, project_root
@@ -54,30 +46,12 @@ def refused(capsys: Any, *arguments: Any) -> str:
     return printed.err
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("runs", "list", "quick"),
-        ("plan", "study"),
-        ("train", "quick/0123456789ab"),
-        ("claims",),
-        ("study", "--dry-run"),
-        ("book", "smoke"),
-    ],
-    ids=" ".join,
-)
-def test_outside_a_checkout_a_command_says_that_it_needs_one(command, capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("NFCORE_ROOT", str(tmp_path))
-    assert "it comes with a checkout of the project" in refused(capsys, *command)
-
-
-@pytest.mark.parametrize(("module", "extra"), [("nbformat", True), ("wandb", False)])
-def test_a_missing_module_is_named_with_the_extra_that_has_it(module, extra, capsys, monkeypatch):
+def test_a_missing_module_is_named_with_what_brings_it(capsys, monkeypatch):
     def absent(args: argparse.Namespace) -> None:
-        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-    monkeypatch.setattr("nfcore.__main__.notebook", absent)
-    assert ("nfcore's extra `book`" in refused(capsys, "notebook", "a.py", "b.ipynb")) == extra
+    monkeypatch.setattr("nfcore.__main__.entropy", absent)
+    assert "`pip install matplotlib`" in refused(capsys, "entropy", "gpt2", "a.txt")
 
 
 def test_every_module_that_nfcore_imports_is_declared():
@@ -114,11 +88,6 @@ def test_help_of_a_command(command: tuple[str, ...], capsys: Capture) -> None:
     assert f"usage: python -m nfcore {' '.join(command)}" in capsys.readouterr().out
 
 
-def test_commands_are_the_announced_ones() -> None:
-    names = [" ".join(c) for c in commands(parser())]
-    assert {"train", "data", "entropy", "runs list", "runs show", "runs verify", "notebook", "book"} <= {*names}
-
-
 def test_help_loads_no_torch() -> None:
     heavy = ["torch", "transformers", "pandas", "snakemake"]
     program = (
@@ -129,16 +98,11 @@ def test_help_loads_no_torch() -> None:
     command = [sys.executable, "-W", "error", "-c", program, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
-    for name in ("train", "data", "entropy", "runs", "notebook", "book"):
+    for name in ("train", "data", "entropy", "runs"):
         assert re.search(rf"^ +{name} ", done.stdout, re.MULTILINE)
 
 
 # --- wrong input ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", [("book",), ("runs", "list"), ("runs", "record")], ids=" ".join)
-def test_wrong_preset(command: tuple[str, ...], capsys: Capture) -> None:
-    assert "preset: 'big' is not one of smoke, quick, gpu, paper" in refused(capsys, *command, "big")
 
 
 @pytest.mark.parametrize("command", [("runs", "show"), ("runs", "verify")], ids=" ".join)
@@ -183,10 +147,6 @@ def test_wrong_override(command: str, override: str, message: str, file: Path, c
 def test_wrong_file(text: str | None, message: str, file: Path, capsys: Capture) -> None:
     file.write_text(text) if text is not None else file.unlink()
     assert message in refused(capsys, "train", file)
-
-
-def test_wrong_run_of_a_preset(capsys: Capture) -> None:
-    assert "preset smoke has no run 123; `runs list smoke` shows them" in refused(capsys, "train", "smoke/123")
 
 
 def test_wrong_input_in_a_process_of_its_own_gives_no_traceback(file: Path) -> None:
@@ -246,15 +206,6 @@ def test_runs_list(trained: Path, diverged: Path, capsys: Capture) -> None:
     assert any(diverged.name in line and line.endswith("diverged") for line in lines)
 
 
-def test_runs_list_of_a_preset(smoke_grid: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    for state in ("complete", "not run"):
-        assert main(["runs", "list", "smoke"]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines] == [e.id for e in Preset.load("smoke").experiments()]
-        assert sum(state in line for line in lines) > len(lines) / 2
-        monkeypatch.setenv("NFCORE_RUNS", str(smoke_grid / "none"))
-
-
 def test_no_runs(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
     assert "no finished runs" in refused(capsys, "runs", "list")
@@ -278,16 +229,6 @@ def test_runs_verify(
     (tmp_path / trained.name / "heads.parquet").write_bytes(b"")
     assert "heads.parquet: does not match" in refused(capsys, "runs", "verify")
     assert main(["runs", "verify", diverged.name]) == 0
-
-
-def test_runs_record(smoke_grid: Path, params_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    assert main(["runs", "record", "smoke"]) == 0
-    target = params_root / "data" / "recorded" / "smoke"
-    assert capsys.readouterr().out == f"{target}\n"
-    assert {*runs.load_runs(target).runs["run"]} == {e.id for e in Preset.load("smoke").experiments()}
-    monkeypatch.setenv("NFCORE_RUNS", str(params_root / "none"))
-    assert "not a finished run of this machine; train it first" in refused(capsys, "runs", "record", "smoke")
-    assert not runs.load_runs(target).runs.empty
 
 
 # --- entropy ----------------------------------------------------------------------------------------------------
@@ -391,9 +332,6 @@ def test_entropy_of_wrong_input(trained: Path, diverged: Path, text: Path, tmp_p
     )
 
 
-# --- notebook, book ---------------------------------------------------------------------------------------------
-
-
 def test_code_that_comes_with_a_model_is_not_run(text: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "code.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\n")
@@ -402,139 +340,3 @@ def test_code_that_comes_with_a_model_is_not_run(text: Path, tmp_path: Path, cap
     assert main(["entropy", str(tmp_path / "model"), str(text)]) == 2
     assert "cannot be loaded" in capsys.readouterr().err
     assert not (tmp_path / "pwned").exists()
-
-
-def test_notebook(tmp_path: Path, capsys: Capture) -> None:
-    script, output = tmp_path / "small.py", tmp_path / "out.ipynb"
-    assert "no such notebook script" in refused(capsys, "notebook", script, output)
-    script.write_text('# %% tags=["parameters"]\npreset = "quick"\n\n# %%\nprint(preset)\n')
-    assert "unknown setting 'stpes'" in refused(capsys, "notebook", script, output, "stpes=3")
-    assert not output.exists()
-    assert main(["notebook", str(script), str(output), "preset=smoke"]) == 0
-    assert capsys.readouterr().out == f"{output}\n"
-    assert '"smoke\\n"' in output.read_text()
-    script.write_text("# %%\n1 / 0\n")
-    assert main(["notebook", str(script), str(output)]) == 1
-    assert re.fullmatch(r"nfcore: .*: cell \d: ZeroDivisionError: [^\n]+\n", capsys.readouterr().err)
-
-
-@pytest.fixture
-def project(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NFCORE_ROOT", str(checkout))
-    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "runs"))
-    return checkout
-
-
-def changes(project: Path) -> str:
-    """What `git status` of the copy shows beside the files it began with."""
-    command = ["git", "status", "--porcelain"]
-    lines = subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout.splitlines()
-    return "\n".join(line for line in lines if not line.startswith("A  "))
-
-
-def test_book_dry_run_says_what_it_would_do(project: Path, capfd: Capture) -> None:
-    assert main(["book", "smoke", "--dry-run", "--cores", "1"]) == 0
-    printed = "".join(capfd.readouterr())
-    assert re.search(r"^run +29$", printed, re.MULTILINE), printed
-    assert re.search(rf"^notebook +{len(list((project / 'notebooks').glob('*.py')))}$", printed, re.MULTILINE), printed
-    assert changes(project) == ""
-    assert not runs.runs_dir().exists()
-
-
-def test_second_book_waits_for_nobody(project: Path, capsys: Capture) -> None:
-    (project / ".snakemake").mkdir(exist_ok=True)
-    with FileLock(project / ".snakemake" / "nfcore.lock"):
-        assert "another Snakemake is at work here" in refused(capsys, "book", "smoke", "--dry-run")
-
-
-def test_stale_lock_is_recovered(project: Path, capfd: Capture) -> None:
-    """As a process leaves it that was killed: files in ``.snakemake/locks`` that nobody holds."""
-    locks = project / ".snakemake" / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    (locks / "0.input.lock").write_text("_config.yml\n")
-    (locks / "0.output.lock").write_text("_build/smoke/html/index.html\n")
-    assert main(["book", "smoke", "--dry-run", "--cores", "1"]) == 0
-    assert not list(locks.glob("*"))
-
-
-def test_book_needs_a_checkout(params_root: Path, capsys: Capture) -> None:
-    assert "Snakefile: not found; it comes with a checkout" in refused(capsys, "book", "smoke")
-
-
-@pytest.fixture
-def small_book(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout whose book has two notebooks, neither of which needs a run, in a path with a space."""
-    root = tmp_path / "a checkout"
-    shutil.copytree(checkout, root, ignore=shutil.ignore_patterns("recorded", "_build", ".snakemake", ".git"))
-    for script in (root / "notebooks").glob("*.py"):
-        script.unlink()
-    for page in (root / "book").glob("**/*.*"):
-        if page.suffix in (".md", ".ipynb"):
-            page.unlink()
-    (root / "book" / "index.md").write_text("# A small book\n")
-    (root / "book" / "_toc.yml").write_text(
-        "format: jb-book\nroot: index\nchapters:\n- file: notebooks/faults\n- file: notebooks/speed\n"
-    )
-    parameters = '# %% tags=["parameters"]\npreset = ""\nsource = ""\n\n'
-    (root / "notebooks" / "speed.py").write_text(f"# %% [markdown]\n# # Speed\n\n{parameters}# %%\nprint('quick')\n")
-    (root / "notebooks" / "faults.py").write_text(f"# %% [markdown]\n# # Faults\n\n{parameters}# %%\n1 / 0\n")
-    monkeypatch.setenv("NFCORE_ROOT", str(root))
-    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "runs"))
-    return root
-
-
-def test_a_book_says_which_notebook_failed(small_book: Path, capfd: Capture) -> None:
-    build = small_book / "_build" / "smoke"
-    assert main(["book", "smoke", "--strict"]) == 1
-    assert not (build / "html").exists()
-    assert main(["book", "smoke"]) == 1
-    printed = capfd.readouterr()
-    assert "ZeroDivisionError" in printed.err
-    assert "nfcore: faults: failed, and the book says so" in printed.err
-    assert "open " in printed.out
-    page = (build / "html" / "notebooks" / "faults.html").read_text()
-    assert "faults: missing" in page
-    assert "faults.failed.ipynb" in page
-    assert (build / "notebooks" / "faults.failed.ipynb").exists()
-    assert "quick" in (build / "html" / "notebooks" / "speed.html").read_text()
-    script = small_book / "notebooks" / "faults.py"
-    script.write_text(script.read_text().replace("1 / 0", "print('repaired')"))
-    assert main(["book", "smoke", "--strict"]) == 0
-    assert "repaired" in (build / "html" / "notebooks" / "faults.html").read_text()
-    assert not (build / "notebooks" / "faults.failed.ipynb").exists()
-
-
-@contextmanager
-def killing(process: subprocess.Popen[str]) -> Iterator[None]:
-    """In the end kill a process and its group, so that a test that fails does not wait for it."""
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_book_that_is_stopped_leaves_no_process_behind(number: signal.Signals, small_book: Path) -> None:
-    started = small_book / "started"
-    script = small_book / "notebooks" / "faults.py"
-    endless = f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(600)"
-    script.write_text(script.read_text().replace("1 / 0", endless))
-    command = [sys.executable, "-m", "nfcore", "book", "smoke"]
-    # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    piped = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen)
-    with subprocess.Popen(command, cwd=small_book, **piped) as book, killing(book):
-        while not started.exists():
-            assert book.poll() is None, book.communicate()[1]
-            time.sleep(0.1)
-        below = psutil.Process(book.pid).children(recursive=True)
-        if number == signal.SIGINT:
-            os.killpg(book.pid, number)  # as a terminal does
-        else:
-            book.send_signal(number)
-        _, said = book.communicate(timeout=60)
-    assert book.returncode == 128 + number
-    assert "interrupted; the same command goes on" in said
-    _, alive = psutil.wait_procs(below, timeout=20)
-    assert not alive

@@ -20,9 +20,9 @@ import pytest
 import yaml
 
 from nfbook import cost
+from nfbook.__main__ import main
 from nfbook.presets import Preset
 from nfcore import runs
-from nfcore.__main__ import main
 from nfcore.settings import Experiment
 from tests.conftest import ROOT
 
@@ -63,7 +63,7 @@ def study(root: Path, *options: str) -> dict[str, dict[str, Any]]:
     """Train the study of this checkout; the records of its runs, whose files are what the records say."""
     kept = {k: v for k, v in os.environ.items() if k not in ("NFCORE_DATA", "NFCORE_ROOT")}
     kept["NFCORE_RUNS"] = str(root / "elsewhere")
-    command = [sys.executable, "-m", "nfcore", "study", "core", *options]
+    command = [sys.executable, "-m", "nfbook", "study", "core", *options]
     piped = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     with subprocess.Popen(command, cwd=root, env=kept, **piped) as process:
         try:
@@ -96,7 +96,7 @@ def without_times(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 def profile(root: Path, name: str, changes: Mapping[str, Any]) -> str:
     """A shipped profile with changes, in the way the page tells to make one."""
-    settings = yaml.safe_load((root / "profiles" / name / "config.yaml").read_text())
+    settings = yaml.safe_load((root / "workflow" / "profiles" / name / "config.yaml").read_text())
     (root / "mine").mkdir()
     (root / "mine" / "config.yaml").write_text(yaml.safe_dump({**settings, **changes}))
     return "mine"
@@ -149,7 +149,7 @@ def test_grid_through_a_scheduler_gives_the_records_of_a_local_run(
 
 
 def kubernetes(program: str, *arguments: str) -> str:
-    command = [str(ROOT / "profiles" / "kubernetes" / program), *arguments]
+    command = [str(ROOT / "workflow" / "profiles" / "kubernetes" / program), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -300,8 +300,8 @@ def test_login_node_needs_no_gpu(checkout: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("NFCORE_ROOT", str(checkout))
     monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("asks for a GPU"))
-    profile = str(checkout / "profiles" / "kubernetes")
-    assert main(["book", "paper", "--profile", profile, "--hardware", "H100", "--dry-run"]) == 0
+    profile = str(checkout / "workflow" / "profiles" / "kubernetes")
+    assert main(["build", "paper", "--profile", profile, "--hardware", "H100", "--dry-run"]) == 0
     assert "27 to train" in capfd.readouterr().out
 
 
@@ -329,7 +329,7 @@ def test_runs_on_a_gpu_ask_for_what_is_planned(hardware: str, checkout: Path, tm
 )
 def test_wrong_options(option: tuple[str, str], message: str, checkout: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setenv("NFCORE_ROOT", str(checkout))
-    assert main(["book", "smoke", *option]) == 2
+    assert main(["build", "smoke", *option]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -338,5 +338,5 @@ def test_a_python_that_snakemake_would_not_quote_is_refused(
 ) -> None:
     monkeypatch.setenv("NFCORE_ROOT", str(checkout))
     monkeypatch.setattr(sys, "executable", "/a path/python")
-    assert main(["book", "smoke", "--profile", str(checkout / "profiles" / "slurm")]) == 2
+    assert main(["build", "smoke", "--profile", str(checkout / "workflow" / "profiles" / "slurm")]) == 2
     assert "--profile: '/a path/python' has a space" in capsys.readouterr().err

@@ -173,7 +173,7 @@ def test_missing_budget_is_refused(params_root: Path) -> None:
     file.write_text(yaml.safe_dump(values))
     assert "steps: no budget for 'context'" in refusal()
     file.unlink()
-    assert "smoke.yaml: not found; it comes with a checkout" in refusal()
+    assert "smoke.yaml: cannot be read" in refusal()
 
 
 # --- runs -------------------------------------------------------------------------------------------------------

@@ -220,7 +220,6 @@ def test_launch_buttons_have_one_setting(tmp_path: Path) -> None:
     (tmp_path / "book" / "page.md").write_text("# A page\n")
     (tmp_path / "book" / "references.bib").write_text("")
     shutil.copytree(ROOT / "book" / "_assets", tmp_path / "book" / "_assets")
-    shutil.copytree(ROOT / "book" / "_ext", tmp_path / "book" / "_ext")
     (tmp_path / "book" / "notebooks").mkdir()
     shutil.copy(ROOT / "book" / "notebooks" / "status.ipynb", tmp_path / "book" / "notebooks")
     for address in ("", "https://github.com/someone/a-fork", "https://gitlab.com/someone/a-fork"):

@@ -175,6 +175,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    if not (project_root() / "notebooks").is_dir():
+        return failed(f"{project_root()}: no checkout of the project; work in one, or name it in NFCORE_ROOT", 2)
     return run(parser().parse_args(arguments))
 
 

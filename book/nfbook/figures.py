@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nfbook import FIGURE as SPEC
+from nfbook import SPEC
 from nfcore.runs import Runs
 
 

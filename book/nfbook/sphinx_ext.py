@@ -25,7 +25,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from nfbook import FIGURE as SPEC
+from nfbook import SPEC
 
 
 WORDS_A_MINUTE = 200
