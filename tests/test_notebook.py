@@ -17,10 +17,9 @@ import pytest
 
 from nfbook import notebook
 from nfbook.figures import SPEC
-from nfbook.notebook import execute, parameters
+from nfbook.notebook import default_preset, execute, parameters
 from nfbook.presets import Preset, params_file
-from nfbook.study import NOTEBOOKS as STUDY_NOTEBOOKS
-from nfbook.study import Study
+from nfbook.study import STUDIES, Study
 from nfcore import runs
 from nfcore.data import file_sha256
 from nfcore.settings import SettingsError, project_root
@@ -193,7 +192,7 @@ def test_cell_ids_come_from_the_text(small: Path) -> None:
 # --- the project's notebooks ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if default_preset(s)], ids=lambda path: path.stem)
 def test_parameters_of_a_script(script: Path) -> None:
     """The cell tagged parameters has every parameter, so that papermill knows it, and nothing is read before."""
     cells = [cell for cell in notebook.read(script).cells if cell.cell_type == "code"]
@@ -201,8 +200,9 @@ def test_parameters_of_a_script(script: Path) -> None:
     given: dict[str, Any] = {}
     exec(cells[0].source, given)
     names = {name for name in given if not name.startswith("_")}
-    if script.stem in STUDY_NOTEBOOKS:
-        assert given | {"preset": STUDY_NOTEBOOKS[script.stem], "source": "recorded"} == given
+    assert given["preset"] == default_preset(script)
+    if given["preset"] in STUDIES:
+        assert given["source"] == "recorded"
         assert names == {"preset", "source"}
     else:
         assert names == {f.name for f in fields(Preset)}
@@ -213,10 +213,11 @@ def test_parameters_of_a_script(script: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_script_runs_at_smoke(script: Path, smoke_grid: Path, tmp_path: Path) -> None:
     before = {record: record.stat().st_mtime_ns for record in smoke_grid.glob("*/record.json")}
-    if script.stem in STUDY_NOTEBOOKS:  # they show the recorded runs, as committed; nbval executes them
+    preset = default_preset(script)
+    if preset in STUDIES:  # they show the recorded runs, as committed; nbval executes them
         executed = project_root() / "book" / "notebooks" / f"{script.stem}.ipynb"
     else:
-        executed = execute(script, tmp_path / "out.ipynb", {"preset": "smoke", "source": "local"})
+        executed = execute(script, tmp_path / "out.ipynb", {"preset": "smoke", "source": "local"} if preset else {})
     assert all(cell.execution_count for cell in code_cells(executed) if cell.source)
     shown = outputs(executed)
     assert not [o for o in shown if o.output_type == "error"]
