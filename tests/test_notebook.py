@@ -189,6 +189,22 @@ def test_cell_ids_come_from_the_text(small: Path) -> None:
     assert [a == b for a, b in zip(ids, changed, strict=True)] == [False, *[True] * (len(ids) - 1)]
 
 
+def test_a_script_is_never_written_over(small: Path) -> None:
+    before = small.read_text()
+    for output in (small, small.with_suffix(".py"), small.with_suffix(".md")):
+        with pytest.raises(SettingsError, match=r"a script ends in \.py, its notebook in \.ipynb"):
+            execute(small, output, {})
+    assert small.read_text() == before
+
+
+@pytest.mark.parametrize("kernelspec", ["{name: python3}", "{name: other, display_name: Other}", "{}"])
+def test_a_script_may_name_any_kernel(kernelspec: str, tmp_path: Path) -> None:
+    script = tmp_path / "named.py"
+    script.write_text(f"# ---\n# jupyter:\n#   kernelspec: {kernelspec}\n# ---\n\n# %%\nprint(1 + 1)\n")
+    executed = execute(script, tmp_path / "named.ipynb", {})
+    assert '"2\\n"' in executed.read_text()
+
+
 # --- the project's notebooks ------------------------------------------------------------------------------------
 
 
