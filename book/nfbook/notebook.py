@@ -75,7 +75,7 @@ def read(script: Path) -> Any:
     if not script.is_file():
         raise SettingsError(f"{script}: no such notebook script")
     # Its header names a kernel, which is replaced below; jupytext refuses one that is incomplete.
-    text = re.sub(r"\A# ---\n(?:#.*\n)*?# ---\n", "", script.read_text(encoding="utf-8"))
+    text = re.sub(r"\A# ---\n(?:#.*\n)*?# ---\n+", "", script.read_text(encoding="utf-8"))
     notebook = jupytext.reads(text, fmt="py:percent")
     for number, cell in enumerate(notebook.cells):
         cell["id"] = hashlib.sha256(f"{number} {cell.source}".encode()).hexdigest()[:8]
