@@ -416,30 +416,18 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
                 ``attn_implementation="eager"``; a cache together with gradient checkpointing.
         """
         config = cast(NormFreeConfig, self.config)
-        if output_attentions is None:
-            output_attentions = config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = config.output_hidden_states
-        if use_cache is None:
-            use_cache = config.use_cache and not self.training
-        cache = past_key_values if cache is None else cache
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("forward: give either input_ids or inputs_embeds")
         if output_attentions and config._attn_implementation != "eager":
             raise ValueError('output_attentions=True needs attn_implementation="eager"')
-        recomputing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
-        if use_cache and self.training and recomputing and torch.is_grad_enabled():
-            raise ValueError("use_cache=True: gradient checkpointing recomputes and would fill the cache twice")
-        if use_cache and cache is None:
-            cache = DynamicCache(config=config)
+        cache = self._cache(past_key_values if cache is None else cache, use_cache)
 
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         compute = x.dtype
         if position_ids is None:
-            past = 0 if cache is None else cache.get_seq_length()
-            position_ids = (torch.arange(x.shape[1], device=x.device) + past)[None]  # (1, T)
-            if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -x.shape[1] :]  # (B, T)
+            position_ids = _positions(x, attention_mask, cache)
         mask = create_causal_mask(config, x, attention_mask, cache, position_ids)
         rotary = None
         if self.positions is not None:
@@ -456,31 +444,53 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
             if output_hidden_states:
                 states.append(x)
             x, weights = block(x, self.activations[i % len(self.activations)], compute, mask, rotary, cache)
-            if output_attentions:
-                maps.append(weights)
+            maps.append(weights)
         x = self.final_norm(x.to(compute))
-        if output_hidden_states:
-            states.append(x)
+        loss, logits = self._head(x, labels, logits_to_keep, num_items_in_batch)
+        # By position: transformers 5.24 renamed past_key_values to cache.
+        output = CausalLMOutputWithPast(
+            loss,
+            logits,
+            cache,
+            (*states, x) if output_hidden_states else None,
+            tuple(maps) if output_attentions else None,
+        )
+        as_dict = config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
+    def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache that keys and values go to: the one that was given, a new one, or none."""
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        recomputing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+        if use_cache and self.training and recomputing and torch.is_grad_enabled():
+            raise ValueError("use_cache=True: gradient checkpointing recomputes and would fill the cache twice")
+        return DynamicCache(config=self.config) if use_cache and given is None else given
+
+    def _head(
+        self, x: Tensor, labels: Tensor | None, logits_to_keep: int | Tensor, num_items_in_batch: int | Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Loss and logits (B, T, V) of the normalised stream (B, T, D), as far as they are asked for."""
         training = self.training and labels is not None
         if training and self.chunked_loss:
             if not isinstance(self.lm_head, Head):
-                raise ValueError(
-                    f"chunked_loss: needs lm_head to be a Head, which is {type(self.lm_head).__name__} now"
-                )
-            loss, logits = self.lm_head(x, labels, num_items_in_batch), None
-        else:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            loss, logits = None, self.lm_head(x[:, keep])  # (B, T, V)
-            if labels is not None:
-                options = dict(vocab_size=config.vocab_size, num_items_in_batch=num_items_in_batch)
-                loss = self.loss_function(logits=logits, labels=labels, **options)
-        if training and self.loss_alone:
-            logits = None
-        # By position: transformers 5.24 renamed past_key_values to cache.
-        output = CausalLMOutputWithPast(loss, logits, cache, tuple(states) or None, tuple(maps) or None)
-        as_dict = config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+                raise ValueError(f"chunked_loss: needs lm_head to be a Head, not {type(self.lm_head).__name__}")
+            return self.lm_head(x, labels, num_items_in_batch), None
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(x[:, keep])
+        loss = None
+        if labels is not None:
+            options = dict(vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch)
+            loss = self.loss_function(logits=logits, labels=labels, **options)
+        return loss, None if training and self.loss_alone else logits
+
+
+def _positions(x: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tensor:
+    """Positions (1, T) from the end of the cache, or (B, T) from the first token that a mask (B, S) shows."""
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -x.shape[1] :]
+    past = 0 if cache is None else cache.get_seq_length()
+    return (torch.arange(x.shape[1], device=x.device) + past)[None]
 
 
 AutoConfig.register("normfree", NormFreeConfig)
