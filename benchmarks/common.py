@@ -161,9 +161,8 @@ def _status(name: str) -> int:
 
 def provenance(options: Options) -> dict[str, Any]:
     """Commit, versions, hardware and threads of a measurement."""
-    from nfcore.machine import device_name, package_version
+    from nfcore.machine import device_name, git_commit, package_version
     from nfcore.runs import MEASUREMENT_VERSION
-    from nfcore.training import git_commit
 
     return {
         "commit": git_commit(),

@@ -40,8 +40,9 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.common import Options, Section, Target, alternate, device, in_a_process, now, ratio, spread, timed
 from nfcore.data import Sequences, collate
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
+from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, ModelSettings
-from nfcore.training import VOCABULARY_MULTIPLE, Training, optimizer_and_schedule
+from nfcore.training import VOCABULARY_MULTIPLE, Training
 
 
 # shape, vocabulary, context, sequences a step, steps a round on a CPU, steps a round on a GPU

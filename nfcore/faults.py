@@ -119,6 +119,14 @@ def memory_bytes(experiment: Experiment, micro: int | None = None) -> float:
     return count_parameters(model)[0] * (16 + low % 4) + tokens * (layers + head)
 
 
+def too_large(experiment: Experiment) -> str | None:
+    """What to say of a run that is estimated to need more memory than there is; None if it fits."""
+    needed, limit = memory_bytes(experiment, micro_batch(experiment.training)), memory_limit()
+    if needed <= limit:
+        return None
+    return f"{needed / 2**30:.1f} of {limit / 2**30:.1f} GiB are estimated; {advice(experiment, limit)}"
+
+
 def advice(experiment: Experiment, available: float) -> str:
     """The largest micro-batch below the present one that is estimated to fit into ``available`` bytes."""
     settings = experiment.training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,4 +63,34 @@ def package_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
+        return None
+
+
+def provenance() -> dict[str, Any]:
+    """What a run is made with here: versions, system, hardware. Nothing that names the machine or its paths."""
+    packages = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
+    return {
+        "nfcore": package_version("nfcore"),
+        "python": platform.python_version(),
+        **{name: package_version(name) for name in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with ``+changes`` where tracked files differ from it; None outside a checkout, also where
+    nfcore is installed below the files of another one."""
+    root = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
         return None

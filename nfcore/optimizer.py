@@ -1,4 +1,4 @@
-"""The AdamW of transformers 4.30, with which the paper's code trains."""
+"""The optimiser and its schedule: torch's AdamW, or that of transformers 4.30, with which the paper's code trains."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
+from nfcore.model import NormFreeForCausalLM
+from nfcore.settings import TrainingSettings
 
 
 class HFAdamW(torch.optim.Optimizer):
@@ -59,3 +62,41 @@ class HFAdamW(torch.optim.Optimizer):
             if decay := group["weight_decay"]:
                 torch._foreach_add_(parameters, parameters, alpha=-lr * decay)
         return loss
+
+
+def optimizer_and_schedule(
+    model: NormFreeForCausalLM, settings: TrainingSettings, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with decay on matrices and embeddings, none on biases and norms, its own on learnable slopes; linear
+    warm-up, then linear decay to ``final_learning_rate`` at the last step."""
+    slopes = model.slopes
+    slope_ids = {id(p) for p in slopes}
+    rest = [p for p in model.parameters() if id(p) not in slope_ids]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": slopes, "weight_decay": settings.slope_weight_decay},
+    ]
+    groups = [g for g in groups if g["params"]]
+    common: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.epsilon,
+    }
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "hf_adamw":
+        optimizer = HFAdamW(groups, **common)
+    else:
+        fused = next(model.parameters()).device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(groups, **common, fused=fused)
+    # In transformers' schedule the first update has rate zero, and a part of a warm-up step counts as one.
+    first, whole = (0, math.ceil) if settings.schedule == "hf_linear" else (1, round)
+    warmup = whole(settings.warmup_fraction * steps)
+    floor = settings.final_learning_rate / settings.learning_rate
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + first) / warmup
+        return floor + (1 - floor) * max(0, steps - step) / max(1, steps - warmup)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

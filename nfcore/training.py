@@ -1,4 +1,4 @@
-"""Training: the recipe, the loop, and a run from its settings to its record.
+"""Training: the loop, and a run from its settings to its record.
 
 Axes: B batch, T positions, V vocabulary.
 """
@@ -6,9 +6,7 @@ Axes: B batch, T positions, V vocabulary.
 from __future__ import annotations
 
 import math
-import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,60 +27,21 @@ from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_li
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from nfcore import checkpoints, convert, faults, machine, runs
 from nfcore.data import TokenData, prepare
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
-from nfcore.optimizer import HFAdamW
+from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 from nfcore.telemetry import Telemetry, Watch
 
 
 PLAIN_ATTENTION = 512  # T up to which plain attention trains faster than torch's fused one in bfloat16 on a CPU
 VOCABULARY_MULTIPLE = 128  # a GPU multiplies faster by a vocabulary that is padded to a multiple of this
+PROGRESS = "progress"  # file of an unfinished run: the share of its updates that are made
 PATIENCE = timedelta(hours=12)  # how long other processes wait while the first one prepares data
-
-
-# --- the recipe -------------------------------------------------------------------------------------------------
-
-
-def optimizer_and_schedule(
-    model: NormFreeForCausalLM, settings: TrainingSettings, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW with decay on matrices and embeddings, none on biases and norms, its own on learnable slopes; linear
-    warm-up, then linear decay to ``final_learning_rate`` at the last step."""
-    slopes = model.slopes
-    slope_ids = {id(p) for p in slopes}
-    rest = [p for p in model.parameters() if id(p) not in slope_ids]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
-        {"params": slopes, "weight_decay": settings.slope_weight_decay},
-    ]
-    groups = [g for g in groups if g["params"]]
-    common: dict[str, Any] = {
-        "lr": settings.learning_rate,
-        "betas": (settings.beta1, settings.beta2),
-        "eps": settings.epsilon,
-    }
-    optimizer: torch.optim.Optimizer
-    if settings.optimizer == "hf_adamw":
-        optimizer = HFAdamW(groups, **common)
-    else:
-        fused = next(model.parameters()).device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW(groups, **common, fused=fused)
-    # In transformers' schedule the first update has rate zero, and a part of a warm-up step counts as one.
-    first, whole = (0, math.ceil) if settings.schedule == "hf_linear" else (1, round)
-    warmup = whole(settings.warmup_fraction * steps)
-    floor = settings.final_learning_rate / settings.learning_rate
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + first) / warmup
-        return floor + (1 - floor) * max(0, steps - step) / max(1, steps - warmup)
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 @torch.no_grad()
@@ -161,7 +120,7 @@ class Training:
         self.batches = Batches(tokens.train, settings.batch_size, experiment.seed)
         self.validation = tokens.validation[: settings.eval_sequences]
         self.telemetry = Telemetry(
-            self.model, as_ids(self.validation[: settings.probe_sequences]), git_commit() or "unknown"
+            self.model, as_ids(self.validation[: settings.probe_sequences]), machine.git_commit() or "unknown"
         )
         self.loss_sum = torch.zeros((), device=self.accelerator.device)  # over the updates since the last log
         self.diverged: dict[str, Any] | None = None
@@ -369,39 +328,6 @@ def _random_state() -> dict[str, Tensor]:
 # --- a run ------------------------------------------------------------------------------------------------------
 
 
-class Progress:
-    """How far a run is: a number in its directory for whoever watches a whole grid, and, unless ``quiet``, a line with
-    the time left, at most every ten seconds and at the end."""
-
-    FILE = "progress"  # holds the share of the updates that are made
-
-    def __init__(self, directory: Path, label: str, steps: int, tokens_per_step: int, quiet: bool) -> None:
-        self.file, self.label, self.steps, self.tokens = directory / self.FILE, label, steps, tokens_per_step
-        self.quiet = quiet
-        self.start = self.shown = self.written = time.monotonic()
-        self.first = 0
-
-    def __call__(self, step: int, values: dict[str, float]) -> None:
-        now = time.monotonic()
-        if "train_loss" not in values:
-            if step == 0:  # the first evaluation is no part of the pace
-                self.start = now
-            return
-        if now - self.written >= 1:
-            self.written = now
-            runs.write_atomically(self.file, str(step / self.steps))
-        if self.quiet or (now - self.shown < 10 and step < self.steps) or step == self.first:
-            return
-        self.shown = now
-        pace = (now - self.start) / (step - self.first)
-        left = int(pace * (self.steps - step))
-        print(
-            f"  {self.label}: step {step}/{self.steps}, loss {values['train_loss']:.3f}, "
-            f"{self.tokens / pace:,.0f} tokens/s, {left // 60}:{left % 60:02d} left",
-            flush=True,
-        )
-
-
 def train(
     experiment: Experiment | dict[str, Any],
     *,
@@ -507,14 +433,7 @@ def _run(
 ) -> None:
     """Check what can be checked before anything starts, train from the newest checkpoint, write the record."""
     settings = experiment.training
-    if settings.precision == "float16" and not torch.cuda.is_available():
-        raise SettingsError("training.precision: 'float16' needs a CUDA device; float32 and bfloat16 run everywhere")
-    if settings.chunked_loss and not hasattr(F, "linear_cross_entropy"):
-        raise SettingsError(f"training.chunked_loss: true needs torch 2.13 or later, and this is {torch.__version__}")
-    if settings.compile and (reason := machine.why_not_compiled()):
-        print(f"  {label}: is not compiled, since {reason}", file=sys.stderr)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    _check_machine(settings, label)
     with PartialState().main_process_first() if dist.is_initialized() else nullcontext():
         tokens = prepare(experiment.data)  # the others find the tokens made
     if len(tokens.train) < settings.batch_size:
@@ -522,34 +441,14 @@ def _run(
             f"training.batch_size: {settings.batch_size} is more than the {len(tokens.train)} training sequences"
         )
     steps = settings.steps or len(tokens.train) // settings.batch_size
-    if not quiet:
-        estimate, limit = faults.memory_bytes(experiment, faults.micro_batch(settings)), faults.memory_limit()
-        if estimate > limit:
-            sizes = f"{estimate / 2**30:.1f} of {limit / 2**30:.1f} GiB"
-            print(f"  {label}: {sizes} are estimated; {faults.advice(experiment, limit)}", file=sys.stderr)
+    if not quiet and (warning := faults.too_large(experiment)):
+        print(f"  {label}: {warning}", file=sys.stderr)
     training = Training(experiment, tokens, directory / "checkpoints", steps, report_to, fsdp)
     if fresh:  # only now that nothing can be wrong with the settings
-        for name in ("checkpoints", "model"):
-            shutil.rmtree(directory / name, ignore_errors=True)
-        for file in directory.glob("*.*"):
-            if file.name != ".lock":
-                file.unlink()
-    if training.accelerator.is_main_process:
-        tokens_per_step = settings.batch_size * experiment.data.context
-        training.on_log = progress = Progress(directory, label, steps, tokens_per_step, quiet)  # type: ignore[method-assign]
-    newest = checkpoints.newest(training.checkpoint_dir) if training.accelerator.is_main_process else None
-    found, manifest = agreed(newest)
-    if found:
-        if manifest["processes"] != training.accelerator.num_processes:
-            raise SettingsError(
-                f"{found}: was made by {manifest['processes']} processes; go on with as many, or fresh=true starts anew"
-            )
-        training.load(found)
-        if training.accelerator.is_main_process:
-            progress.first = training.step
-        if not quiet:
-            print(f"  {label}: resumes at step {training.step}")
-    with faults.deferred_signals() as training.received:
+        _clear(directory)
+    if _resume(training) and not quiet:
+        print(f"  {label}: resumes at step {training.step}")
+    with faults.deferred_signals() as training.received, _progress(training, directory, label, quiet):
         try:
             training.run()
         except Exception as error:
@@ -567,6 +466,69 @@ def _run(
         raise faults.Stopped(training.received[0], f"{label}: {reached}; {faults.RESUME}")
     if (diverged := training.diverged) and not quiet:
         print(f"  {label}: diverged at step {diverged['step']}, layer {diverged['layer']} ({diverged['where']})")
+
+
+def _check_machine(settings: TrainingSettings, label: str) -> None:
+    """Refuse what this machine cannot do, and set its threads."""
+    if settings.precision == "float16" and not torch.cuda.is_available():
+        raise SettingsError("training.precision: 'float16' needs a CUDA device; float32 and bfloat16 run everywhere")
+    if settings.chunked_loss and not hasattr(F, "linear_cross_entropy"):
+        raise SettingsError(f"training.chunked_loss: true needs torch 2.13 or later, and this is {torch.__version__}")
+    if settings.compile and (reason := machine.why_not_compiled()):
+        print(f"  {label}: is not compiled, since {reason}", file=sys.stderr)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+
+
+def _clear(directory: Path) -> None:
+    """Delete what an earlier training left."""
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    for file in directory.glob("*.*"):
+        if file.name != ".lock":
+            file.unlink()
+
+
+def _resume(training: Training) -> bool:
+    """Go on from the newest whole checkpoint, if there is one. Several processes take what the first one finds."""
+    processes = training.accelerator.num_processes
+    newest = checkpoints.newest(training.checkpoint_dir) if training.accelerator.is_main_process else None
+    found, manifest = agreed(newest)
+    if found and manifest["processes"] != processes:
+        made = f"{found}: was made by {manifest['processes']} processes"
+        raise SettingsError(f"{made}; go on with as many, or fresh=true starts anew")
+    if found:
+        training.load(found)
+    return bool(found)
+
+
+@contextmanager
+def _progress(training: Training, directory: Path, label: str, quiet: bool) -> Iterator[None]:
+    """Show a bar unless ``quiet``, and leave the share that is made in ``directory`` for whoever watches a grid."""
+    if not training.accelerator.is_main_process:
+        yield
+        return
+    batch = training.settings.batch_size * training.batches.sequences.shape[1]
+    form = "  {desc}: {percentage:3.0f}% of {total_fmt} tokens, {rate_fmt}, {remaining} left{postfix}"
+    with tqdm(
+        total=training.steps * batch,
+        initial=training.step * batch,
+        desc=label,
+        unit=" tokens",
+        unit_scale=True,
+        bar_format=form,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        disable=quiet,
+    ) as bar:
+
+        def show(step: int, values: dict[str, float]) -> None:
+            if "train_loss" in values:
+                runs.write_atomically(directory / PROGRESS, str(step / training.steps))
+                bar.set_postfix_str(f"loss {values['train_loss']:.3f}", refresh=False)
+                bar.update(step * batch - bar.n)
+
+        training.on_log = show  # type: ignore[method-assign]
+        yield
 
 
 def _finish(experiment: Experiment, directory: Path, training: Training, tokens: TokenData) -> None:
@@ -594,7 +556,7 @@ def _finish(experiment: Experiment, directory: Path, training: Training, tokens:
         "provenance": provenance(experiment, training, tokens),
     }
     runs.write_record(directory, record, files)
-    (directory / Progress.FILE).unlink(missing_ok=True)
+    (directory / PROGRESS).unlink(missing_ok=True)
     if not diverged:
         shutil.rmtree(training.checkpoint_dir, ignore_errors=True)
     training.accelerator.wait_for_everyone()
@@ -614,19 +576,13 @@ def final_metrics(metrics: list[dict[str, Any]], diverged: bool) -> dict[str, fl
 
 
 def provenance(experiment: Experiment, training: Training, tokens: TokenData) -> dict[str, Any]:
-    """What made the run: commit, versions, hardware, data, speed. Nothing that names the machine or its paths."""
+    """What made the run: commit, versions, hardware, data, speed."""
     telemetry = training.telemetry
     seen = training.step * experiment.training.batch_size * experiment.data.context
-    packages = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
     return {
         "commit": " ".join(telemetry.commits),
         "measurement": runs.MEASUREMENT_VERSION,
-        "nfcore": machine.package_version("nfcore"),
-        "python": platform.python_version(),
-        **{name: machine.package_version(name) for name in packages},
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": machine.device_name(),
-        "threads": torch.get_num_threads(),
+        **machine.provenance(),
         "processes": training.accelerator.num_processes,
         "precision": training.precision,
         "compiled": experiment.training.compile and not machine.why_not_compiled(),
@@ -649,23 +605,6 @@ def unigram_loss(tokens: TokenData, sequences: int | None) -> float:
     counts = np.bincount(tokens.train.reshape(-1), minlength=tokens.tokenizer.get_vocab_size()) + 1.0
     surprise = -np.log(counts / counts.sum())
     return float(surprise[tokens.validation[:sequences, 1:]].mean())
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, with ``+changes`` where tracked files differ from it; None outside a checkout, also where
-    nfcore is installed below the files of another one."""
-    root = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def load_model(run: str | Path) -> NormFreeForCausalLM:

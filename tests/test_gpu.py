@@ -13,7 +13,7 @@ from benchmarks import common
 from nfbook import study
 from nfcore import runs
 from nfcore.data import open_tokens, prepare
-from nfcore.training import git_commit
+from nfcore.machine import git_commit
 from tools import gpu
 
 
@@ -141,7 +141,7 @@ def test_two_calls_and_what_is_taken_over(
         with monkeypatch.context() as patch:
             patch.setattr(runs, "write_table", no_parquet)
             patch.setattr("nfcore.training.prepare", None)
-            patch.setattr("nfcore.training.git_commit", lambda: None)
+            patch.setattr("nfcore.machine.git_commit", lambda: None)
             gpu.work(*arguments)
 
     missing = [e for e in next(gpu.waves(tiny=True)) if e.seed == 1]
@@ -152,7 +152,7 @@ def test_two_calls_and_what_is_taken_over(
     assert "3 of 5 runs are finished" in capfd.readouterr().out
 
     known = git_commit()
-    monkeypatch.setattr("nfcore.training.git_commit", lambda: "here")
+    monkeypatch.setattr("nfcore.machine.git_commit", lambda: "here")
     assert gpu.main(["collect", str(second), "--tiny"]) == 0
     recorded = runs.load_runs(project / "data" / "recorded" / "gpu-tiny")
     assert {*recorded.runs["run"]} == {run.name, *(e.id for e in missing)}

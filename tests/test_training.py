@@ -1,5 +1,6 @@
 """Training: the optimiser and its schedule, what a run leaves behind, resuming, and divergence as a result."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,21 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainingArguments, get_polynomial_decay_schedule_with_warmup
 
-from nfcore import NormFreeConfig, NormFreeForCausalLM, checkpoints, head_entropy, prepare, runs, train, training
-from nfcore.optimizer import HFAdamW
+from nfcore import (
+    NormFreeConfig,
+    NormFreeForCausalLM,
+    checkpoints,
+    head_entropy,
+    machine,
+    prepare,
+    runs,
+    train,
+    training,
+)
+from nfcore.optimizer import HFAdamW, optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings
 from nfcore.telemetry import Watch
-from nfcore.training import Training, load_model, optimizer_and_schedule
+from nfcore.training import Training, load_model
 
 
 Tiny = Callable[..., Experiment]
@@ -698,12 +709,10 @@ def test_one_process_shards_nothing(tiny: Tiny) -> None:
 def test_progress_says_what_is_left(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny(name="a label", training={"steps": 2}), fresh=True)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("  a label [")
-    assert "step 2/2" in lines[0]
-    assert lines[0].endswith("0:00 left")
+    run = train(tiny(name="a label", training={"steps": 2}), fresh=True)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert re.match(r"  a label \[\w+\]: 100% of \S+ tokens, .* tokens/s, 00:00 left, loss \d", last)
+    assert not (run / "progress").exists()
 
 
 def test_training_imports_no_logger() -> None:
@@ -731,13 +740,13 @@ def test_the_commit_of_a_repository_around_an_installed_package_is_not_reported(
             ["git", "-C", str(tmp_path), *who, *command], check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    installed = tmp_path / "lib" / "nfcore" / "training.py"
+    installed = tmp_path / "lib" / "nfcore" / "machine.py"
     installed.parent.mkdir(parents=True)
     installed.write_text("")
     git("init", "--quiet")
     git("commit", "--quiet", "--allow-empty", "-m", "somebody else's")
-    monkeypatch.setattr(training, "__file__", str(installed))
-    assert training.git_commit() is None
+    monkeypatch.setattr(machine, "__file__", str(installed))
+    assert machine.git_commit() is None
     git("add", "--all")
     git("commit", "--quiet", "-m", "ours")
-    assert training.git_commit() == git("rev-parse", "HEAD")
+    assert machine.git_commit() == git("rev-parse", "HEAD")

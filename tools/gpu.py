@@ -281,7 +281,7 @@ def keep(runs: Iterable[Experiment], out: Path) -> None:
 def collect(args: argparse.Namespace) -> int:
     """Take what came back into ``data/recorded/gpu`` and ``benchmarks/results/gpu``. What has no commit, since the
     other machine had no history to name it by, gets this checkout's, if that has the same measurement version."""
-    from nfcore.training import git_commit
+    from nfcore.machine import git_commit
 
     name = "gpu-tiny" if args.tiny else "gpu"
 
