@@ -57,7 +57,7 @@ lint: $(ENVIRONMENT)
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m ruff check .
 	.venv/bin/codespell
-	.venv/bin/proselint check --config proselint.json README.md CHANGELOG.md book/*.md
+	.venv/bin/proselint check --config tools/proselint.json README.md CHANGELOG.md book/*.md
 	.venv/bin/python -m mypy
 
 audit:

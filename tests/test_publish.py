@@ -185,29 +185,31 @@ def test_citation_is_of_this_version() -> None:
     assert f"year    = {{{year}}}" in page.partition("@software")[2]
 
 
-def test_container_and_binder_install_the_lock() -> None:
-    dockerfile = (ROOT / "Dockerfile").read_text()
+CONTAINER = ROOT / "tools" / "container"
+
+
+def test_container_and_environment_install_the_lock() -> None:
+    dockerfile = (CONTAINER / "Dockerfile").read_text()
     assert "COPY requirements.lock requirements.hashes ./\n" in dockerfile
     install = re.search(r"^RUN pip install .*?--require-hashes.*?[^\\]\n", dockerfile, re.MULTILINE | re.DOTALL)
     assert install is not None
     assert "--requirement requirements.hashes" in install[0]
     assert "pip install --no-cache-dir --requirement requirements.lock" in install[0]
     assert dockerfile.index("\nUSER 1000\n") < dockerfile.index("\nCMD ")
-    binder = ROOT / ".binder"
-    lines = [line for line in (binder / "requirements.txt").read_text().splitlines() if line[0] != "#"]
-    assert lines == ["-r ../requirements.lock", "-e ."]
-    assert (binder / lines[0].split()[1]).resolve() == ROOT / "requirements.lock"
-    runtime = (binder / "runtime.txt").read_text().strip()
-    image = re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
-    assert image == [f"{runtime.replace('-', ':')}-slim"]
-    assert runtime.removeprefix("python-") in PYTHONS
+    python, _, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
+    version = python.removeprefix("python=")
+    assert re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE) == [f"python:{version}-slim"]
+    assert version in PYTHONS
 
 
 def test_container_gets_what_git_holds() -> None:
     ignored = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line and line[0] != "#"]
     # git looks for a name without an inner slash in every folder, Docker only where it is told to.
     expected = {".git/", *(line if "/" in line[:-1] else f"**/{line}" for line in ignored)}
-    assert {line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"} == expected
+    assert {
+        line for line in (CONTAINER / "Dockerfile.dockerignore").read_text().splitlines() if line[0] != "#"
+    } == expected
 
 
 def test_launch_buttons_have_one_setting(tmp_path: Path) -> None:
