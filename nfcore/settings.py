@@ -380,9 +380,7 @@ def checkout_file(*parts: str) -> Path:
     """A file that only a checkout has. Raises SettingsError where there is no checkout."""
     path = project_root().joinpath(*parts)
     if not path.exists():
-        raise SettingsError(
-            f"{path}: not found; it comes with a checkout of the project: work in one or set NFCORE_ROOT"
-        )
+        raise SettingsError(f"{path}: not found; it comes with a checkout of the project: set NFCORE_ROOT to one")
     return path
 
 
@@ -390,9 +388,8 @@ class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, as in YAML 1.2; to PyYAML it is text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
-)
+_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, "-+0123456789")
 
 
 def _load(source: str | Path, where: str) -> Any:

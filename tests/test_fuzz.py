@@ -29,8 +29,7 @@ from hypothesis import strategies as st
 from nfcore import NormFreeConfig, NormFreeForCausalLM, attention_entropy, attention_statistics, runs
 from nfcore.data import LONGEST, documents, file_sha256, load_tokenizer, local_corpus, prepare
 from nfcore.settings import (
-    ACTIVATIONS,
-    NORMS,
+    REGISTERED,
     DataSettings,
     Experiment,
     ModelSettings,
@@ -84,7 +83,6 @@ VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
 )
 SECTIONS = {"model": ModelSettings, "data": DataSettings, "training": TrainingSettings}
-NAMES = {"norm": NORMS, "final_norm": NORMS, "activation": ACTIVATIONS}
 
 
 def allowed(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
@@ -107,7 +105,10 @@ def allowed(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 def section(cls: Any) -> st.SearchStrategy[dict[str, Any]]:
     """Some fields of it, each with a value that it takes alone."""
     schemas = cls.model_json_schema()["properties"].items()
-    fields = {name: st.sampled_from([*NAMES[name]]) if name in NAMES else allowed(schema) for name, schema in schemas}
+    fields = {
+        name: st.sampled_from([*REGISTERED[name]]) if name in REGISTERED else allowed(schema)
+        for name, schema in schemas
+    }
     return st.fixed_dictionaries({}, optional=fields)
 
 
