@@ -20,7 +20,6 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +206,7 @@ def precision(options: Options) -> list[dict[str, Any]]:
     plain = {record["id"]: record["final"]["eval_loss"] for record in read_records(recorded_dir(study.name))}
     chosen = {name: study.cells[name].experiments for name in CELLS}
     twins = {
-        e.id: replace(e, training=replace(e.training, precision="bfloat16"))
+        e.id: e.replace(training=e.training.replace(precision="bfloat16"))
         for experiments in chosen.values()
         for e in experiments[:SEEDS]
     }

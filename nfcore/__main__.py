@@ -14,12 +14,12 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from nfcore import faults
-from nfcore.settings import DTYPES, Experiment, SettingsError, override, project_root, read_yaml
+from nfcore.settings import DType, Experiment, SettingsError, override, project_root, read_yaml
 
 
 def read_experiment(source: str, assignments: list[str]) -> Experiment:
@@ -143,7 +143,7 @@ def add_entropy(commands: Any) -> None:
     sub.add_argument("--context", type=int, default=128, help="tokens a sequence (default 128)")
     sub.add_argument("--sequences", type=int, default=16, help="sequences from the start of the text (default 16)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default cpu)")
-    sub.add_argument("--dtype", choices=DTYPES, help="of the model (default: as its weights are saved)")
+    sub.add_argument("--dtype", choices=get_args(DType), help="of the model (default: as its weights are saved)")
     sub.add_argument("--csv", type=Path, help="write what is measured of each head, a line per layer and head")
     sub.add_argument("--plot", type=Path, help="write a picture of each head's entropy over its ceiling (.png, .svg)")
 

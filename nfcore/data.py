@@ -33,14 +33,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import PositiveInt
 
 from nfcore import __version__
-from nfcore.settings import DataSettings, SettingsError, at_least, digest, identity, project_root
+from nfcore.settings import DataSettings, SettingsError, check_type, digest, identity, project_root
 
 
 if TYPE_CHECKING:
@@ -728,7 +729,7 @@ def prepare(settings: DataSettings, processes: int = 1) -> TokenData:
         SettingsError: a corpus or tokenizer that cannot be had, is empty, too small or of the wrong size; token files
             that cannot be written or differ from their recorded hashes.
     """
-    at_least("processes", processes, 1)
+    check_type("processes", processes, PositiveInt)
     codeparrot = settings.corpus == "codeparrot"
     corpus = codeparrot_corpus(settings) if codeparrot else local_corpus(settings)
     name = settings.tokenizer or (CODEPARROT["tokenizer"] if codeparrot else None)
@@ -817,7 +818,7 @@ def write(
     meta = {
         "format": FORMAT,
         "dtype": token_type(settings.vocab_size),
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "corpus_hash": digest([parts[part].pop("corpus_hash") for part in PARTS], 64),
         "tokenizer_hash": file_sha256(file),
         **{name: parts[name] for name in PARTS},

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, fields
 from functools import cache
 from typing import Any, cast
 
@@ -29,7 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from nfcore.settings import SHAPES, ModelSettings, SettingsError, check_keys, from_mapping
+from nfcore.settings import REGISTERED, SHAPES, ModelSettings, check_keys, choice
 
 
 TRIED = ("5.17", "5.24")  # the first and the last series of transformers that pass tests/test_model.py: `make versions`
@@ -60,10 +59,11 @@ class NormFreeConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __init__(self, **kwargs: Any) -> None:
-        names = {f.name for f in fields(ModelSettings)}
-        settings = from_mapping(ModelSettings, {name: kwargs.pop(name) for name in names & kwargs.keys()}, "model")
+        settings = ModelSettings(
+            **{name: kwargs.pop(name) for name in ModelSettings.model_fields.keys() & kwargs.keys()}
+        )
         super().__init__(**kwargs)
-        for name, value in asdict(settings).items():
+        for name, value in settings.to_dict().items():
             setattr(self, name, value)
 
     @classmethod
@@ -73,11 +73,11 @@ class NormFreeConfig(PreTrainedConfig):
         Raises:
             SettingsError: an unknown shape or field, or a value that is not allowed.
         """
-        if shape not in SHAPES:
-            raise SettingsError(f"shape: {shape!r} is not one of {', '.join(SHAPES)}")
-        known = [f.name for f in fields(ModelSettings)]
+        choice("shape", shape, SHAPES)
         theirs = {*vars(cls()), *dir(cls), "attn_implementation"}
-        check_keys({name: value for name, value in changes.items() if name not in theirs}, known, "model")
+        check_keys(
+            {name: value for name, value in changes.items() if name not in theirs}, ModelSettings.model_fields, "model"
+        )
         return cls(**{**SHAPES[shape], **changes})
 
 
@@ -144,6 +144,8 @@ NORMS: dict[str, Callable[[NormFreeConfig], nn.Module]] = {
     "rmsnorm": lambda config: nn.RMSNorm(config.hidden_size, eps=config.norm_eps),
     "none": lambda config: nn.Identity(),
 }
+
+REGISTERED.update(norm=NORMS, final_norm=NORMS, activation=ACTIVATIONS)  # so settings take what is added here
 
 
 # --- the decoder ------------------------------------------------------------------------------------------------

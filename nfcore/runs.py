@@ -26,14 +26,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfcore.data import file_sha256
 from nfcore.settings import (
-    LATER,
     DataSettings,
     ModelSettings,
     SettingsError,
@@ -137,12 +136,12 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
     """One row of the ``runs`` frame."""
     try:
         configuration = ModelSettings(**record["settings"]["model"]).configuration
-    except (SettingsError, TypeError):  # of an extension of nfcore that is not here: shown under its own name
+    except SettingsError:  # of an extension of nfcore that is not here: shown under its own name
         configuration = record["name"]
     flat = {"run": record["id"], "configuration": configuration, "seed": record["settings"]["seed"]}
     for section, kind in (("model", ModelSettings), ("data", DataSettings), ("training", TrainingSettings)):
-        later = {f.name: f.default for f in fields(kind) if f.metadata == LATER}  # than the record, perhaps
-        flat |= {f"{section}.{k}": v for k, v in {**later, **record["settings"][section]}.items()}
+        default = {name: field.default for name, field in kind.model_fields.items()}  # of fields added later
+        flat |= {f"{section}.{k}": v for k, v in {**default, **record["settings"][section]}.items()}
     flat["status"] = record["status"]
     flat |= {f"diverged.{k}": (record["diverged"] or {}).get(k) for k in ("step", "layer", "where")}
     flat |= {f"exploded.{k}": (record["exploded"] or {}).get(k) for k in ("step", "layer")}

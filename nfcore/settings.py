@@ -1,30 +1,26 @@
 """Settings of a run: what the model is, what it reads, how it is trained.  No torch here.
 
-A run is identified by :attr:`Experiment.id`, a hash of every setting with its default filled in, so two ways of
-writing the same run are the same run.  Wrong input raises :class:`SettingsError` naming field, value and choices.
+Each field stands with its choices or bounds and its meaning. Wrong input raises :class:`SettingsError` with one line:
+the field, the value, what is allowed. A run is identified by :attr:`Experiment.id`, a hash of every setting with its
+default filled in, so two ways of writing the same run are the same run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
-import importlib
 import json
-import math
 import os
+import re
 import reprlib
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import pydantic
 import yaml
-
-
-T = typing.TypeVar("T")
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class SettingsError(ValueError):
@@ -41,32 +37,335 @@ SHAPES: dict[str, dict[str, Any]] = {
     "pythia-2x32": dict(family="pythia", hidden_size=32, num_hidden_layers=2, num_attention_heads=2),
 }
 
-FAMILIES = ("gpt2", "pythia")
-# The names in the registries of nfcore.model; others are looked up there, which costs loading torch.
-NORMS = ("layernorm", "rmsnorm", "none")
-ACTIVATIONS = (
-    *("gelu", "gelu_tanh", "relu", "leaky_relu", "learnable_leaky_relu", "identity"),
-    *("scaled_gelu", "scaled_silu", "scaled_softplus", "learnable_scaled_gelu", "learnable_input_gelu"),
-)
-DTYPES = ("float32", "bfloat16", "float16")
-PRECISIONS = (*DTYPES, "auto")
-OPTIMIZERS = ("adamw", "hf_adamw")
-SCHEDULES = ("linear", "hf_linear")
+# Norms and activations, each with its part of a configuration's name.
+NORMS = {"layernorm": "LN", "rmsnorm": "RMS", "none": ""}
+ACTIVATIONS = {"gelu": "G", "gelu_tanh": "G(tanh)", "relu": "R", "leaky_relu": "L({slope:g})", "identity": ""}
+ACTIVATIONS |= {"learnable_leaky_relu": "LL {sharing}({slope:g})", "scaled_softplus": "softplus(s={scale:g})"}
+ACTIVATIONS |= {"scaled_gelu": "G(s={scale:g})", "learnable_scaled_gelu": "G(learnable s from {scale:g})"}
+ACTIVATIONS |= {"scaled_silu": "SiLU(s={scale:g})", "learnable_input_gelu": "G(learnable a from {scale:g})"}
+# The names that settings take. nfcore.model puts its own registries here, to which users add.
+REGISTERED: dict[str, Collection[str]] = {"norm": NORMS, "final_norm": NORMS, "activation": ACTIVATIONS}
 
-YAML_BYTES = 2**20  # the longest file of settings that is read
-YAML_DEPTH = 16  # and its deepest nesting
-LARGEST_VOCABULARY = 2**20  # about that of the largest tokenizers there are
+# Marks a field added after runs were recorded: at its default it is left out of the hash, so that those keep their ids.
+LATER = "later"
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+DType = Literal["float32", "bfloat16", "float16"]
 
+# --- checks -----------------------------------------------------------------------------------------------------
 
-class Short(reprlib.Repr):
-    """A value in a message: whatever it was, the message is readable."""
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if x.bit_length() < 64 else f"a number of {x.bit_length()} bits"  # Python refuses to write some
-
-
-SHORT = Short()
+SHORT = reprlib.Repr()  # whatever the value, the message is readable
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
+
+
+@contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """The first of pydantic's errors as a SettingsError: the field below ``where``, its value, what is allowed."""
+    try:
+        yield
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+        must = re.sub(r"^\w+ should", "must", first["msg"])
+        own = first.get("ctx", {}).get("error")  # a SettingsError of our validators
+        raise SettingsError(str(own) if own else f"{field}: {SHORT.repr(first['input'])} {must}") from None
+
+
+def choice(where: str, value: object, allowed: Collection[object]) -> None:
+    if value not in [*allowed]:
+        raise SettingsError(f"{where}: {SHORT.repr(value)} is not one of {', '.join(map(str, allowed))}")
+
+
+def check_type(where: str, value: Any, kind: Any) -> Any:
+    """``value``, if it is of the annotated type ``kind`` (an int may stand for a float, a bool for nothing)."""
+    with _one_line(where):
+        return pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+
+
+def check_mapping(value: Any, where: str) -> dict[Any, Any]:
+    return check_type(where, value, dict)
+
+
+def check_keys(mapping: Any, allowed: Collection[str], where: str) -> dict[str, Any]:
+    for key in (mapping := check_mapping(mapping, where)):
+        if key not in allowed:
+            raise SettingsError(f"{where}: unknown setting {SHORT.repr(key)}; allowed: {', '.join(allowed)}")
+    return mapping
+
+
+# --- the settings -----------------------------------------------------------------------------------------------
+
+
+class Section(pydantic.BaseModel):
+    """Settings that are checked when they are made and then stay as they are.
+
+    Raises:
+        SettingsError: unknown field, wrong type or value.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    section: ClassVar[str] = ""
+
+    def __init__(self, /, **values: Any) -> None:
+        check_keys(values, type(self).model_fields, self.section or "experiment")
+        with _one_line(self.section):
+            super().__init__(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump()
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked as a new one is."""
+        return type(self)(**{**dict(self), **changes})
+
+    def _default(self, **values: Any) -> None:
+        """Give fields that are None what follows from others."""
+        for name in [name for name in values if getattr(self, name) is None]:
+            object.__setattr__(self, name, values[name])
+
+    def _wrong(self, name: str, must: str) -> SettingsError:
+        return SettingsError(f"{self.section}.{name}: {getattr(self, name)!r} must {must}")
+
+
+def identity(settings: Section) -> dict[str, Any]:
+    """The fields of a section that name what is made with it: those added later only where they are not the default."""
+    fields = type(settings).model_fields
+    return {k: v for k, v in settings.to_dict().items() if LATER not in fields[k].metadata or v != fields[k].default}
+
+
+class ModelSettings(Section):
+    """The architecture (the fields of :class:`nfcore.model.NormFreeConfig`)."""
+
+    section = "model"
+
+    family: Literal["gpt2", "pythia"] = "gpt2"
+    """``gpt2`` (learned positions, sequential residual, tied head) or ``pythia`` (rotary positions on
+    ``rotary_fraction`` of each head, parallel residual, untied head)."""
+    vocab_size: PositiveInt = 50257
+    """Tokens the model knows: ``data.vocab_size``, which is the default in a run."""
+    hidden_size: PositiveInt = 768
+    """Width of the residual stream."""
+    num_hidden_layers: PositiveInt = 12
+    """Blocks."""
+    num_attention_heads: PositiveInt = 12
+    """Heads of a block; divides ``hidden_size``."""
+    intermediate_size: PositiveInt | None = None
+    """Width of the FFN; null is 4 ``hidden_size``."""
+    max_position_embeddings: PositiveInt = 1024
+    """The longest sequence, in tokens."""
+    norm: str = "layernorm"
+    """Normalisation inside the blocks."""
+    final_norm: str = "layernorm"
+    """Normalisation before the head. The paper's "normalization-free" models keep the final LayerNorm."""
+    norm_eps: NonNegativeFloat = 1e-5
+    """Added to the variance in a norm."""
+    activation: str = "gelu"
+    """Of the FFN."""
+    negative_slope: float = 0.01
+    """Of ``leaky_relu``; the initial one of ``learnable_leaky_relu``."""
+    slope_sharing: Literal["per_layer", "shared"] = "per_layer"
+    """A learnable slope or scale is one per layer or one for all."""
+    activation_scale: PositiveFloat = 1.0
+    """s of ``scaled_gelu``, GELU(s x)/s, and its kin; the initial s of ``learnable_scaled_gelu`` and a of
+    ``learnable_input_gelu``, GELU(a x)."""
+    biases: Literal["paper", "all", "none"] = "paper"
+    """``paper`` (query and key only), ``all`` or ``none``."""
+    init: Literal["paper", "gpt2", "width"] = "paper"
+    """``paper`` (N(0, 0.02) for every matrix), ``gpt2`` (output matrices scaled by 1/sqrt(2 L)) or ``width``
+    (0.02 sqrt(768/d) for matrices, 0.02 for embeddings, which keeps the gain of a layer at d = 768)."""
+    embd_pdrop: Share = 0.0
+    """Dropout of the embeddings."""
+    residual_dtype: DType = "float32"
+    """Of the residual stream."""
+    rotary_fraction: Share = 0.25
+    """Of each head's width, that rotary positions turn; ``pythia`` only."""
+    rotary_base: PositiveFloat = 10000.0
+    """The longest wavelength of rotary positions is about 2 pi times this many tokens."""
+    tie_word_embeddings: bool | None = None
+    """Whether the head is the embedding; null is as the family does."""
+    embedding_gain: Annotated[PositiveFloat, LATER] = 1.0
+    """Factor on the initial embeddings."""
+    ffn_gain: Annotated[PositiveFloat, LATER] = 1.0
+    """Factor on the initial first FFN matrices."""
+    ffn_output_gain: Annotated[PositiveFloat, LATER] = 1.0
+    """Factor on the initial second FFN matrices."""
+
+    def model_post_init(self, context: Any) -> None:
+        for name, known in REGISTERED.items():
+            choice(f"model.{name}", getattr(self, name), known)
+        if self.hidden_size % self.num_attention_heads:
+            raise self._wrong("num_attention_heads", f"divide model.hidden_size {self.hidden_size}")
+        self._default(intermediate_size=4 * self.hidden_size, tie_word_embeddings=self.family == "gpt2")
+
+    @property
+    def configuration(self) -> str:
+        """The paper's name: SM softmax attention, LN LayerNorm, G GELU, R ReLU; a linear FFN has no letter."""
+        values = dict(
+            slope=self.negative_slope, scale=self.activation_scale, sharing=self.slope_sharing.replace("_", " ")
+        )
+        letter = ACTIVATIONS.get(self.activation, "{name}").format(**values, name=self.activation)
+        return "+".join(part for part in ("SM", NORMS.get(self.norm, self.norm), letter) if part)
+
+
+class DataSettings(Section):
+    """The corpus, its tokens and how they are cut."""
+
+    section = "data"
+
+    corpus: Annotated[str, Field(min_length=1)] = "python-source"
+    """``python-source`` (sources of packages that the lock pins), ``codeparrot`` (the paper's data sets), or the path
+    of a folder or a text, JSON-lines or parquet file."""
+    text_column: str = "content"
+    """Of a JSON-lines or parquet file."""
+    tokenizer: str | None = None
+    """A path or a Hub name; null is a byte-level BPE trained on the training part."""
+    vocab_size: Annotated[int, Field(ge=257, le=2**20)] = 1024
+    """Tokens of the tokenizer."""
+    context: Annotated[int, Field(ge=2)] = 128
+    """Tokens of a sequence."""
+    packing: Literal["per-file", "packed"] = "per-file"
+    """``per-file`` cuts each document into sequences and drops the tail, as the paper does; ``packed`` joins documents
+    with an end-of-text token first."""
+    split_by: Literal["group", "document"] = "group"
+    """Documents go to validation by the hash of their group (package/directory) or of themselves."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Of the groups or documents."""
+    max_documents: PositiveInt | None = None
+    """Of the training part, after shuffling with seed 0; null is all."""
+    max_validation_documents: PositiveInt | None = None
+    """Of the validation part; null is all."""
+    train_files: str | None = None
+    """Of ``codeparrot`` only: local parquet or JSON-lines files in place of the Hub's."""
+    validation_files: str | None = None
+    """The same for validation; both or neither."""
+    streaming: Annotated[bool, LATER] = False
+    """Of ``codeparrot`` only: read no more than ``max_documents`` need, in place of a download of it all. It is then
+    shuffled within a window instead of as a whole, so the documents are others than the paper's."""
+
+    def model_post_init(self, context: Any) -> None:
+        if (self.train_files is None) != (self.validation_files is None):
+            raise SettingsError("data.train_files and data.validation_files: give both or neither")
+        for name in ("train_files", "streaming"):
+            if getattr(self, name) and self.corpus != "codeparrot":
+                raise self._wrong(name, f"go with data.corpus codeparrot, not with {self.corpus!r}")
+
+
+class TrainingSettings(Section):
+    """The optimiser, its schedule and what is measured when. Defaults are the paper's recipe except for the size,
+    ``optimizer`` and ``schedule``."""
+
+    section = "training"
+
+    steps: PositiveInt | None = 600
+    """Updates of the optimiser; null is one epoch."""
+    batch_size: PositiveInt = 32
+    """Sequences per update."""
+    micro_batch_size: PositiveInt | None = None
+    """Sequences per pass; divides ``batch_size``, which null stands for."""
+    learning_rate: PositiveFloat = 1e-3
+    """At the end of the warm-up."""
+    final_learning_rate: NonNegativeFloat = 1e-7
+    """At the last update; at most ``learning_rate``."""
+    warmup_fraction: Share = 0.05
+    """Of the updates, in which the rate rises linearly; then it decays linearly."""
+    schedule: Annotated[Literal["linear", "hf_linear"], LATER] = "linear"
+    """``linear`` rounds the W updates of the warm-up to the nearest number and starts at 1/W of ``learning_rate``;
+    ``hf_linear``, that of the paper's code, rounds W up and starts at zero."""
+    optimizer: Annotated[Literal["adamw", "hf_adamw"], LATER] = "adamw"
+    """``adamw`` is torch's AdamW; ``hf_adamw``, that of the paper's code, is :class:`nfcore.optimizer.HFAdamW`."""
+    beta1: Decay = 0.9
+    """Decay of the mean of gradients."""
+    beta2: Decay = 0.999
+    """Decay of the mean of their squares."""
+    epsilon: PositiveFloat = 1e-8
+    """Added to the root of that mean."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Of matrices, per unit of the learning rate."""
+    slope_weight_decay: NonNegativeFloat | None = None
+    """Of learnable slopes; null is ``weight_decay``."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Longer gradients are cut to this norm."""
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Of matrix products; ``auto`` is bfloat16 where the device multiplies in it, else float32."""
+    compile: bool = False
+    """By ``torch.compile``, where there is a compiler."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass, for memory."""
+    chunked_loss: Annotated[bool, LATER] = False
+    """Never hold the logits of all tokens of a micro-batch, for memory."""
+    eval_every: PositiveInt = 100
+    """Updates from one evaluation to the next."""
+    eval_sequences: PositiveInt | None = 512
+    """From the start of the validation part; null is all."""
+    probe_every: PositiveInt = 50
+    """Updates from one probe to the next."""
+    probe_sequences: PositiveInt = 16
+    """From the start of the validation part."""
+    log_every: PositiveInt = 10
+    """Updates from one row of the metrics to the next."""
+    save_every: PositiveInt = 100
+    """Updates from one checkpoint to the next."""
+    threads: PositiveInt | None = None
+    """Of the CPU; null is what torch finds. Not part of what names a run."""
+
+    def model_post_init(self, context: Any) -> None:
+        self._default(micro_batch_size=self.batch_size, slope_weight_decay=self.weight_decay)
+        if self.batch_size % (self.micro_batch_size or 1):
+            raise self._wrong("micro_batch_size", f"divide training.batch_size {self.batch_size}")
+        if self.final_learning_rate > self.learning_rate:
+            raise self._wrong("final_learning_rate", f"be at most training.learning_rate {self.learning_rate}")
+
+
+class Experiment(Section):
+    """One training run."""
+
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    """The architecture."""
+    data: DataSettings = Field(default_factory=DataSettings)
+    """What it reads."""
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    """How it is trained."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Of the initial weights and of the order of the data."""
+    name: str = ""
+    """A label, not part of what names the run."""
+
+    def model_post_init(self, context: Any) -> None:
+        if self.model.vocab_size != self.data.vocab_size:
+            raise self.model._wrong("vocab_size", f"be data.vocab_size {self.data.vocab_size}")
+        if self.data.context > (longest := self.model.max_position_embeddings):
+            raise self.data._wrong("context", f"be at most model.max_position_embeddings {longest}")
+
+    @classmethod
+    def from_dict(cls, mapping: Any) -> Self:
+        """Build and check an experiment from nested dictionaries, as a YAML file gives them.
+
+        ``model`` may hold ``shape``, a name in :data:`SHAPES`, whose sizes the other keys override; its vocabulary is
+        that of ``data``.
+        """
+        values = check_keys(mapping, cls.model_fields, "experiment")
+        sections = ("model", "data", "training")
+        part = {k: {} if (v := values.get(k)) is None else check_type(k, v, dict[str, Any]) for k in sections}
+        data, shape = DataSettings(**part["data"]), part["model"].pop("shape", None)
+        if shape is not None:
+            choice("model.shape", shape, SHAPES)
+        model = ModelSettings(**{"vocab_size": data.vocab_size, **SHAPES.get(shape, {}), **part["model"]})
+        return cls(**{**values, "model": model, "data": data, "training": TrainingSettings(**part["training"])})
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name the run: SHA-256 of all settings but the label and the thread count."""
+        sections = {part.section: identity(part) for part in (self.model, self.data, self.training)}
+        sections["training"].pop("threads")
+        return digest({"seed": self.seed, **sections})
+
+
+def digest(value: Any, digits: int = 12) -> str:
+    """SHA-256 of the canonical JSON of ``value``, shortened."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
+
+
+# --- where they come from ---------------------------------------------------------------------------------------
 
 
 def project_root() -> Path:
@@ -77,447 +376,39 @@ def project_root() -> Path:
     return checkout if (checkout / "data" / "published").is_dir() else Path.cwd()
 
 
-def checkout_file(*parts: str) -> Path:
-    """A file that only a checkout has. Raises SettingsError where there is no checkout."""
-    path = project_root().joinpath(*parts)
-    if not path.exists():
-        raise SettingsError(
-            f"{path}: not found; it comes with a checkout of the project, not with the installed package: work in the "
-            "checkout, or name it in NFCORE_ROOT"
-        )
-    return path
-
-
-def choice(where: str, value: object, allowed: typing.Iterable[object]) -> None:
-    allowed = tuple(allowed)
-    if value not in allowed:
-        raise SettingsError(f"{where}: {SHORT.repr(value)} is not one of {', '.join(map(str, allowed))}")
-
-
-def registered(where: str, name: str, registry: str) -> None:
-    """Raise unless ``name`` is in this registry (``NORMS`` or ``ACTIVATIONS``) of :mod:`nfcore.model`."""
-    if name not in globals()[registry]:
-        choice(where, name, getattr(importlib.import_module("nfcore.model"), registry))
-
-
-def at_least(where: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high:
-        limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-        raise SettingsError(f"{where}: {value!r} must be {limit}")
-
-
-# A setting added after runs were recorded: at its default it is left out of the hash, so that those keep their ids.
-LATER = {"later": True}
-
-
-def identity(settings: Any) -> dict[str, Any]:
-    """The fields of a section that name what is made with it: those added later only where they are not the default."""
-    later = {f.name: f.default for f in fields(settings) if f.metadata == LATER}
-    return {name: value for name, value in asdict(settings).items() if name not in later or value != later[name]}
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The architecture (the fields of :class:`nfcore.model.NormFreeConfig`).
-
-    ``family``: ``gpt2`` (learned positions, sequential residual, tied head) or ``pythia`` (rotary positions on
-    ``rotary_fraction`` of each head, parallel residual, untied head).
-    ``norm`` / ``final_norm``: normalisation inside the blocks / before the head. The paper's "normalization-free"
-    models keep the final LayerNorm.
-    ``negative_slope``: of ``leaky_relu``; the initial one of ``learnable_leaky_relu``, whose slopes are one per layer
-    or one for all (``slope_sharing``, as learnable scales are). ``activation_scale``: s of ``scaled_gelu``,
-    GELU(s x)/s, and its kin; the initial s of ``learnable_scaled_gelu`` and a of ``learnable_input_gelu``, GELU(a x).
-    ``biases``: ``paper`` (query and key only), ``all`` or ``none``.
-    ``init``: ``paper`` (N(0, 0.02) for every matrix), ``gpt2`` (output matrices scaled by 1/sqrt(2 L)) or ``width``
-    (0.02 sqrt(768/d) for matrices, 0.02 for embeddings, which keeps the gain of a layer at d = 768).
-    ``embedding_gain`` / ``ffn_gain`` / ``ffn_output_gain``: factors on the initial embeddings / on the initial first /
-    second FFN matrices.
-    """
-
-    family: str = "gpt2"
-    vocab_size: int = 50257
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int | None = None  # None: 4 hidden_size
-    max_position_embeddings: int = 1024
-    norm: str = "layernorm"
-    final_norm: str = "layernorm"
-    norm_eps: float = 1e-5
-    activation: str = "gelu"
-    negative_slope: float = 0.01
-    slope_sharing: str = "per_layer"
-    activation_scale: float = 1.0
-    biases: str = "paper"
-    init: str = "paper"
-    embd_pdrop: float = 0.0
-    residual_dtype: str = "float32"
-    rotary_fraction: float = 0.25
-    rotary_base: float = 10000.0
-    tie_word_embeddings: bool | None = None  # None: as the family does
-    embedding_gain: float = field(default=1.0, metadata=LATER)
-    ffn_gain: float = field(default=1.0, metadata=LATER)
-    ffn_output_gain: float = field(default=1.0, metadata=LATER)
-
-    def __post_init__(self) -> None:
-        choice("model.family", self.family, FAMILIES)
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-            at_least(f"model.{name}", getattr(self, name), 1)
-        at_least("model.max_position_embeddings", self.max_position_embeddings, 1)
-        if self.hidden_size % self.num_attention_heads:
-            raise SettingsError(
-                f"model.num_attention_heads: {self.num_attention_heads} heads do not divide "
-                f"model.hidden_size {self.hidden_size}"
-            )
-        registered("model.norm", self.norm, "NORMS")
-        registered("model.final_norm", self.final_norm, "NORMS")
-        registered("model.activation", self.activation, "ACTIVATIONS")
-        choice("model.slope_sharing", self.slope_sharing, ("per_layer", "shared"))
-        choice("model.biases", self.biases, ("paper", "all", "none"))
-        choice("model.init", self.init, ("paper", "gpt2", "width"))
-        choice("model.residual_dtype", self.residual_dtype, DTYPES)
-        at_least("model.embd_pdrop", self.embd_pdrop, 0.0, 1.0)
-        at_least("model.rotary_fraction", self.rotary_fraction, 0.0, 1.0)
-        at_least("model.norm_eps", self.norm_eps, 0.0)
-        if not math.isfinite(self.negative_slope):
-            raise SettingsError(f"model.negative_slope: {self.negative_slope!r} must be finite")
-        for name in ("activation_scale", "rotary_base", "embedding_gain", "ffn_gain", "ffn_output_gain"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingsError(f"model.{name}: {getattr(self, name)!r} must be above 0")
-        if self.intermediate_size is None:
-            object.__setattr__(self, "intermediate_size", 4 * self.hidden_size)
-        at_least("model.intermediate_size", typing.cast(int, self.intermediate_size), 1)
-        if self.tie_word_embeddings is None:
-            object.__setattr__(self, "tie_word_embeddings", self.family == "gpt2")
-
-    @property
-    def configuration(self) -> str:
-        """The paper's name: SM softmax attention, LN LayerNorm, G GELU, R ReLU; a linear FFN has no letter."""
-        slope = f"({self.negative_slope:g})"
-        letters = {
-            "gelu": "G",
-            "gelu_tanh": "G(tanh)",
-            "scaled_gelu": f"G(s={self.activation_scale:g})",
-            "scaled_silu": f"SiLU(s={self.activation_scale:g})",
-            "scaled_softplus": f"softplus(s={self.activation_scale:g})",
-            "learnable_scaled_gelu": f"G(learnable s from {self.activation_scale:g})",
-            "learnable_input_gelu": f"G(learnable a from {self.activation_scale:g})",
-            "relu": "R",
-            "leaky_relu": f"L{slope}",
-            "learnable_leaky_relu": f"LL {self.slope_sharing.replace('_', ' ')}{slope}",
-            "identity": "",
-        }
-        letter = letters.get(self.activation, self.activation)
-        norm = {"layernorm": "LN", "rmsnorm": "RMS", "none": ""}.get(self.norm, self.norm)
-        return "+".join(part for part in ("SM", norm, letter) if part)
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """The corpus, its tokens and how they are cut.
-
-    ``corpus``: ``python-source`` (sources of packages that the lock pins), ``codeparrot`` (the paper's data sets), or
-    the path of a folder or a text, JSON-lines or parquet file.
-    ``packing``: ``per-file`` cuts each document into sequences of ``context`` tokens and drops the tail, as the paper
-    does; ``packed`` joins documents with an end-of-text token first.
-    ``split_by``: documents go to validation by the hash of their group (package/directory) or of themselves.
-    ``streaming``: of ``codeparrot`` only, read no more than ``max_documents`` need, in place of a download of it all.
-    It is then shuffled within a window instead of as a whole, so the documents are others than the paper's.
-    """
-
-    corpus: str = "python-source"
-    text_column: str = "content"
-    tokenizer: str | None = None  # None: byte-level BPE trained on the training part; else a path or a Hub name
-    vocab_size: int = 1024
-    context: int = 128
-    packing: str = "per-file"
-    split_by: str = "group"
-    validation_fraction: float = 0.05
-    max_documents: int | None = None  # of the training part, after shuffling with seed 0
-    max_validation_documents: int | None = None
-    train_files: str | None = None  # codeparrot only: local parquet or JSON-lines files in place of the Hub's
-    validation_files: str | None = None
-    streaming: bool = field(default=False, metadata=LATER)
-
-    def __post_init__(self) -> None:
-        if not self.corpus:
-            raise SettingsError("data.corpus: '' must be python-source, codeparrot or a path")
-        at_least("data.vocab_size", self.vocab_size, 257, LARGEST_VOCABULARY)
-        at_least("data.context", self.context, 2)
-        choice("data.packing", self.packing, ("per-file", "packed"))
-        choice("data.split_by", self.split_by, ("group", "document"))
-        if not 0.0 < self.validation_fraction < 1.0:
-            raise SettingsError(f"data.validation_fraction: {self.validation_fraction!r} must be between 0 and 1")
-        for name in ("max_documents", "max_validation_documents"):
-            if getattr(self, name) is not None:
-                at_least(f"data.{name}", getattr(self, name), 1)
-        if (self.train_files is None) != (self.validation_files is None):
-            raise SettingsError("data.train_files and data.validation_files: give both or neither")
-        if self.train_files is not None and self.corpus != "codeparrot":
-            raise SettingsError(f"data.train_files: only for data.corpus codeparrot, which here is {self.corpus!r}")
-        if self.streaming and self.corpus != "codeparrot":
-            raise SettingsError(f"data.streaming: true is only for data.corpus codeparrot, not for {self.corpus!r}")
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The optimiser, its schedule and what is measured when. Defaults are the paper's recipe except for the size,
-    ``optimizer`` and ``schedule``.
-
-    ``steps``: optimiser updates; None is one epoch. ``batch_size``: sequences per update, in micro-batches of
-    ``micro_batch_size``.
-    ``optimizer``: ``adamw`` is torch's AdamW; ``hf_adamw``, that of the paper's code, is
-    :class:`nfcore.optimizer.HFAdamW`.
-    ``schedule``: a linear warm-up over ``warmup_fraction`` of the updates, then linear decay to
-    ``final_learning_rate``. ``linear`` rounds the W updates of the warm-up to the nearest number and starts at 1/W of
-    ``learning_rate``; ``hf_linear``, that of the paper's code, rounds W up and starts at zero.
-    ``slope_weight_decay``: of learnable slopes, None for the same as ``weight_decay``.
-    ``precision``: of matrix products; ``auto`` is bfloat16 where the device multiplies in it, else float32.
-    ``chunked_loss``: never hold the logits of all tokens of a micro-batch, for memory.
-    ``eval_sequences`` (None: all) and ``probe_sequences`` are taken from the start of the validation part.
-    """
-
-    steps: int | None = 600
-    batch_size: int = 32
-    micro_batch_size: int | None = None
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-7
-    warmup_fraction: float = 0.05
-    schedule: str = field(default="linear", metadata=LATER)
-    optimizer: str = field(default="adamw", metadata=LATER)
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
-    slope_weight_decay: float | None = None
-    max_grad_norm: float = 1.0
-    precision: str = "float32"
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    chunked_loss: bool = field(default=False, metadata=LATER)
-    eval_every: int = 100
-    eval_sequences: int | None = 512
-    probe_every: int = 50
-    probe_sequences: int = 16
-    log_every: int = 10
-    save_every: int = 100
-    threads: int | None = None  # None: what torch finds
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_every", "probe_every", "probe_sequences", "log_every", "save_every"):
-            at_least(f"training.{name}", getattr(self, name), 1)
-        for name in ("steps", "threads", "eval_sequences"):
-            if getattr(self, name) is not None:
-                at_least(f"training.{name}", getattr(self, name), 1)
-        micro = self.batch_size if self.micro_batch_size is None else self.micro_batch_size
-        object.__setattr__(self, "micro_batch_size", micro)
-        if micro < 1 or self.batch_size % micro:
-            raise SettingsError(
-                f"training.micro_batch_size: {micro} does not divide training.batch_size {self.batch_size}"
-            )
-        if self.slope_weight_decay is None:
-            object.__setattr__(self, "slope_weight_decay", self.weight_decay)
-        for name in ("learning_rate", "epsilon", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingsError(f"training.{name}: {getattr(self, name)!r} must be above 0")
-        at_least("training.final_learning_rate", self.final_learning_rate, 0, self.learning_rate)
-        at_least("training.warmup_fraction", self.warmup_fraction, 0, 1)
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise SettingsError(f"training.{name}: {getattr(self, name)!r} must be at least 0 and below 1")
-        at_least("training.weight_decay", self.weight_decay, 0)
-        at_least("training.slope_weight_decay", typing.cast(float, self.slope_weight_decay), 0)
-        choice("training.precision", self.precision, PRECISIONS)
-        choice("training.optimizer", self.optimizer, OPTIMIZERS)
-        choice("training.schedule", self.schedule, SCHEDULES)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One training run. ``name`` labels it and is not part of its identity."""
-
-    model: ModelSettings = field(default_factory=ModelSettings)
-    data: DataSettings = field(default_factory=DataSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    seed: int = 0
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        at_least("seed", self.seed, 0, 2**32 - 1)
-        if self.model.vocab_size != self.data.vocab_size:
-            raise SettingsError(
-                f"model.vocab_size: {self.model.vocab_size} differs from data.vocab_size {self.data.vocab_size}"
-            )
-        if self.data.context > self.model.max_position_embeddings:
-            raise SettingsError(
-                f"data.context: {self.data.context} is longer than model.max_position_embeddings "
-                f"{self.model.max_position_embeddings}"
-            )
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any], where: str = "") -> Experiment:
-        """Build and check an experiment from nested dictionaries, as a YAML file gives them.
-
-        ``model`` may hold ``shape``, a name in :data:`SHAPES`, whose sizes the other keys override; its vocabulary is
-        that of ``data``.
-
-        Raises:
-            SettingsError: unknown field, wrong type or value.
-        """
-        top = check_keys(mapping, ("model", "data", "training", "seed", "name"), where or "experiment")
-        sections = {name: top.get(name) for name in ("model", "data", "training")}
-        parts = {name: {} if part is None else check_mapping(part, name) for name, part in sections.items()}
-        data = from_mapping(DataSettings, parts["data"], "data")
-        model = dict(parts["model"])
-        shape = model.pop("shape", None)
-        if shape is not None:
-            choice("model.shape", shape, SHAPES)
-            model = {**SHAPES[shape], **model}
-        model.setdefault("vocab_size", data.vocab_size)
-        plain = {k: top[k] for k in ("seed", "name") if k in top}
-        for key, kind in (("seed", int), ("name", str)):
-            if key in plain:
-                check_type(key, plain[key], kind)
-        return cls(
-            model=from_mapping(ModelSettings, model, "model"),
-            data=data,
-            training=from_mapping(TrainingSettings, parts["training"], "training"),
-            **plain,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def id(self) -> str:
-        """Twelve hexadecimal digits that name the run: SHA-256 of all settings but the label and the thread count."""
-        sections = {name: identity(getattr(self, name)) for name in ("model", "data", "training")}
-        sections["training"].pop("threads")
-        return digest({"seed": self.seed, **sections})
-
-
-def digest(value: Any, digits: int = 12) -> str:
-    """SHA-256 of the canonical JSON of ``value``, shortened."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
-
-
-def check_mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise SettingsError(f"{where}: {SHORT.repr(value)} must be a mapping of settings")
-    return dict(value)
-
-
-def check_keys(mapping: Any, allowed: typing.Iterable[str], where: str) -> dict[str, Any]:
-    allowed = tuple(allowed)
-    mapping = check_mapping(mapping, where)
-    for key in mapping:
-        if key not in allowed:
-            raise SettingsError(f"{where}: unknown setting {SHORT.repr(key)}; allowed: {', '.join(allowed)}")
-    return mapping
-
-
-def check_type(where: str, value: Any, kind: Any) -> None:
-    """Raise unless ``value`` is of the annotated type ``kind`` (an int may stand for a float, a bool for nothing)."""
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise SettingsError(f"{where}: a number of {value.bit_length()} bits must be below 2**63")
-    if isinstance(value, str) and not _is_text(value):
-        raise SettingsError(f"{where}: {SHORT.repr(value)} must be text, and holds half a character or a NUL")
-    if get_origin(kind) in (types.UnionType, typing.Union):
-        kinds = get_args(kind)
-    else:
-        kinds = (kind,)
-    for k in kinds:
-        k = get_origin(k) or k
-        if k is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return
-        if isinstance(value, k) and not (k is int and isinstance(value, bool)):
-            return
-    hint = ""
-    if float in kinds and isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            hint = f" (YAML reads {value} as text; write {yaml.safe_dump(float(value)).split()[0]})"
-    names = " or ".join("null" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
-    raise SettingsError(f"{where}: {SHORT.repr(value)} must be of type {names}{hint}")
-
-
-def _is_text(value: str) -> bool:
-    """Whether it can be written to a file and be part of a path."""
-    try:
-        return b"\0" not in value.encode()
-    except UnicodeEncodeError:
-        return False
-
-
-def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
-    """Build the settings dataclass ``cls`` from a mapping after checking names and types."""
-    hints = typing.get_type_hints(cls)
-    check_keys(mapping, [f.name for f in fields(cls)], where)  # type: ignore[arg-type]
-    values = {}
-    for key, value in mapping.items():
-        check_type(f"{where}.{key}", value, hints[key])
-        is_float = float in (get_args(hints[key]) or (hints[key],)) and isinstance(value, int)
-        values[key] = float(value) if is_float else value  # 1 and 1.0 are the same run
-    return cls(**values)
-
-
 class _Loader(yaml.SafeLoader):
-    """Of YAML what settings need: no aliases, with which a short file stands for a huge value, and few levels."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
-        if self.depth == YAML_DEPTH:
-            where = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, f"more than {YAML_DEPTH} levels", where)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+    """YAML in which 1e-3 is a number, as in YAML 1.2; to PyYAML it is text."""
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text of plain types."""
-    if len(text) > YAML_BYTES:
-        raise SettingsError(f"{where}: {len(text)} characters of YAML, at most {YAML_BYTES} are read")
+_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, "-+0123456789")
+
+
+def _load(source: str | Path, where: str) -> Any:
+    """The value of a YAML text or file."""
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(source if isinstance(source, str) else source.read_text(encoding="utf-8"), _Loader)
     except Exception as error:  # PyYAML lets through whatever its constructors raise on `!!int x` or a 13th month
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SettingsError(f"{where}: not valid YAML ({reason})") from None
+        raise SettingsError(f"{where}: cannot be read ({' '.join(str(error).split())})") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; a file that cannot be read or parsed raises :class:`SettingsError`."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(YAML_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: cannot be read ({error})") from None
-    return check_mapping(parse_yaml(text, str(path)) or {}, str(path))
+    return check_mapping(_load(Path(path), str(path)) or {}, str(path))
 
 
-def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> dict[str, Any]:
-    """Apply ``section.field=value`` assignments of a command line to nested settings; values are YAML, or numbers."""
+def override(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Apply ``section.field=value`` assignments of a command line, their values in YAML, to nested settings."""
     result = copy.deepcopy(dict(mapping))
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise SettingsError(f"{SHORT.repr(assignment)}: overrides are written section.field=value")
-        where = key[:200]
-        try:
-            value = parse_yaml(text, where)
-        except SettingsError:
-            raise SettingsError(f"{where}: {SHORT.repr(text)} is not valid YAML") from None
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = float(value)  # 1e-3, which YAML 1.1 reads as text
         *sections, leaf = key.split(".")
         target = result
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise SettingsError(f"{where}: {SHORT.repr(section)} is not a section of settings")
-        target[leaf] = value
+                raise SettingsError(f"{key}: {SHORT.repr(section)} is not a section of settings")
+        target[leaf] = _load(text, key)
     return result

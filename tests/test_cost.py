@@ -162,7 +162,7 @@ def test_speed_is_measured_else_scaled_else_assumed_else_unknown(quick: Experime
     assert found is not None
     assert (found.rate, found.basis) == (1000.0, "measured")
 
-    far = replace(quick, model=replace(quick.model, hidden_size=256, intermediate_size=1024))
+    far = quick.replace(model=quick.model.replace(hidden_size=256, intermediate_size=1024))
     scaled = speed(far, device, [measurement(other), *same[:1]])
     assert scaled is not None
     work = flops_per_token(quick.model, 128) / flops_per_token(far.model, 128)
@@ -173,20 +173,20 @@ def test_speed_is_measured_else_scaled_else_assumed_else_unknown(quick: Experime
     assert assumed.basis == "assumed"
     assert assumed.rate == pytest.approx(0.2 * 312e12 / flops_per_token(quick.model, 128))
     assert speed(quick, "Another CPU, 8 cores", same) is None
-    assert speed(replace(quick, training=replace(quick.training, precision="float32")), "A100", same) is None
+    assert speed(quick.replace(training=quick.training.replace(precision="float32")), "A100", same) is None
 
 
 def test_speed_of_a_cpu_is_by_thread_and_way(quick: Experiment) -> None:
     device = "Some CPU, 8 cores"
     rate = {
-        threads: speed(replace(quick, training=replace(quick.training, threads=threads)), device, [measured])
+        threads: speed(quick.replace(training=quick.training.replace(threads=threads)), device, [measured])
         for measured in [measurement(quick, threads=2)]
         for threads in (1, 4, None)
     }
     assert [found and found.rate for found in rate.values()] == [500.0, 2000.0, 1000.0]
-    float32 = replace(quick, training=replace(quick.training, precision="float32"))
+    float32 = quick.replace(training=quick.training.replace(precision="float32"))
     assert speed(float32, device, [measurement(quick)]) is None
-    compiled = replace(quick, training=replace(quick.training, compile=True))
+    compiled = quick.replace(training=quick.training.replace(compile=True))
     assert speed(compiled, device, [measurement(quick)]) is None
 
 
@@ -209,7 +209,7 @@ def test_tokens_of_a_corpus_that_is_not_prepared() -> None:
     assert cost.corpus(paper, []).train == pytest.approx(2.11e9)
     assert cost.corpus(paper, []).validation == pytest.approx(2000 * 2.11e9 / 600_000)
     assert cost.corpus(quick, []).train is None
-    local = replace(paper, train_files="a.parquet", validation_files="b.parquet")
+    local = paper.replace(train_files="a.parquet", validation_files="b.parquet")
     assert cost.corpus(local, []).train is None
 
 

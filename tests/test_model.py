@@ -199,8 +199,8 @@ X = torch.linspace(-6, 6, 1001)
 
 
 def test_every_activation_that_settings_allow_exists_and_no_other():
-    assert tuple(model.ACTIVATIONS) == settings.ACTIVATIONS
-    assert tuple(model.NORMS) == settings.NORMS
+    assert model.ACTIVATIONS.keys() == settings.ACTIVATIONS.keys()
+    assert model.NORMS.keys() == settings.NORMS.keys()
 
 
 @pytest.mark.parametrize("name", settings.ACTIVATIONS)
@@ -317,7 +317,7 @@ def test_gain_with_relu_changes_nothing_where_it_is_taken_back():
 @pytest.mark.parametrize("name", ["embedding_gain", "ffn_gain", "ffn_output_gain"])
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_gains_are_refused(name, value):
-    with pytest.raises(SettingsError, match=f"model.{name}: .* must be above 0"):
+    with pytest.raises(SettingsError, match=f"model.{name}: .* must be (greater than 0|a finite number)"):
         settings.ModelSettings(**{name: value})
 
 

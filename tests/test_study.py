@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,7 @@ def test_recorded_runs_are_of_the_design_and_whole(name: str) -> None:
     directory = runs.recorded_dir(name)
     planned = {e.id: e for e in Study.load(name).experiments()}
     for record in runs.read_records(directory):
-        assert Experiment.from_dict(record["settings"]) == replace(planned[record["id"]], name=record["name"])
+        assert Experiment.from_dict(record["settings"]) == planned[record["id"]].replace(name=record["name"])
         assert record["provenance"]["commit"]
     loaded = runs.load_runs(directory)  # compares the files with their checksums
     assert not loaded.runs["run"].duplicated().any()

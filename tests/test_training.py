@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +172,7 @@ def test_models_without_slopes_have_two_groups() -> None:
 
 def test_the_setting_chooses_the_optimiser_with_the_same_groups() -> None:
     model, settings = network(), TrainingSettings(beta1=0.8, beta2=0.99, epsilon=1e-7)
-    ours, _ = optimizer_and_schedule(model, replace(settings, optimizer="hf_adamw"), 10)
+    ours, _ = optimizer_and_schedule(model, settings.replace(optimizer="hf_adamw"), 10)
     torchs, _ = optimizer_and_schedule(model, settings, 10)
     assert (type(ours), type(torchs)) == (HFAdamW, torch.optim.AdamW)
     for group, expected in zip(ours.param_groups, torchs.param_groups, strict=True):

@@ -42,6 +42,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from pydantic import NonNegativeFloat
+
 from nfbook.cost import flops_per_token
 from nfbook.study import Study
 from nfcore.data import file_sha256, open_tokens, prepare
@@ -54,13 +56,14 @@ from nfcore.runs import (
     write_atomically,
     write_record,
 )
-from nfcore.settings import Experiment, SettingsError, at_least, project_root
+from nfcore.settings import Experiment, SettingsError, check_type, project_root
 
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 47e6  # bytes of the packed tokens: with checkout and wheels less than the 64 MiB that a call may take along
 LARGEST_FILE = 200_000  # bytes of source; longer ones are mostly tables
-NEEDED = ("accelerate", "psutil")  # beside torch and transformers with what they need themselves
+# Beside torch and transformers with what they need themselves.
+NEEDED = ("accelerate", "psutil", "pydantic", "pydantic-core", "annotated-types", "typing-inspection")
 TOKENS, RUNS = "tokens.tar.xz", "runs.tar.xz"
 PARTS = {"equality": 0.2, "training": 0.6, "telemetry": 0.2}  # of `check`, with its part of the minutes
 
@@ -337,7 +340,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
-        at_least("--minutes", getattr(args, "minutes", 0), 0)
+        check_type("--minutes", getattr(args, "minutes", 0.0), NonNegativeFloat)
         return args.action(args)
     except (SettingsError, OSError) as error:
         print(f"tools.gpu: {error}", file=sys.stderr)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +97,13 @@ def statistics(shown: runs.Runs, study: Study) -> pd.DataFrame:
     tables = {name: dict(iter(getattr(shown, name).groupby("run"))) for name in runs.TABLES}
     by_settings: dict[str, list[str]] = {}
     for e in (e for e in study.experiments() if e.seed < SPARE):
-        by_settings.setdefault(replace(e, seed=0).id, []).append(e.id)
+        by_settings.setdefault(e.replace(seed=0).id, []).append(e.id)
     bounds = read_yaml(project_root() / "data" / LEDGERS["study"])["trained"]
     measured = {run: _statistics(rows.loc[run], tables, run, bounds) for run in rows.index}
     found = []
     for cell in study.cells.values():
         ids = [e.id for e in cell.experiments]
-        pooled = ids if min(cell.seeds) >= SPARE else by_settings.pop(replace(cell.experiments[0], seed=0).id, ids)
+        pooled = ids if min(cell.seeds) >= SPARE else by_settings.pop(cell.experiments[0].replace(seed=0).id, ids)
         chosen = [run for run in pooled if run in measured]
         found += [{"cell": cell.name, "seed": rows.loc[run, "seed"], "run": run, **measured[run]} for run in chosen]
     return pd.DataFrame(found, columns=["cell", "seed", "run", "outcome", "steps", *STATISTICS]).set_index(
@@ -288,7 +287,7 @@ def correlations(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             for name in ("family", "norm", "num_hidden_layers", "hidden_size")
         )
         if same and e.training.learning_rate == base.training.learning_rate:
-            chosen.setdefault(replace(e, seed=0).id, cell.name)  # cells with equal settings count once
+            chosen.setdefault(e.replace(seed=0).id, cell.name)  # cells with equal settings count once
     means = frame[frame.index.get_level_values("cell").isin(chosen.values())][list(STATISTICS)].astype(float)
     means = means.groupby(level="cell", sort=False).mean().dropna(subset=["loss"])
     rows = []

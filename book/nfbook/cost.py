@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -269,11 +269,11 @@ def corpus(data: DataSettings, found: Iterable[Mapping[str, Any]]) -> Corpus:
     """Of token files that are there, else of a recorded run on the same data, else of the published count of files."""
     for path in sorted(cache_dir().glob("*/meta.json")):
         meta = json.loads(path.read_text())
-        if meta.get("settings") == asdict(data):
+        if meta.get("settings") == data.to_dict():
             train, validation = (meta[part]["sequences"] * data.context for part in PARTS)
             return Corpus(train, validation, "counted")
     for record in found:
-        if {**asdict(data), **record["settings"]["data"]} == asdict(data):
+        if {**data.to_dict(), **record["settings"]["data"]} == data.to_dict():
             return Corpus(record["provenance"]["unique_tokens"], None, "recorded")
     if data.corpus == "codeparrot" and data.train_files is None:
         each = PAPER_TOKENS / PAPER_FILES

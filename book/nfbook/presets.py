@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -62,7 +62,7 @@ class Preset:
     def __post_init__(self) -> None:
         choice("preset", self.preset, PRESETS)
         choice("source", self.source, SOURCES)
-        if not self.seeds or any(isinstance(s, bool) or not isinstance(s, int) for s in self.seeds):
+        if not self.seeds:
             raise SettingsError(f"seeds: {self.seeds!r} must be a list of whole numbers")
         check_keys(self.models, FAMILIES, "models")
         for family, settings in self.models.items():
@@ -114,7 +114,7 @@ class Preset:
             }
         )
         name = f"{FAMILIES[family]} {experiment.model.configuration} T={experiment.data.context} seed {seed}"
-        return replace(experiment, name=name)
+        return experiment.replace(name=name)
 
     def grid(self) -> dict[str, list[Experiment]]:
         """The runs of each experiment. Runs with equal settings are one run, whichever experiments show them."""

@@ -3,7 +3,7 @@
 A notebook's figure (:func:`nfbook.figures.show_figure`) brings its picture for print, its numbers, what they say and
 its interactive version along in one output. Here they become files and links beside the figure, and words of its
 caption. Pages get their reading time and, made from notebooks, their sources. Links to the glossary get the definition
-as a title, which shows when pointed at.
+as a title, which shows when pointed at. Settings get a table of their fields.
 
 Pages may load nothing but the book's own files (:data:`POLICY`). What the theme makes of them is put right at the end
 (:func:`tidied`): lighter by what no page uses, and named for those who do not see it.
@@ -26,6 +26,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 from nfbook import SPEC
+from nfcore.settings import REGISTERED, Section
 
 
 WORDS_A_MINUTE = 200
@@ -218,11 +219,57 @@ def write_files(app: Sphinx, exception: Exception | None) -> None:
             (folder / f"{name}.pdf").write_bytes(base64.b64decode(text(data["application/pdf"])))
 
 
+def is_settings(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, Section)
+
+
+def taken(name: str, schema: dict[str, Any]) -> str:
+    """What a field takes, from its JSON schema."""
+    if name in REGISTERED:
+        return ", ".join(f"``{choice}``" for choice in REGISTERED[name])
+    if "$ref" in schema:
+        return f":class:`~nfcore.settings.{schema['$ref'].rpartition('/')[2]}`"
+    if "enum" in schema:
+        return ", ".join(f"``{choice}``" for choice in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(taken(name, one) for one in schema["anyOf"])
+    types = {"integer": "whole number", "boolean": "true or false", "string": "text"}
+    words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{word} {schema[key]:,}" for key, word in words.items() if key in schema]
+    return " ".join([types.get(schema["type"], schema["type"]), " and ".join(bounds)]).strip()
+
+
+def add_fields(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """A table of what each field of settings takes, its default and its meaning, below the words of the class."""
+    if not is_settings(thing) or thing is Section:
+        return
+    lines += ["", ".. list-table::", "   :header-rows: 1", ""]
+    rows = [("Field", "Takes", "Default", "Meaning")]
+    for field, schema in thing.model_json_schema()["properties"].items():
+        default = f"``{json.dumps(schema['default'])}``" if "default" in schema else ""
+        rows.append((f"``{field}``", taken(field, schema), default, " ".join(schema["description"].split())))
+    lines += [f"   {mark} - {cell}" for row in rows for mark, cell in zip("*   ", row, strict=True)]
+    lines.append("")
+
+
+def leave_out_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Fields stand in the table, and pydantic's own parts are in its manual."""
+    fields = {field for kind in (Section, *Section.__subclasses__()) for field in kind.model_fields}
+    return True if what == "class" and (name in fields or name.startswith("model_")) else None
+
+
+def short_signature(app: Sphinx, what: str, name: str, thing: Any, *rest: Any) -> tuple[str, None] | None:
+    return ("(**values)", None) if is_settings(thing) else None
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     # Documents are a million objects, hardly any of them garbage: looking for that takes a quarter of a build.
     gc.set_threshold(100_000, 50, 50)
     atexit.register(gc.freeze)
     app.connect("config-inited", launch_buttons)
+    app.connect("autodoc-process-docstring", add_fields)
+    app.connect("autodoc-process-signature", short_signature)
+    app.connect("autodoc-skip-member", leave_out_fields)
     app.connect("doctree-read", add_links)
     app.connect("doctree-resolved", title_terms)
     app.connect("html-page-context", leave_out, priority=900)  # when all others have added theirs

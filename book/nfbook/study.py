@@ -162,5 +162,5 @@ def _cell(stage: str, name: str, line: dict[str, Any], base: dict[str, Any]) -> 
         "data": merge(base["data"], changes["data"]),
         "training": merge(base["training"], changes["training"]),
     }
-    experiments = [Experiment.from_dict({**whole, "seed": s, "name": f"{name}, seed {s}"}, name) for s in seeds]
+    experiments = [Experiment.from_dict({**whole, "seed": s, "name": f"{name}, seed {s}"}) for s in seeds]
     return Cell(stage, name, configuration, family, tuple(seeds), tuple(experiments))
