@@ -187,7 +187,7 @@ def test_local_runs_are_trained_where_missing(
     shown = preset.runs("maps")
     assert shown.runs["run"].tolist() == [e.id for e in preset.grid()["maps"]]
     assert shown.runs["configuration"].tolist() == [*MAIN]
-    assert capsys.readouterr().out.count("step 1/1") == 4
+    assert capsys.readouterr().err.count("]: 100% of") == 4
     monkeypatch.setattr("nfcore.training._run", lambda *args: pytest.fail("trained again"))
     assert preset.runs("curves").runs.equals(shown.runs)
     assert capsys.readouterr().out == ""

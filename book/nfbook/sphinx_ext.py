@@ -254,7 +254,8 @@ def add_fields(app: Sphinx, what: str, name: str, thing: Any, options: Any, line
 
 def leave_out_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
     """Fields stand in the table, and pydantic's own parts are in its manual."""
-    fields = {field for kind in (Section, *Section.__subclasses__()) for field in kind.model_fields}
+    kinds: list[type[Section]] = [Section, *Section.__subclasses__()]
+    fields = {field for kind in kinds for field in kind.model_fields}
     return True if what == "class" and (name in fields or name.startswith("model_")) else None
 
 
