@@ -1,6 +1,6 @@
 """The RO-Crate of a recorded set: what its files are, and which settings, software and device made them.
 
-A crate is the folder ``data/recorded/<name>`` with a file ``ro-crate-metadata.json`` in the form of RO-Crate 1.1 and its
+A crate is the folder ``data/recorded/<name>`` with a file ``ro-crate-metadata.json``. It follows RO-Crate 1.1 and the
 profile Process Run Crate 0.5. Everything in it comes from the files of the folder, so the same folder gives the same
 bytes. Runs with the same commit, versions and device are one action.
 """

@@ -68,8 +68,8 @@ nfcore at commit `{commit}`, Python {python}, torch {torch} and transformers {tr
 
 ## Licence and citation
 
-Weights and code: MIT, in `LICENSE`. The training text belongs to its authors and is not part of this. Cite the companion
-and the paper that it re-runs:
+Weights and code: MIT, in `LICENSE`. The training text belongs to its authors and is not in this folder. Cite the
+companion and the paper that it re-runs:
 
 {citation}
 
