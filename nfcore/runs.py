@@ -185,7 +185,7 @@ def load_runs(source: str | Path | None = None) -> Runs:
     if not directory.is_dir():
         raise SettingsError(f"{directory}: no such directory of runs")
     if (directory / "checksums.json").exists():
-        remedy = "`python -m nfcore runs record` writes it again"
+        remedy = "`python -m nfbook record` writes it again"
         with _legible(directory / "checksums.json", remedy):
             sums = json.loads((directory / "checksums.json").read_text())
         verify(directory, {"files": sums}, remedy)

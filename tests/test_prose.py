@@ -7,7 +7,8 @@ import pytest
 
 from nfbook import notebook
 from nfbook.claims import contrast, interval, statistics, verdicts
-from nfbook.study import Study
+from nfbook.study import STUDIES, Study
+from nfcore.runs import read_records, recorded_dir
 from tests.test_book import BOOK, ROOT, toc
 
 
@@ -91,3 +92,20 @@ def test_sentences_on_the_transient_hold() -> None:
     assert "Two predictions of the conjecture are not borne out" in (ROOT / "notebooks" / "mechanism.py").read_text()
     found = verdicts(frame, "transient").set_index("id")["verdict"]
     assert found[["embeddings x4", "learnable a"]].tolist() == ["undecided", "contradicted"]
+
+
+def test_sentences_on_limitations_hold() -> None:
+    page = " ".join((BOOK / "limitations.md").read_text().split())
+    study = Study.load()
+    rates = {e.training.learning_rate for e in study.experiments("rates")}
+    chosen = study.cells["SM+G"].experiments[0].training.learning_rate
+    assert "from a grid of three. The rule chose the largest." in page
+    assert (len(rates), chosen) == (3, max(rates))
+    records = [record for name in ("quick", *STUDIES) for record in read_records(recorded_dir(name))]
+    made = [record["provenance"] for record in records]
+    assert "`x86-64` processors under Linux, with a single thread each" in page
+    assert {(m["system"], m["threads"]) for m in made} == {("Linux x86_64", 1)}
+    assert "no recorded run was trained in the published runs' float16 mixed precision" in page
+    assert "float16" not in {r["settings"]["training"]["precision"] for r in records}
+    assert "Most contrasts rest on three to five seeds" in page
+    assert {len(cell.seeds) for cell in study.cells.values()} == {3, 5}

@@ -14,7 +14,8 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 import nfcore
-from tools import publish
+from nfbook.crate import AUTHORS
+from tools import metadata, publish
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,6 +184,21 @@ def test_citation_is_of_this_version() -> None:
     page = (ROOT / "book" / "cite.md").read_text()
     assert f"version = {{{nfcore.__version__}}}" in page
     assert f"year    = {{{year}}}" in page.partition("@software")[2]
+
+
+@pytest.mark.parametrize("path", metadata.files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_metadata_for_archives_is_current(path: Path) -> None:
+    assert path.read_text() == metadata.files()[path], "run `python -m tools.metadata`"
+
+
+def test_metadata_agree() -> None:
+    """Author and licence are named in four places."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [author["name"] for author in citation["authors"]] == [a["name"] for a in project["authors"]] == [AUTHORS]
+    assert citation["license"] == project["license"] == "MIT"
+    assert f"(c) {citation['date-released'].year} {AUTHORS}" in (ROOT / "LICENSE").read_text()
+    assert "creativecommons.org/licenses/by/4.0/" in (ROOT / "book" / "licence.md").read_text()
 
 
 CONTAINER = ROOT / "tools" / "container"

@@ -210,7 +210,7 @@ def test_recorded_copy_gives_the_same_frames(two: Path, params_root: Path, train
 def test_tampered_copy_is_refused(two: Path, params_root: Path, trained: Path, name: str) -> None:
     target = export("smoke", [trained.name])
     (target / name).write_bytes((target / name).read_bytes() + b" ")
-    with pytest.raises(SettingsError, match=f"{name}: does not match its recorded hash; .*runs record"):
+    with pytest.raises(SettingsError, match=f"{name}: does not match its recorded hash; .*nfbook record"):
         load_runs(target)
     (target / name).unlink()
     with pytest.raises(SettingsError, match=f"{name}: missing"):

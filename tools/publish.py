@@ -8,19 +8,18 @@ the committed notebooks, which ``jupyter-book build book`` builds. Exit codes: 0
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nfcore
+from nfbook.models import zipped
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,15 +102,11 @@ def pack(preset: str) -> int:
     _, site, target = folders(preset)
     existing(site / "index.html")
     name = f"{NAME}-{nfcore.__version__}"
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for file in sorted(path for path in site.rglob("*") if path.is_file()):
-            entry = zipfile.ZipInfo(f"{name}/{file.relative_to(site).as_posix()}")  # has the first date of zip files
-            entry.external_attr = 0o644 << 16
-            archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+    files = sorted(path for path in site.rglob("*") if path.is_file())
+    packed = zipped((f"{name}/{file.relative_to(site).as_posix()}", file.read_bytes()) for file in files)
     path = target / f"{name}.zip"
-    path.write_bytes(packed.getvalue())
-    print(f"{path}: {len(packed.getvalue()) / 1e6:.1f} MB")
+    path.write_bytes(packed)
+    print(f"{path}: {len(packed) / 1e6:.1f} MB")
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from nfbook import crate, models
 from nfbook.presets import PRESETS, Preset
 from nfbook.study import STUDIES, Study
 from nfcore import runs
@@ -73,7 +74,7 @@ def study(args: argparse.Namespace) -> int:
 
         if code := snakemake(args, [f"study={args.stage}"], announcement, missing):
             return code
-    print(chosen.record())
+    print(crate.write(chosen.record()))
     return 0
 
 
@@ -87,6 +88,7 @@ def claims(args: argparse.Namespace) -> int:
         print(f"{chosen.name}\n{found.to_markdown(index=False, tablefmt='simple', floatfmt='.3f')}\n")
         if args.record:
             print(ledger.record(found, chosen.name))
+            crate.write(runs.recorded_dir(chosen.name))
         elif args.source == "recorded":
             for line in ledger.outdated(found, chosen.name):
                 print(f"nfbook: {chosen.name}: {line}", file=sys.stderr)
@@ -105,11 +107,30 @@ def list_grid(args: argparse.Namespace) -> None:
 
 
 def record(args: argparse.Namespace) -> None:
-    """Copy the finished runs of a grid to data/recorded."""
+    """Copy the finished runs of a grid to data/recorded, with an RO-Crate."""
     if args.grid in STUDIES:
-        print(Study.load(args.grid).record())
+        print(crate.write(Study.load(args.grid).record()))
     else:
-        print(runs.export(args.grid, [e.id for e in grid(args.grid)]))
+        print(crate.write(runs.export(args.grid, [e.id for e in grid(args.grid)])))
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Compare every file of the recorded sets with its recorded hash."""
+    folders = sorted(path for path in runs.recorded_dir("").iterdir() if path.is_dir())
+    for folder in folders:
+        print(f"{folder.name}: {crate.verify(folder)} files match")
+
+
+def pack_models(args: argparse.Namespace) -> None:
+    """Pack trained models, each with a model card, as a zip file; SHA256SUMS has their checksums."""
+    ids: list[str] = []
+    for name in args.runs:
+        if name in (*PRESETS, *STUDIES):
+            ids += [e.id for e in grid(name) if models.finished(e.id)]
+        else:
+            ids.append(name)
+    for path in models.pack(list(dict.fromkeys(ids)), args.out):
+        print(path)
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -161,6 +182,14 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command(commands, "record", record, "copy the finished runs of a preset or a study to data/recorded")
     sub.add_argument("grid")
+
+    command(commands, "verify", verify, "compare the recorded sets with the hashes in their RO-Crates")
+
+    sub = command(commands, "models", pack_models, "pack trained models with model cards and checksums")
+    sub.add_argument(
+        "runs", metavar="RUN", nargs="+", help="the id of a run; a preset or a study, for its finished runs"
+    )
+    sub.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="where the zip files go")
 
     sub = command(commands, "plan", plan, "what runs take: parameters, tokens, memory, storage, hours")
     sub.add_argument("runs", metavar="GRID", help="a preset, study, transient, or a settings file")
