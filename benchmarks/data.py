@@ -28,6 +28,7 @@ def corpus(path: Path, megabytes: float, options: Options) -> None:
     """JSON lines of the Python files of ``options.corpus``. They are repeated where they do not suffice, each round
     with another first line, so that no two documents are equal."""
     from nfcore.data import documents
+
     from nfcore.settings import DataSettings
 
     texts = [document.text for document in documents(DataSettings(corpus=options.corpus))]
@@ -43,6 +44,7 @@ def corpus(path: Path, megabytes: float, options: Options) -> None:
 
 def tokenizer(path: Path, options: Options) -> None:
     from nfcore.data import documents, train_tokenizer
+
     from nfcore.settings import DataSettings
 
     texts = (document.text for document in documents(DataSettings(corpus=options.corpus)))
@@ -54,6 +56,7 @@ def ours(source: Path, tokens: Path, cache: Path) -> dict[str, float]:
 
     os.environ["NFCORE_DATA"] = str(cache)
     from nfcore.data import prepare
+
     from nfcore.settings import DataSettings
 
     settings = DataSettings(

@@ -25,9 +25,9 @@ import yaml
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from nfcore.data import LONGEST, documents, file_sha256, load_tokenizer, local_corpus, prepare
 
 from nfcore import NormFreeConfig, NormFreeForCausalLM, attention_entropy, attention_statistics, runs
-from nfcore.data import LONGEST, documents, file_sha256, load_tokenizer, local_corpus, prepare
 from nfcore.settings import (
     DataSettings,
     Experiment,

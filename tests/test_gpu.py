@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import common
 from nfcore import runs, study
-from nfcore.data import open_tokens, prepare
+from nfcore.tokens import open_tokens, prepare
 from nfcore.training import git_commit
 from tools import gpu
 

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 
 from nfcore import notebook, runs
-from nfcore.data import file_sha256
 from nfcore.figures import SPEC
 from nfcore.notebook import execute, parameters
 from nfcore.presets import Preset, params_file
 from nfcore.settings import SettingsError, project_root
+from nfcore.store import file_sha256
 from nfcore.study import NOTEBOOKS as STUDY_NOTEBOOKS
 from nfcore.study import Study
 

@@ -43,7 +43,6 @@ from time import monotonic
 from typing import Any
 
 from nfcore.cost import flops_per_token
-from nfcore.data import file_sha256, open_tokens, prepare
 from nfcore.runs import (
     MEASUREMENT_VERSION,
     export,
@@ -54,7 +53,9 @@ from nfcore.runs import (
     write_record,
 )
 from nfcore.settings import Experiment, SettingsError, at_least, project_root
+from nfcore.store import file_sha256
 from nfcore.study import Study
+from nfcore.tokens import open_tokens, prepare
 
 
 ROOT = Path(__file__).resolve().parent.parent

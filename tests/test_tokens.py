@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nfcore.data import END_OF_TEXT, Overlap, documents, prepare
 
 from nfcore import data
-from nfcore.data import END_OF_TEXT, Overlap, documents, prepare
 from nfcore.settings import DataSettings, SettingsError
 
 
