@@ -5,11 +5,13 @@ A format is told by its suffix in any case. Whatever is read has to be of that f
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,8 @@ def text_in(row: Any, column: str, where: object) -> str | None:
 def record_texts(path: Path, column: str, skipped: Counter[str]) -> Iterator[str]:
     """The texts in one column of a file of records."""
     with refusing(f"data.corpus: {path} cannot be read as {suffix(path)[1:]}", "give it the suffix of its format"):
-        for row in json_rows(path, skipped) if RECORDS[suffix(path)] == "json" else table_rows(path, column):
+        read = {"json": partial(json_rows, skipped=skipped), "csv": csv_rows}.get(RECORDS[suffix(path)], table_rows)
+        for row in read(path):
             text = text_in(row, column, path)
             if text is None or len(text) > LONGEST:
                 skipped["not text" if text is None else "too long"] += 1
@@ -97,15 +100,24 @@ def json_rows(path: Path, skipped: Counter[str]) -> Iterator[Any]:
                 skipped["malformed"] += 1
 
 
-def table_rows(path: Path, column: str) -> Iterator[dict[str, Any]]:
-    """The rows of a table as ``datasets`` reads it. A cell of a CSV file is the text that it holds, also if ``NA``."""
-    import datasets  # takes a second, and text and JSON need it not
+def csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a CSV or TSV file. A cell is the text that it holds, also if that is ``NA`` or a number."""
+    csv.field_size_limit(2**31 - 1)
+    with open_file(path, "rt", encoding="utf-8-sig", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t" if suffix(path) == ".tsv" else ",", strict=True):
+            if None in row:
+                raise csv.Error(f"a row has {len(row[None])} cells more than the first one")
+            yield row
+
+
+def table_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet or Arrow file as ``datasets`` reads it."""
+    import datasets  # takes a second, and text, JSON and CSV need it not
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs, it raises too
-    csv = {"sep": "\t" if suffix(path) == ".tsv" else ",", "converters": {column: str}, "keep_default_na": False}
-    options: dict[str, Any] = {"csv": csv, "parquet": {"batch_size": ROWS}}.get(RECORDS[suffix(path)], {})
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder, f"file{''.join(path.suffixes).lower()}")  # datasets takes [ for a pattern, :: for a URL
         plain.symlink_to(path.absolute())
+        options = {"batch_size": ROWS} if RECORDS[suffix(path)] == "parquet" else {}
         options |= {"data_files": str(plain), "split": "train", "streaming": True, "cache_dir": folder}
         yield from datasets.load_dataset(RECORDS[suffix(path)], **options)

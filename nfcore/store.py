@@ -51,7 +51,7 @@ def made_whole(directory: Path) -> Iterator[Path | None]:
             place.mkdir(exist_ok=True)
             yield place
             os.replace(place, directory)
-            Path(lock.lock_file).unlink(missing_ok=True)  # whoever has opened it will find the directory
+        Path(lock.lock_file).unlink(missing_ok=True)  # whoever has opened it will find the directory
     except SettingsError:
         shutil.rmtree(place, ignore_errors=True)
         raise

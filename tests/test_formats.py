@@ -108,7 +108,7 @@ def test_a_file_that_is_not_of_its_format_is_refused(tmp_path, name, content, ca
 def test_what_is_no_text_in_records_is_counted(tmp_path):
     rows = [{"content": "one"}, {"content": None}, {"content": 3}, {"content": "\ud800"}, {"content": "two", "more": 1}]
     lines = [json.dumps(row) for row in rows]
-    (tmp_path / "a.jsonl").write_text("\ufeff" + "\n".join(["", *lines, "{broken", "[" * 10**5, "\xff", ""]))
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "\n".join([*lines, "", "{broken", "[" * 10**5, "\xff", ""]))
     assert read(tmp_path / "a.jsonl") == (["one", "two"], Counter({"not text": 3, "malformed": 3}))
     (tmp_path / "b.jsonl").write_bytes(b'{"content": "one"}\n{"content": "\xff"}\n')
     assert read(tmp_path / "b.jsonl") == (["one"], Counter(malformed=1))
@@ -121,8 +121,10 @@ def test_what_is_no_text_in_records_is_counted(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"a\0b", "binary"), ("é".encode("utf-16"), "binary"), (b"text\n" * 2**20 + b"\xff", "binary")]
-    + [(gzip.compress(bytes(10**6)), "binary"), (gzip.compress(b"text")[:-4], "unreadable (Compressed file ended")],
+    [
+        *((b"a\0b", "binary"), ("é".encode("utf-16"), "binary"), (b"text\n" * 2**20 + b"\xff", "binary")),
+        *((gzip.compress(bytes(10**6)), "binary"), (gzip.compress(b"text")[:-4], "unreadable (Compressed file ended")),
+    ],
 )
 def test_a_file_that_is_no_text_is_counted(tmp_path, content, reason):
     path = tmp_path / ("a.txt.gz" if content[:2] == b"\x1f\x8b" else "a.txt")
