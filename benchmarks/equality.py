@@ -181,7 +181,7 @@ def _padded(on: bool) -> Iterator[None]:
 
 
 def _losses(experiment: Experiment) -> list[float]:
-    from nfcore.data import prepare
+    from nfcore.tokens import prepare
     from nfcore.training import Training
 
     steps = experiment.training.steps

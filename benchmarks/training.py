@@ -38,7 +38,6 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.common import Options, Section, Target, alternate, device, in_a_process, now, ratio, spread, timed
-from nfcore.data import Sequences, collate
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, ModelSettings
@@ -92,6 +91,25 @@ def ours(plan: Experiment, tokens: np.ndarray, steps: int, folder: Path) -> Call
         return tokens.shape[1] * plan.training.batch_size * steps / training.telemetry.seconds
 
     return side
+
+
+class Sequences:
+    """A map-style data set over an array (N, T): item i is a 64-bit array (T,)."""
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.asarray(self.tokens[index], dtype=np.int64)
+
+
+def collate(items: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    """A batch for the model: ``input_ids`` (B, T), and the same tensor as ``labels``, which the model shifts."""
+    ids = torch.from_numpy(np.stack(items))
+    return {"input_ids": ids, "labels": ids}
 
 
 def hugging_face(plan: Experiment, tokens: np.ndarray, steps: int, folder: Path, eager: bool) -> Callable[[], float]:

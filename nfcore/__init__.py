@@ -28,7 +28,7 @@ _EXPORTS = {
     "entropy_ceiling": "shares",
     "head_entropy": "meter",
     "quartile_shares": "shares",
-    "prepare": "data",
+    "prepare": "tokens",
     "train": "training",
     "load_runs": "runs",
     "Runs": "runs",

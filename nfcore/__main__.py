@@ -49,7 +49,7 @@ def train(args: argparse.Namespace) -> int:
 
 def data(args: argparse.Namespace) -> None:
     experiment = read_experiment(args.experiment, args.settings)
-    from nfcore.data import prepare
+    from nfcore.tokens import prepare
 
     tokens = prepare(experiment.data, args.processes)
     summary = {k: v for k, v in tokens.meta.items() if k not in ("settings", "packages", "versions")}

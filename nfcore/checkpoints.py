@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nfcore.data import file_sha256
 from nfcore.runs import write_atomically
 from nfcore.settings import SettingsError
+from nfcore.store import file_sha256
 
 
 FORMAT = 3

@@ -25,9 +25,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from nfcore.data import END_OF_TEXT
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import SettingsError
+from nfcore.tokens import END_OF_TEXT
 
 
 # Their module and ours; {} is the layer. Each has a weight and most have a bias.

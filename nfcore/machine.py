@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -12,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from nfcore.data import set_malloc
 
 
 def resolve_precision(precision: str) -> str:
@@ -44,8 +43,10 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep what this process frees. It otherwise gives it back to the kernel at every step, and a small
     model on a CPU spends up to a fifth of its time on getting it again. Nothing happens with another C library."""
     # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD; of the last, older versions refuse more than 32 MiB
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     for option, size in ((-1, 2**30), (-2, 2**27), (-3, 2**25), (-3, 2**30)):
-        set_malloc(option, size)
+        if mallopt:
+            mallopt(option, size)
 
 
 def device_name() -> str:

@@ -31,7 +31,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfcore.data import file_sha256
 from nfcore.settings import (
     DataSettings,
     ModelSettings,
@@ -40,6 +39,7 @@ from nfcore.settings import (
     digest,
     project_root,
 )
+from nfcore.store import file_sha256
 
 
 if TYPE_CHECKING:

@@ -31,11 +31,11 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from nfcore import checkpoints, convert, faults, machine, runs
-from nfcore.data import TokenData, prepare
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 from nfcore.telemetry import Telemetry, Watch
+from nfcore.tokens import TokenData, prepare
 
 
 PLAIN_ATTENTION = 512  # T up to which plain attention trains faster than torch's fused one in bfloat16 on a CPU

@@ -21,6 +21,7 @@ from nfcore.settings import Experiment
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "data" / "published"
@@ -35,7 +36,7 @@ LONGEST = (
     "faults",
     "publish",
     "gpu",
-    "data",
+    "tokens",
 )
 
 
@@ -158,13 +159,13 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 def smoke_grid(workspace: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The runs of this session, all those of preset smoke among them."""
     from nfbook.presets import Preset
-    from nfcore import data
+    from nfcore import corpus
     from nfcore.training import train
 
     def make(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("NFCORE_RUNS", str(folder))
-            patch.setattr(data, "local_corpus", functools.cache(data.local_corpus))  # of 11 MB, read once
+            patch.setattr(corpus, "local_corpus", functools.cache(corpus.local_corpus))  # of 11 MB, read once
             for experiment in Preset.load("smoke").experiments():
                 train(experiment, quiet=True)
 

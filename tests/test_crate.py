@@ -9,8 +9,8 @@ import pytest
 from nfbook import crate
 from nfbook.__main__ import main
 from nfcore import runs
-from nfcore.data import file_sha256
 from nfcore.settings import project_root
+from nfcore.store import file_sha256
 
 
 SETS = sorted(path for path in (project_root() / "data" / "recorded").iterdir() if path.is_dir())

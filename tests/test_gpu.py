@@ -12,8 +12,8 @@ import torch
 from benchmarks import common
 from nfbook import study
 from nfcore import runs
-from nfcore.data import open_tokens, prepare
 from nfcore.machine import git_commit
+from nfcore.tokens import open_tokens, prepare
 from tools import gpu
 
 

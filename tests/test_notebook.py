@@ -21,8 +21,8 @@ from nfbook.notebook import default_preset, execute, parameters
 from nfbook.presets import Preset, params_file
 from nfbook.study import STUDIES, Study
 from nfcore import runs
-from nfcore.data import file_sha256
 from nfcore.settings import SettingsError, project_root
+from nfcore.store import file_sha256
 
 
 SCRIPTS = sorted((project_root() / "notebooks").glob("*.py"))

@@ -29,8 +29,8 @@ from typing import Any
 import yaml
 
 from nfcore import runs
-from nfcore.data import open_tokens, prepare
 from nfcore.settings import Experiment, SettingsError, project_root
+from nfcore.tokens import open_tokens, prepare
 
 
 RESULTS = project_root() / "data" / "recorded" / "torture.json"

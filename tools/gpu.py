@@ -46,7 +46,6 @@ from pydantic import NonNegativeFloat
 
 from nfbook.cost import flops_per_token
 from nfbook.study import Study
-from nfcore.data import file_sha256, open_tokens, prepare
 from nfcore.runs import (
     MEASUREMENT_VERSION,
     export,
@@ -57,6 +56,8 @@ from nfcore.runs import (
     write_record,
 )
 from nfcore.settings import Experiment, SettingsError, check_type, project_root
+from nfcore.store import file_sha256
+from nfcore.tokens import open_tokens, prepare
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,9 +18,9 @@ from typing import Any
 
 from nfbook.presets import PAPER_TOKENS
 from nfcore import runs
-from nfcore.data import PARTS, cache_dir, token_type
 from nfcore.faults import memory_bytes
 from nfcore.settings import SHAPES, DataSettings, Experiment, ModelSettings, SettingsError, choice, project_root
+from nfcore.tokens import PARTS, cache_dir, token_type
 
 
 # Dense 16-bit TFLOP/s of the data sheets, by a part of the device's name. Of another device the peak is unknown.

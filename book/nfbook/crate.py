@@ -14,8 +14,8 @@ from typing import Any
 
 from nfbook.study import STUDIES, Study
 from nfcore import runs
-from nfcore.data import file_sha256
 from nfcore.settings import SettingsError
+from nfcore.store import file_sha256
 
 
 FILE = "ro-crate-metadata.json"

@@ -17,8 +17,8 @@ import yaml
 
 from nfbook.presets import FAMILIES
 from nfcore import runs
-from nfcore.data import file_sha256
 from nfcore.settings import SettingsError, project_root
+from nfcore.store import file_sha256
 
 
 SUMS = "SHA256SUMS"
