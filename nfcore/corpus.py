@@ -210,7 +210,8 @@ def codeparrot_corpus(settings: DataSettings) -> Corpus:
     """
     import datasets
 
-    streaming, facts = settings.streaming, {"duplicates": None, "skipped": {}}
+    streaming = settings.streaming
+    facts: dict[str, Any] = {"duplicates": None, "skipped": {}}
     files = {"train": settings.train_files, "validation": settings.validation_files}
     most = {"train": settings.max_documents, "validation": settings.max_validation_documents}
 

@@ -10,7 +10,7 @@ import importlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -78,7 +78,11 @@ def text_in(row: Any, column: str, where: object) -> str | None:
 def record_texts(path: Path, column: str, skipped: Counter[str]) -> Iterator[str]:
     """The texts in one column of a file of records."""
     with refusing(f"data.corpus: {path} cannot be read as {suffix(path)[1:]}", "give it the suffix of its format"):
-        read = {"json": partial(json_rows, skipped=skipped), "csv": csv_rows}.get(RECORDS[suffix(path)], table_rows)
+        readers: dict[str, Callable[[Path], Iterator[Any]]] = {
+            "json": partial(json_rows, skipped=skipped),
+            "csv": csv_rows,
+        }
+        read = readers.get(RECORDS[suffix(path)], table_rows)
         for row in read(path):
             text = text_in(row, column, path)
             if text is None or len(text) > LONGEST:
@@ -118,6 +122,6 @@ def table_rows(path: Path) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder, f"file{''.join(path.suffixes).lower()}")  # datasets takes [ for a pattern, :: for a URL
         plain.symlink_to(path.absolute())
-        options = {"batch_size": ROWS} if RECORDS[suffix(path)] == "parquet" else {}
+        options: dict[str, Any] = {"batch_size": ROWS} if RECORDS[suffix(path)] == "parquet" else {}
         options |= {"data_files": str(plain), "split": "train", "streaming": True, "cache_dir": folder}
         yield from datasets.load_dataset(RECORDS[suffix(path)], **options)

@@ -55,7 +55,7 @@ def load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
     remedy = "give a tokenizer.json or its folder" if os.path.exists(path) else HUB_REMEDY
     with refusing(f"data.tokenizer: {name} cannot be loaded", remedy):
         if os.path.isfile(file):
-            found = Tokenizer.from_file(file)
+            found: Any = Tokenizer.from_file(file)
         else:
             found = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     tokenizer = getattr(found, "backend_tokenizer", found)
@@ -65,8 +65,8 @@ def load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
     tokenizer.no_padding()
     size, last = tokenizer.get_vocab_size(), max(tokenizer.get_vocab().values(), default=0)
     if size != vocab_size or last >= vocab_size:
-        found = f"differs from the {size} tokens of data.tokenizer {name}, which are numbered up to {last}"
-        raise SettingsError(f"data.vocab_size: {vocab_size} {found}")
+        differs = f"differs from the {size} tokens of data.tokenizer {name}, which are numbered up to {last}"
+        raise SettingsError(f"data.vocab_size: {vocab_size} {differs}")
     return tokenizer
 
 
@@ -127,7 +127,7 @@ def write_part(
 def order_by_hash(path: Path, settings: DataSettings) -> None:
     """Reorder the sequences of a token file by their hash, so that any first few of them are a fair sample."""
     rows = np.memmap(path, dtype=token_type(settings.vocab_size), mode="r").reshape(-1, settings.context)  # (N, T)
-    keys = np.fromiter((hashlib.sha256(row).digest() for row in rows), dtype="S32")  # (N,)
+    keys = np.fromiter((hashlib.sha256(row.tobytes()).digest() for row in rows), dtype="S32")  # (N,)
     with open(path.with_suffix(".ordered"), "wb") as file:
         file.writelines(rows[number].tobytes() for number in keys.argsort(kind="stable"))
     os.replace(path.with_suffix(".ordered"), path)

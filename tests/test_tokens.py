@@ -184,7 +184,7 @@ def test_a_killed_worker_is_said(folder, monkeypatch):
     monkeypatch.setattr(tokens, "encode", lambda texts, tokenizer: os.kill(os.getpid(), 9))
     with pytest.raises(SettingsError, match=r"abruptly died .*take fewer processes; the same command goes on"):
         prepare(settings_for(folder), processes=2)
-    with pytest.raises(SettingsError, match="processes: 0 must be at least 1"):
+    with pytest.raises(SettingsError, match="processes: 0 must be greater than 0"):
         prepare(settings_for(folder), processes=0)
 
 
