@@ -12,17 +12,17 @@
 # Each [claim of the paper](../claims-of-the-paper.md) has a test here, and each test a {term}`verdict`. The finding comes first, the rule
 # after it.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "study"  # this page shows the study, notebooks/params/study.yaml
 source = "recorded"  # recorded: data/recorded/study; local: those and this machine's runs
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 study = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ from nfbook.presets import MAIN, PAPER_TOKENS
 from nfbook.report import (
     difference,
     final_heads,
+    folded,
     glue,
     glue_verdicts,
     markdown_table,
@@ -70,7 +71,7 @@ def tokens_of(experiment):
 
 tokens = tokens_of(base)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 by_id = table.set_index("id", drop=False)
 counts = table["verdict"].value_counts()
 words = [
@@ -111,14 +112,14 @@ glue(
 )
 Markdown(f"**{finding}**\n\n{tally}")
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 verdict_table(table, frame, columns=("claim", "published", "ours, 95 % interval", "n", "verdict"))
 
 # %% [markdown]
 # n is the number of seeds. ✓ reproduced: the claim's sign, beyond chance. ✗ contradicted: the other sign, beyond chance. ○ negligible:
 # the effect is smaller than the smallest one of interest. ? undecided: the runs cannot tell.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 study_banner(shown, study)
 
 # %% [markdown]
@@ -143,7 +144,7 @@ study_banner(shown, study)
 # show. Seeds vary the initial weights and the order of the data. The corpus, its split and the evaluation sequences are the same for
 # all runs, so an interval does not cover another corpus.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-claims", "caption": "Claims about perplexity: change in percent, ours (filled, with 95 % interval; hollow diamond: one seed, no interval) and published (hollow circle). Grey band: smaller than the smallest effect of interest."}, "image": {"alt": "A row for each claim about perplexity, with our estimate and its interval next to the published value."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-claims", "caption": "Claims about perplexity: change in percent, ours (filled, with 95 % interval; hollow diamond: one seed, no interval) and published (hollow circle). Grey band: smaller than the smallest effect of interest."}, "image": {"alt": "A row for each claim about perplexity, with our estimate and its interval next to the published value."}}
 percent = table[table["unit"] == "percent"].reset_index(drop=True)
 figure, axes = plt.subplots(figsize=(8, 0.8 + 0.34 * len(percent)))
 axes.axvspan(-1, 1, color="grey", alpha=0.2, linewidth=0)
@@ -182,10 +183,10 @@ show_figure(
 # divergence in shares of runs. *Source* is where the claim is made: the paper itself, its code, or a later paper of its authors.
 # *Left out* are runs that are not trained.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 verdict_table(table, frame)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 limits = table[table["scale"].notna()].groupby("scale", sort=False)["id"].agg(", ".join)
 Markdown(
     "What this scale cannot settle, whatever the verdict: "
@@ -201,7 +202,7 @@ Markdown(
 # family, size and {term}`context length`. Perplexities of a small model on few tokens are not to be compared with the published ones;
 # changes are.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows, untrained = [], []
 exploded = shown.runs.set_index("run")["exploded.step"] if len(shown.runs) else None
 for name, cell in study.cells.items():
@@ -241,7 +242,7 @@ if untrained:
 # with LayerNorm are behind those without. The paper's order appears later in training. No verdict is taken from those runs.
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-transient", "caption": "Evaluation loss of the four main GPT-2 configurations over tokens, means over trained runs with the lowest and highest seed: the first study and, where it is trained, the study. Each panel has its own learning rate and its own schedule."}, "image": {"alt": "Falling curves of evaluation loss against tokens on a logarithmic axis, one for each main configuration, a panel for each study."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-transient", "caption": "Evaluation loss of the four main GPT-2 configurations over tokens, means over trained runs with the lowest and highest seed: the first study and, where it is trained, the study. Each panel has its own learning rate and its own schedule."}, "image": {"alt": "Falling curves of evaluation loss against tokens on a logarithmic axis, one for each main configuration, a panel for each study."}}
 def losses_of(runs, frame, configuration):
     """Evaluation losses of the trained runs of a configuration: a row per number of tokens, a column per run."""
     rows = of_cell(frame, configuration)
@@ -304,7 +305,7 @@ show_figure(
 # GPT-2 configurations and three seeds, among the rates at which all twelve runs are {term}`trained`. Its runs are shorter, and their seeds
 # serve for nothing else.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rates = pd.DataFrame(
     [
         {
@@ -347,7 +348,7 @@ Markdown(text)
 # depths. *Distance* is the Wasserstein distance between the distributions of head entropies over their {term}`ceiling`: 0 if they are
 # equal, at most 1. Means over trained runs.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 maps = {name: np.array(published("head_entropy")["maps"][name]) for name in MAIN}
 trained = {name: of_cell(frame, name).query("outcome == 'trained'")["run"] for name in MAIN}
 ours = {name: {seed: final_heads(shown.select([run]), name) for seed, run in trained[name].items()} for name in MAIN}
@@ -378,7 +379,7 @@ markdown_table(pd.DataFrame(rows), digits=2) if rows else Markdown("**Not traine
 # A remark, and no test: shares of heads in the four quarters of the entropy range, from [0, Max/4) to [3Max/4, Max], with both readings of
 # Max, the ceiling and the largest entropy observed over the four models. Means over the seeds that all four have.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 printed = published("head_share_percent")["main.png"]
 seeds = sorted(set.intersection(*(set(of_seed) for of_seed in ours.values())))
 per_seed = [shares_by_convention({name: ours[name][seed] for name in MAIN}, 128) for seed in seeds]
@@ -396,7 +397,7 @@ markdown_table(pd.DataFrame(rows)) if rows else Markdown("**Not trained yet:** s
 #
 # Dates are those of commits. What was known before a choice was made is part of how far the choice can be trusted.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 markdown_table(pd.DataFrame([{"date": str(line["when"]), "what": line["what"]} for line in ledger["disclosures"]]))
 
 # %% [markdown]
@@ -405,7 +406,7 @@ markdown_table(pd.DataFrame([{"date": str(line["when"]), "what": line["what"]} f
 # `notebooks/params/gpu-runs.yaml` is a grid of runs for one GPU: the four main configurations and a scaled GELU, at two widths, over
 # 100 M tokens a run. No verdict above rests on it.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 gpu = recorded("gpu")
 text = "**Still empty.** No machine with a GPU has run it yet; [Reproduce it](../reproduce.md) has the commands."
 if gpu is not None:
@@ -418,11 +419,11 @@ Markdown(text)
 # `data/recorded/study/records.json` has settings, results, versions and hardware of each run; `python -m nfbook study` makes
 # one again.
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-input"]
 ids = {test["id"]: " ".join(f"`{run}`" for run in test["runs"]) or "not trained yet" for _, test in table.iterrows()}
-markdown_table(pd.DataFrame({"id": ids.keys(), "runs": ids.values()}))
+folded("Runs of each test", markdown_table(pd.DataFrame({"id": ids.keys(), "runs": ids.values()})))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 facts = {
     "commit": "commit",
     "measurement version": "measurement",
@@ -440,7 +441,7 @@ markdown_table(pd.DataFrame(rows)) if rows else Markdown("No runs yet.")
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 Markdown(
     f"{tally} They hold for runs of {tokens / 1e6:.1f} M tokens, {PAPER_TOKENS / tokens:,.0f} times fewer than a published run, and for "
     "models of width 64. A verdict says on which side of the line the paper's claim falls here; how large an effect is depends on the "

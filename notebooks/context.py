@@ -13,7 +13,7 @@
 # equally many tokens a step, as in the paper's tables at T=128 and T=256 {cite}`jha2024relus`. Entropies are shown over the
 # {term}`ceiling` of their own T.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -22,13 +22,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import pandas as pd
 from IPython.display import Markdown
 
@@ -40,7 +40,7 @@ from nfcore.shares import entropy_ceiling
 shown = sources(preset, "context")
 banner(preset, next(iter(shown.values())))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 own = next(iter(shown.values()))
 contexts = sorted(own.runs["data.context"].unique())
 table_of = {
@@ -79,7 +79,7 @@ markdown_table(pd.DataFrame(rows).rename(columns=lambda c: "published" if c.star
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 Markdown(
     "Without LayerNorm, ReLU's perplexity against GELU's: "
     + "; ".join(

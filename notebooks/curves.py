@@ -13,7 +13,7 @@
 # {cite}`jha2024relus`: the four main GPT-2 configurations, evaluated on the same held-out files. Early in training, our models with LayerNorm are
 # behind those without; [Claims](claims.ipynb) shows where they overtake, over seeds.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -22,13 +22,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
@@ -43,7 +43,7 @@ shown = sources(preset, "curves")
 banner(preset, next(iter(shown.values())))
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def curve(runs, configuration, name="eval_loss"):
     """Mean over seeds of a metric by step, in nats per token."""
     ids = runs.runs.loc[runs.runs["configuration"] == configuration, "run"]
@@ -51,7 +51,7 @@ def curve(runs, configuration, name="eval_loss"):
     return rows.groupby("step")["value"].mean()
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-curves", "caption": "Evaluation loss of the four main GPT-2 configurations: published (left), and ours (right). Note the different step axes: the published runs see several hundred times more tokens than those of preset quick."}, "image": {"alt": "Four falling curves of evaluation loss against optimiser steps, published and ours; the markers tell the configurations apart."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-curves", "caption": "Evaluation loss of the four main GPT-2 configurations: published (left), and ours (right). Note the different step axes: the published runs see several hundred times more tokens than those of preset quick."}, "image": {"alt": "Four falling curves of evaluation loss against optimiser steps, published and ours; the markers tell the configurations apart."}}
 panels = {"published": None} | shown
 figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), squeeze=False)
 ends = {where: {} for where in panels}
@@ -77,7 +77,7 @@ show_figure(figure, next(iter(shown.values())), finding=f"Last loss in nats per 
 # Mean, median and 95th percentile of the token losses at the last evaluation, in {term}`nats`. A mean can hide a tail. The published
 # mean is the logarithm of the published {term}`perplexity`.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 own = next(iter(shown.values()))
 rows = []
 for configuration in MAIN:
@@ -97,7 +97,7 @@ markdown_table(pd.DataFrame(rows))
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 g, r = curve(own, "SM+G"), curve(own, "SM+R")
 common = g.index.intersection(r.index)
 ahead = (g[common] - r[common])[common > 0]

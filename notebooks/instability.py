@@ -16,7 +16,7 @@
 # We show GPT-2 with ReLU, GELU, a leaky slope of 0.1 and a linear feed-forward network, at the preset's learning rate and at ten
 # times that, and GELU with matrices and {term}`residual stream` in bfloat16.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -25,13 +25,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
@@ -50,7 +50,7 @@ banner(preset, next(iter(shown.values())))
 # stand next to our runs at the preset's rate. The outcome names the step and the place of the first value that is not finite. An
 # {term}`exploded gradient` is another event: it is clipped, and the run goes on.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 paper = published("perplexity")
 theirs = {name: f"perplexity {value[0]:.3f}" for name, value in paper["GPT2_T128"].items()}
 theirs |= {"SM": paper["GPT2_T128_softmax_only"]["SM"], "SM+L(0.1)": "NaNs (script name)"}
@@ -89,7 +89,7 @@ for _, run in own.runs.iterrows():
     )
 markdown_table(pd.DataFrame(rows), digits=2)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads, on the probe batch, at the preset's learning rate (solid) and ten times that (dashed). A cross marks a run that diverged."}, "image": {"alt": "Largest attention logits against steps on a logarithmic axis, for each norm-free configuration and learning rate."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads, on the probe batch, at the preset's learning rate (solid) and ten times that (dashed). A cross marks a run that diverged."}, "image": {"alt": "Largest attention logits against steps on a logarithmic axis, for each norm-free configuration and learning rate."}}
 figure, panel = plt.subplots(figsize=(5.5, 3.4))
 highest, stopped = {}, []
 for _, run in own.runs[own.runs["training.precision"] == own.runs["training.precision"].iloc[0]].iterrows():
@@ -130,7 +130,7 @@ show_figure(figure, own, finding=finding)
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 bad = own.runs[own.runs["status"] == "diverged"]
 names = ", ".join(
     f"{r['configuration']} at learning rate {r['training.learning_rate']:g} (step {int(r['diverged.step'])})"

@@ -13,7 +13,7 @@
 # {term}`ceiling`: at initialisation the scores are so small that attention is uniform, as the first points of {numref}`fig-layers`
 # show. The claim ([C6](../claims-of-the-paper.md)) is that the {term}`early layers` of the {term}`norm-free` GELU model stay up.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -22,13 +22,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -54,13 +54,13 @@ use_style()
 shown = sources(preset, "layers")
 banner(preset, next(iter(shown.values())))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 own = next(iter(shown.values()))
 ceiling = entropy_ceiling(int(own.runs["data.context"].iloc[0]))
 layers = int(own.runs["model.num_hidden_layers"].iloc[0])
 theirs = {name: np.array(heads) for name, heads in published("head_entropy")["maps"].items()}
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-layers", "caption": "Mean head entropy of each layer over training. The dashed line is the causal ceiling."}, "image": {"alt": "Four panels of layer-wise entropy against steps, a line per layer from dark (first) to light (last), below a dashed ceiling."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-layers", "caption": "Mean head entropy of each layer over training. The dashed line is the causal ceiling."}, "image": {"alt": "Four panels of layer-wise entropy against steps, a line per layer from dark (first) to light (last), below a dashed ceiling."}}
 figure, axes = plt.subplots(1, 4, figsize=(10, 3), sharey=True)
 colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, layers))
 for panel, configuration in zip(axes, MAIN, strict=True):
@@ -91,7 +91,7 @@ show_figure(
 # As shares of the ceiling of the respective context, at a few steps. Published in numbers are only the heads of the
 # final model (GPT-2, 12 layers, T = 128) {cite}`jha2024relus`; their course is in a plot ({cite:t}`jha2024aero`, Fig. 12).
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows = []
 for configuration in MAIN:
     table = layer_entropy(own, configuration) / ceiling
@@ -111,7 +111,7 @@ markdown_table(pd.DataFrame(rows), digits=2)
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 below = {configuration: leaves_ceiling(own, configuration) for configuration in MAIN}
 end = {configuration: early_share(theirs[configuration], 128) for configuration in MAIN}
 Markdown(

@@ -14,7 +14,7 @@
 # scale, from zero to the causal {term}`ceiling` {eq}`eq-ceiling`. Numbers on the edges are means over a layer (right) and over a head
 # index (below). The published maps are from {cite:t}`jha2024relus`. Claim [C4](../claims-of-the-paper.md).
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -23,13 +23,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -56,7 +56,7 @@ shown = sources(preset, "maps")
 banner(preset, next(iter(shown.values())))
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def four_maps(maps, top, figsize, runs=None, interactive=None):
     figure, axes = plt.subplots(2, 2, figsize=figsize)
     for panel, configuration in zip(axes.flat, MAIN, strict=True):
@@ -77,17 +77,17 @@ context = int(runs.runs["data.context"].iloc[0])
 over_steps = {c: runs.heads[runs.heads["run"].isin(runs.where(configuration=c).runs["run"])] for c in MAIN}
 theirs = {name: np.array(values) for name, values in published("head_entropy")["maps"].items()}
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-maps", "caption": "Head entropies of our four main GPT-2 runs at their last step, in nats, on one scale up to the causal ceiling."}, "image": {"alt": "Four heat maps of attention head entropy, layers by heads, one for each main configuration, measured here."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-maps", "caption": "Head entropies of our four main GPT-2 runs at their last step, in nats, on one scale up to the causal ceiling."}, "image": {"alt": "Four heat maps of attention head entropy, layers by heads, one for each main configuration, measured here."}}
 top = entropy_ceiling(context)
 four_maps(own, top, (6.4, 5.2), runs, maps_over_steps(over_steps, top))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-maps-published", "caption": "The published head entropies (GPT-2, 12 layers of 12 heads, T=128), on the same kind of scale."}, "image": {"alt": "Four heat maps of attention head entropy as published, layers by heads, one for each main configuration."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-maps-published", "caption": "The published head entropies (GPT-2, 12 layers of 12 heads, T=128), on the same kind of scale."}, "image": {"alt": "Four heat maps of attention head entropy as published, layers by heads, one for each main configuration."}}
 four_maps(theirs, entropy_ceiling(128), (8.4, 7.2))
 
 # %% [markdown]
 # Layer means as a share of the ceiling:
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows = []
 for label, maps, ceiling in (("ours", own, entropy_ceiling(context)), ("published", theirs, entropy_ceiling(128))):
     for configuration in MAIN:
@@ -98,7 +98,7 @@ markdown_table(pd.DataFrame(rows), digits=2)
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 share = {c: early_share(own[c], context) for c in MAIN}
 paper_share = {c: early_share(theirs[c], 128) for c in MAIN}
 first = theirs["SM+G"].mean(axis=1)

@@ -14,7 +14,7 @@
 # ({term}`G`), ReLU ({term}`R`), a leaky ReLU of slope 0.1 (`L(0.1)`) or a linear feed-forward network (no letter). The linear ones
 # were published later {cite}`jha2024aero,jha2025entropy`. Claims [C1, C2 and C8](../claims-of-the-paper.md).
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -23,13 +23,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import pandas as pd
 from IPython.display import Markdown
 
@@ -48,7 +48,7 @@ banner(preset, next(iter(shown.values())))
 # longer than the rest. `NaN`: the run diverged. How far LayerNorm gets in runs this short depends on their length:
 # [Claims](claims.ipynb) follows it over tokens, and has the changes over seeds with verdicts.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 paper = published("perplexity")
 table_of = {"gpt2": paper["GPT2_T128"] | paper["GPT2_T128_softmax_only"], "pythia": paper["Pythia70M_T128"]}
 
@@ -89,7 +89,7 @@ markdown_table(pd.DataFrame(rows))
 # ## What to remember
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def gain(value, family, norm=""):
     """How far ReLU's perplexity is below GELU's, in percent."""
     return -relative_change(value(family, f"SM{norm}+R"), value(family, f"SM{norm}+G"))

@@ -13,7 +13,7 @@
 # [The paper's claims](../claims-of-the-paper.md) explains the statements; each experiment's own page has the details. Unless more seeds are
 # given, these runs have one seed; [Claims](claims.ipynb) has the verdicts.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -22,13 +22,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -68,7 +68,7 @@ banner(preset, main)
 # %% [markdown]
 # ## The main picture
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-main", "caption": "The four main GPT-2 configurations, our runs at their last step. Left: perplexity on held-out files. Right: mean head entropy of each layer over the causal ceiling, on the fixed probe batch."}, "image": {"alt": "Left, bars of the final perplexity of SM+LN+G, SM+LN+R, SM+G and SM+R. Right, a line for each of them: layer-wise attention entropy as a share of its ceiling, from the first layer to the last."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-main", "caption": "The four main GPT-2 configurations, our runs at their last step. Left: perplexity on held-out files. Right: mean head entropy of each layer over the causal ceiling, on the fixed probe batch."}, "image": {"alt": "Left, bars of the final perplexity of SM+LN+G, SM+LN+R, SM+G and SM+R. Right, a line for each of them: layer-wise attention entropy as a share of its ceiling, from the first layer to the last."}}
 context = int(main.runs["data.context"].iloc[0])
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), width_ratios=[2, 3])
 final = perplexities(main).droplevel(["model.family", "data.context"])
@@ -102,7 +102,7 @@ show_figure(
 # printed precision) or `-` (nothing comparable, for example runs of different length). It is no verdict: the published numbers have one
 # seed, and so have ours unless more are given. *Study* has the estimate over seeds that [Claims](claims.ipynb) judges, and its verdict.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 paper = published("perplexity")
 paper_maps = {c: np.array(published("head_entropy")["maps"][c]) for c in MAIN}
 printed = published("head_share_percent")["main.png"]
@@ -251,7 +251,7 @@ markdown_table(pd.DataFrame(rows))
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 count = pd.Series([direction for *_, direction, _ in compared[wheres[0]]]).value_counts().to_dict()
 total, nothing = sum(count.values()), count.pop("-", 0)
 Markdown(

@@ -17,7 +17,7 @@
 # What Max is the paper does not say. Both conventions that its numbers allow are shown: the largest head entropy observed over the
 # compared models, and the causal {term}`ceiling` {eq}`eq-ceiling`.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -26,13 +26,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -58,7 +58,7 @@ use_style()
 shown = sources(preset, "shares")
 banner(preset, next(iter(shown.values())))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 own = next(iter(shown.values()))
 context = int(own.runs["data.context"].iloc[0])
 ours = shares_by_convention({c: final_heads(own, c) for c in MAIN}, context)
@@ -66,7 +66,7 @@ maps = {c: published("head_entropy")["maps"][c] for c in MAIN}
 counted = shares_by_convention(maps, 128)
 printed = published("head_share_percent")["main.png"]
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shares", "caption": "Share of heads in each quarter of [0, Max], Max being the causal ceiling: as printed in the paper (hollow) and ours (filled)."}, "image": {"alt": "Bars of the share of attention heads per entropy quarter for the four main configurations, published and ours."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-shares", "caption": "Share of heads in each quarter of [0, Max], Max being the causal ceiling: as printed in the paper (hollow) and ours (filled)."}, "image": {"alt": "Bars of the share of attention heads per entropy quarter for the four main configurations, published and ours."}}
 figure, axes = plt.subplots(1, 4, figsize=(9, 2.8), sharey=True)
 positions = np.arange(4)
 for panel, configuration in zip(axes, MAIN, strict=True):
@@ -88,7 +88,7 @@ show_figure(figure, own, finding=f"Heads in the fourth quarter, {finding}.")
 # the 16 printed shares it reproduces under each convention. The rest needs entries within rounding distance of a
 # boundary.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows = []
 for configuration in MAIN:
     for label, values in (
@@ -104,7 +104,7 @@ for configuration in MAIN:
         )
 markdown_table(pd.DataFrame(rows))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 agree = {
     c: sum(round(100 * v) == p for m in MAIN for v, p in zip(counted[c][m], printed[m], strict=True)) for c in counted
 }
@@ -117,7 +117,7 @@ print(f"printed shares reproduced by counting on the published maps: {agree}")
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 last = {c: 100 * ours["ceiling"][c][3] for c in MAIN}
 glue(**{f"overload_{name}": f"{last[c]:.0f}" for name, c in NAMES.items()})
 Markdown(

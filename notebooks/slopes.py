@@ -16,7 +16,7 @@
 #
 # Here both kinds of sharing, one slope per layer and one for all layers, are run from 0.01 with that decay and from 0.25 with none.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -25,13 +25,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import math
 
 import matplotlib.pyplot as plt
@@ -49,7 +49,7 @@ shown = sources(preset, "slopes")
 banner(preset, next(iter(shown.values())))
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def decayed(run):
     """Where weight decay alone, with no gradient, takes a slope of this run by its end."""
     metrics = own.metrics[own.metrics["run"] == run["run"]]
@@ -58,7 +58,7 @@ def decayed(run):
 
 own = next(iter(shown.values()))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-slopes", "caption": "Negative slopes over training, a line per layer (or one line where all layers share it). Dotted: the initial slope. Dashed: where weight decay alone would take it."}, "image": {"alt": "Panels of learned negative slopes against steps."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-slopes", "caption": "Negative slopes over training, a line per layer (or one line where all layers share it). Dotted: the initial slope. Dashed: where weight decay alone would take it."}, "image": {"alt": "Panels of learned negative slopes against steps."}}
 frame = own.runs.reset_index(drop=True)
 seed = frame["seed"].iloc[0]
 frame = frame[frame["seed"] == seed]
@@ -101,7 +101,7 @@ show_figure(
 # zero. What decay alone, without any gradient, does in the paper's schedule stands below the table (recomputed). The column *decay
 # alone* is the same for the schedule of our runs.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows = []
 for _, run in own.runs.iterrows():
     layers = own.layers[own.layers["run"] == run["run"]]
@@ -124,7 +124,7 @@ for _, run in own.runs.iterrows():
 table = pd.DataFrame(rows)
 markdown_table(table, digits=2)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 paper = Preset.load("paper").experiment("gpt2", "SM+R", "main", seed=0)
 updates = PAPER_TOKENS / paper.training.batch_size / paper.data.context
 # Linear warm-up from zero and linear decay to zero: half the peak rate on average.
@@ -138,7 +138,7 @@ Markdown(
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 free = own.runs[own.runs["training.slope_weight_decay"] == 0]
 ends = own.layers.merge(free[["run", "model.negative_slope"]], on="run")
 ends = ends[ends["step"] == ends.groupby("run")["step"].transform("max")]

@@ -252,8 +252,7 @@ def test_page_shows_what_is_beside_a_figure(name: str, book: Path) -> None:
     block = block[: block.index("</div></div>" if "</div></div>" in block[:200_000] else "</div>")]
     for kind in ("csv", "svg", "pdf"):
         assert f'href="../_figures/{name}.{kind}"' in block
-    assert f'href="../_sources/notebooks/{page}.ipynb"' in block
-    assert (book / "_sources" / "notebooks" / f"{page}.ipynb").is_file()
+    assert f'href="../_scripts/{page}.py"' in block
     assert (book / "_scripts" / f"{page}.py").read_text() == (ROOT / "notebooks" / f"{page}.py").read_text()
     for run in data[sphinx_ext.SPEC]["runs"]:
         assert run in block
@@ -263,6 +262,14 @@ def test_a_page_says_how_long_it_takes_to_read(book: Path) -> None:
     for page in toc():
         found = re.search(r'<p class="nf-top">(\d+) min', (book / f"{page}.html").read_text())
         assert bool(found) != page.startswith("api/"), page
+
+
+def test_no_code_stands_between_text_and_figures(book: Path) -> None:
+    """Code is behind one link a page and one a figure."""
+    for script in SCRIPTS:
+        page = (book / "notebooks" / f"{script.stem}.html").read_text()
+        assert "cell_input" not in page, script.stem
+        assert page.partition('<p class="nf-top">')[2].partition("</p>")[0].count("<a ") == 1, script.stem
 
 
 def test_readme_shows_the_recorded_results() -> None:

@@ -92,6 +92,13 @@ def markdown_table(frame: pd.DataFrame, digits: int = 3) -> Any:
     return Markdown(frame.map(cell).to_markdown(index=False, disable_numparse=True))
 
 
+def folded(title: str, content: Any) -> Any:
+    """Markdown, as that of a long table, which the page opens on a click."""
+    from IPython.display import Markdown
+
+    return Markdown(f"::::{{dropdown}} {title}\n\n{content.data}\n\n::::")
+
+
 def sources(preset: Preset, name: str) -> dict[str, runs.Runs]:
     """The runs to show for experiment ``name``, the page's own first: ``this machine`` and ``recorded``.
 

@@ -95,7 +95,7 @@ def beside(name: str, data: dict[str, Any], up: str, docname: str) -> str:
         f'<a href="{up}_figures/{name}.{kind}" download>{words}</a>'
         for kind, words in (("csv", "Data (CSV)"), ("svg", "SVG"), ("pdf", "PDF"))
     ]
-    links.append(f'<a href="{up}_sources/{docname}.ipynb" download>Notebook</a>')
+    links.append(f'<a href="{up}_scripts/{Path(docname).name}.py" download>Code</a>')
     if spec["runs"]:
         ids = " ".join(f"<code>{html.escape(str(run))}</code>" for run in spec["runs"])
         commits = ", ".join(f"<code>{html.escape(str(commit))[:18]}</code>" for commit in spec["commits"])
@@ -111,15 +111,14 @@ def beside(name: str, data: dict[str, Any], up: str, docname: str) -> str:
 
 
 def add_top(docname: str, path: Path, doctree: nodes.document, up: str) -> None:
-    """Below the title: how long the page takes to read, and its sources if a notebook made it."""
+    """Below the title: how long the page takes to read, and its code if a notebook made it."""
     section = next(doctree.findall(nodes.section), None)
     if section is None or docname.startswith("api/"):
         return
     words = sum(len(p.astext().split()) for p in doctree.findall(nodes.paragraph))
     parts = [f"{max(1, math.ceil(words / WORDS_A_MINUTE))} min"]
     if path.suffix == ".ipynb":
-        parts.append(f'<a href="{up}_sources/{docname}.ipynb" download>notebook</a>')
-        parts.append(f'<a href="{up}_scripts/{path.stem}.py" download>script</a>')
+        parts.append(f'<a href="{up}_scripts/{path.stem}.py" download>code</a>')
     section.insert(1, raw(f'<p class="nf-top">{" · ".join(parts)}</p>'))
 
 
