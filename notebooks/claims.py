@@ -31,6 +31,7 @@ from scipy.stats import spearmanr, wasserstein_distance
 
 from nfbook.claims import of_cell, read_ledger, statistics, verdicts
 from nfbook.figures import STYLES, direct_labels, show_figure, use_style
+from nfbook.front import cards, strip
 from nfbook.presets import MAIN, PAPER_TOKENS
 from nfbook.report import (
     difference,
@@ -110,14 +111,32 @@ glue(
     study_tokens=f"{tokens / 1e6:.1f}",
     study_ratio=f"{PAPER_TOKENS / tokens:,.0f}",
 )
+glue(
+    claims_cards=cards(
+        table,
+        {
+            "T4": ("Without LayerNorm, ReLU beats GELU.", "Perplexity of ReLU against GELU"),
+            "T2": (
+                "Leaving LayerNorm out costs perplexity.",
+                "Perplexity without against with LayerNorm, GELU in both",
+            ),
+            "E1": ("Without LayerNorm, GELU overloads heads.", "Heads near the ceiling of entropy, GELU minus ReLU"),
+        },
+    )
+)
 Markdown(f"**{finding}**\n\n{tally}")
 
 # %% tags=["remove-input"]
-verdict_table(table, frame, columns=("claim", "published", "ours, 95 % interval", "n", "verdict"))
+strip(table)
 
 # %% [markdown]
 # n is the number of seeds. ✓ reproduced: the claim's sign, beyond chance. ✗ contradicted: the other sign, beyond chance. ○ negligible:
-# the effect is smaller than the smallest one of interest. ? undecided: the runs cannot tell.
+# the effect is smaller than the smallest one of interest. ? undecided: the runs cannot tell. ◌: no trained runs yet. `%` is the change
+# of perplexity; `points` are percentage points of heads; other entropies are fractions of the {term}`ceiling`, and divergence is in
+# fractions of the runs.
+
+# %% tags=["remove-input"]
+folded("Statistics of every test: source, runs left out, p", verdict_table(table, frame))
 
 # %% tags=["remove-input"]
 study_banner(shown, study)
@@ -175,16 +194,6 @@ show_figure(
     if len(there)
     else f"No claim about perplexity has trained runs yet: these are the {len(percent)} published values.",
 )
-
-# %% [markdown]
-# ## Every test
-#
-# `%` is the change of perplexity; `points` are percentage points of heads; other entropies are in shares of the {term}`ceiling`, and
-# divergence in shares of runs. *Source* is where the claim is made: the paper itself, its code, or a later paper of its authors.
-# *Left out* are runs that are not trained.
-
-# %% tags=["remove-input"]
-verdict_table(table, frame)
 
 # %% tags=["remove-input"]
 limits = table[table["scale"].notna()].groupby("scale", sort=False)["id"].agg(", ".join)

@@ -36,6 +36,7 @@ from IPython.display import Markdown
 
 from nfbook.claims import statistics, verdicts
 from nfbook.figures import STYLES, direct_labels, show_figure, use_style
+from nfbook.front import hero
 from nfbook.presets import EXPERIMENTS, MAIN
 from nfbook.report import (
     MARKED,
@@ -43,6 +44,7 @@ from nfbook.report import (
     banner,
     early_share,
     final_heads,
+    glue,
     leaves_ceiling,
     markdown_table,
     perplexities,
@@ -58,11 +60,17 @@ from nfbook.study import Study
 from nfcore.shares import entropy_ceiling
 
 
+SIZES = ("model.hidden_size", "model.num_hidden_layers", "provenance.tokens")
 use_style()
 shown = {name: sources(preset, name) for name in EXPERIMENTS}
 wheres = [where for where in shown["perplexity"] if all(where in of for of in shown.values())]
 own = {name: of[wheres[0]] for name, of in shown.items()}
 main = own["maps"]
+width, layers, tokens = (main.runs[name].iloc[0] for name in SIZES)
+glue(
+    hero=hero(main),
+    hero_runs=f"preset {preset.preset}, seed {main.runs['seed'].iloc[0]}: width {width}, {layers} layers, {tokens / 1e6:.1f} M tokens",
+)
 banner(preset, main)
 
 # %% [markdown]
@@ -93,6 +101,7 @@ show_figure(
     main,
     finding=f"Perplexity without LayerNorm is {against('SM+R', seeds_of['SM+R'], 'SM+G', seeds_of['SM+G'])}; entropy of the early "
     f"layers over the ceiling is {against('SM+R', early['SM+R'], 'SM+G', early['SM+G'])}.",
+    preview=True,
 )
 
 # %% [markdown]
