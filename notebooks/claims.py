@@ -9,8 +9,7 @@
 # %% [markdown]
 # # Claims
 #
-# Each [claim of the paper](../claims-of-the-paper.md) has a test here, and each test a {term}`verdict`. The finding comes first, the rule
-# after it.
+# Each claim of the paper has a test here, and each test a {term}`verdict`. The verdicts come first, then the claims and the rule.
 
 # %% tags=["parameters"]
 preset = "study"  # this page shows the study, notebooks/params/study.yaml
@@ -42,12 +41,10 @@ from nfbook.report import (
     markdown_table,
     published,
     recorded,
-    said,
     shares_by_convention,
     study_banner,
     study_runs,
     verdict_table,
-    with_interval,
 )
 from nfbook.study import Study
 from nfcore.shares import entropy_ceiling
@@ -73,7 +70,6 @@ def tokens_of(experiment):
 tokens = tokens_of(base)
 
 # %% tags=["remove-input"]
-by_id = table.set_index("id", drop=False)
 counts = table["verdict"].value_counts()
 words = [
     f"{counts[name]} {name}" for name in ("reproduced", "contradicted", "negligible", "undecided") if name in counts
@@ -83,27 +79,8 @@ if waiting:
     words.append(f"{waiting} not judged yet, for want of trained runs")
 tally = f"Of {len(table)} tests of the paper's claims, {', '.join(words)}."
 
-
-def told(key, words):
-    """A claim with its numbers in a sentence."""
-    row = by_id.loc[key]
-    if row["verdict"] == "no runs":
-        return f"{row['statement']}: {said(row)}."
-    ours = with_interval(row["unit"], row["estimate"], row["low"], row["high"])
-    theirs = with_interval(row["unit"], row["published"], np.nan, np.nan)
-    return f"{words} {ours} (n = {row['n']}; paper {theirs}): {said(row)}."
-
-
-finding = " ".join(
-    [
-        told("T4", "Without LayerNorm, going from GELU to ReLU changes GPT-2's perplexity by"),
-        told("T2", "Leaving LayerNorm out changes the perplexity of GPT-2 with GELU by"),
-        told("E1", "Without LayerNorm, GELU's share of overloaded heads minus ReLU's is"),
-    ]
-)
 glue_verdicts(table)
 glue(
-    claims_finding=finding,
     claims_tally=tally,
     claims_tests=str(len(table)),
     study_runs=str(len(shown.runs)),
@@ -124,7 +101,7 @@ glue(
         },
     )
 )
-Markdown(f"**{finding}**\n\n{tally}")
+Markdown(tally)
 
 # %% tags=["remove-input"]
 strip(table)
@@ -140,6 +117,71 @@ folded("Statistics of every test: source, runs left out, p", verdict_table(table
 
 # %% tags=["remove-input"]
 study_banner(shown, study)
+
+# %% [markdown]
+# ## What the paper claims
+#
+# Eight claims are tested, under the ids in brackets. They come from the paper {cite}`jha2024relus` and two later papers of its authors, AERO
+# {cite}`jha2024aero` and Entropy-Guided Attention, EGA {cite}`jha2025entropy`. **The body of the paper could not be read by us.** We read its
+# abstract, its figures, its public code with the table of results in the README {cite}`jha2024code`, and the later papers. Three of the eight
+# claims do not come from the paper itself. The numbers are stored with their sources in `data/published/`. *Recomputed* marks what we derived
+# from published numbers.
+#
+# (claim-c1)=
+# **C1. Without LayerNorm, ReLU beats GELU** (source: paper; tests `T2`, `T3`, `T4`). GPT-2 at `T=128`: {term}`perplexity` 2.936 ({term}`SM`+{term}`R`) against 3.197
+# (SM+{term}`G`), 8.2 % lower. Pythia-70M: 3.736 against 4.086 at `T=128` and 3.273 against 3.570 at `T=256` {cite}`jha2024relus`.
+# That is {glue:text}`t4_pythia_published:s` and
+# {glue:text}`t4_pythia_t_256_published:s` (recomputed). Leaving LayerNorm out costs perplexity with either. Here:
+# [Perplexity](perplexity.ipynb).
+#
+# (claim-c2)=
+# **C2. With LayerNorm the order is the usual one** (source: paper; test `T1`). GPT-2: 2.688 (SM+{term}`LN`+G) against 2.757 (SM+LN+R) {cite}`jha2024relus`. So
+# ReLU's perplexity is {glue:text}`t1_published:s` from GELU's (recomputed). Here:
+# [Perplexity](perplexity.ipynb).
+#
+# (claim-c3)=
+# **C3. Entropic overload** (source: paper; tests `E1`, `E2`). Share of heads in the top quarter of the entropy range ({term}`overload <overload (entropic)>`,
+# {eq}`eq-quarters`): 58 % in SM+G, 24 % in SM+R, 8 % in SM+LN+G and 3 % in SM+LN+R {cite}`jha2024relus`, first figure. Here:
+# [Entropy](entropy.ipynb), {numref}`fig-shares`.
+#
+# (claim-c4)=
+# **C4. The overload is in the early layers** (source: paper, its figure; test `E3`). In the published map of SM+G {cite}`jha2024relus`, the first two thirds of the layers
+# have means of {glue:text}`entropy.ipynb::published_early_low:s` to
+# {glue:text}`entropy.ipynb::published_early_high:s` {term}`nats`, and the others a mean of
+# {glue:text}`entropy.ipynb::published_late:s` (recomputed). Here: [Entropy](entropy.ipynb), {numref}`fig-maps`
+# and {numref}`fig-maps-published`.
+#
+# (claim-c5)=
+# **C5. A learnable negative slope goes towards zero** (source: AERO and the code; tests `S1` to `S4`). Given a leaky ReLU whose {term}`slope <leaky ReLU slope>` is learned, per layer or
+# for all layers, the {term}`norm-free` model moves towards ReLU (AERO {cite}`jha2024aero`, first version, Fig. 4, and the public code
+# {cite}`jha2024code`).
+# The slopes start at 0.01 and have a weight decay of 0.1 {cite}`jha2024code`. That decay alone takes 0.01 to about
+# {glue:text}`slopes.ipynb::paper_decay_end:s` over the run (recomputed). Here:
+# [Learnable slopes](slopes.ipynb), {numref}`fig-slopes`, with and without that decay.
+#
+# (claim-c6)=
+# **C6. Layer-wise entropies separate early** (source: the code and AERO; test `E4`). Over training, the early layers of SM+G stay near the {term}`ceiling`
+# (plot script of the public code {cite}`jha2024code`; AERO {cite}`jha2024aero`, Fig. 12). Here: [Entropy](entropy.ipynb),
+# {numref}`fig-layers`.
+#
+# (claim-c7)=
+# **C7. Instability** (source: a file name, and EGA; tests `N1`, `N2`). Attention turns to NaN for unsuitable slopes: a plot script is named after a leaky slope of 0.1 {cite}`jha2024code`. And
+# the softmax-only model SM ends in NaNs (Entropy-Guided Attention {cite}`jha2025entropy`, Table 2). Here: [Instability](slopes.ipynb),
+# {numref}`fig-instability`.
+#
+# (claim-c8)=
+# **C8. A linear feed-forward network with LayerNorm costs about a quarter** (source: EGA and AERO; test `L1`). SM+LN against SM+LN+G: 3.38 against 2.688 for GPT-2
+# {cite}`jha2025entropy`; 4.445 against 3.512 and 3.836 against 3.054 for Pythia at `T=128` and `T=256` {cite}`jha2024aero`. Here:
+# [Perplexity](perplexity.ipynb).
+#
+# ### How certain the published numbers are
+#
+# The published runs have one seed each and no error bars. The one public hint of their spread is a later re-run by the same authors with
+# another batch size: 2.714 (SM+LN+G), 2.774 (SM+LN+R), 3.223 (SM+G), 2.988 (SM+R), and 3.081 for a norm-free leaky ReLU
+# (NerVE {cite}`jha2026nerve`, taken at second hand). The order of the four is that of the paper.
+#
+# Some points of the recipe are not public: everything about the training of Pythia, and whether the runs had the embedding
+# dropout of 0.1 that the public code has {cite}`jha2024code`. Where we had to assume something, [Reproduce it](../reproduce.md) says so.
 
 # %% [markdown]
 # ## The rule in short

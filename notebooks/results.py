@@ -7,11 +7,10 @@
 # ---
 
 # %% [markdown]
-# # Results against the paper
+# # One preset against the paper
 #
-# All experiments at a glance, claim by claim, next to the published results {cite}`jha2024relus`.
-# [The paper's claims](../claims-of-the-paper.md) explains the statements; each experiment's own page has the details. Unless more seeds are
-# given, these runs have one seed; [Claims](claims.ipynb) has the verdicts.
+# All experiments of one preset at a glance, claim by claim, next to the published results {cite}`jha2024relus`. Unless more seeds are given,
+# these runs have one seed; [Claims](claims.ipynb) explains the claims and has the verdicts.
 
 # %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -63,9 +62,9 @@ from nfcore.shares import entropy_ceiling
 SIZES = ("model.hidden_size", "model.num_hidden_layers", "provenance.tokens")
 use_style()
 shown = {name: sources(preset, name) for name in EXPERIMENTS}
-wheres = [where for where in shown["perplexity"] if all(where in of for of in shown.values())]
+wheres = [where for where in shown["main"] if all(where in of for of in shown.values())]
 own = {name: of[wheres[0]] for name, of in shown.items()}
-main = own["maps"]
+main = own["main"]
 width, layers, tokens = (main.runs[name].iloc[0] for name in SIZES)
 glue(
     hero=hero(main),
@@ -166,7 +165,7 @@ def outcome(runs, configuration):
 def compare(of):
     """Rows (claim, statement, published, ours, direction, updates) from the runs of each experiment."""
     rows = []
-    table, main, contexts = of["perplexity"], of["maps"], of["context"]
+    table, main, contexts = of["table"], of["main"], of["context"]
     short, long = sorted(contexts.runs["data.context"].unique())
     t = int(main.runs["data.context"].iloc[0])
     gpt2, pythia, pythia_long = paper["GPT2_T128"], paper["Pythia70M_T128"], paper["Pythia70M_T256"]

@@ -448,7 +448,7 @@ markdown_table(
 device = made.loc["training", "device"]
 grid = Preset.load("paper").grid()
 table = {}
-for plan in cost.plan(grid["perplexity"] + grid["context"], device, cost.benchmarked())[0]:
+for plan in cost.plan(grid["table"] + grid["context"], device, cost.benchmarked())[0]:
     model, context = plan.experiment.model, plan.experiment.data.context
     table[model.family, context, model.configuration] = {
         "model": FAMILIES[model.family],

@@ -320,9 +320,9 @@ def papermill(source: Path, target: Path, *options: str) -> "subprocess.Complete
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script ``curves`` as plain jupytext converts it."""
-    target = tmp_path_factory.mktemp("converted") / "curves.ipynb"
-    jupytext.write(jupytext.read(project_root() / "notebooks" / "curves.py"), target)
+    """The script ``entropy`` as plain jupytext converts it."""
+    target = tmp_path_factory.mktemp("converted") / "entropy.ipynb"
+    jupytext.write(jupytext.read(project_root() / "notebooks" / "entropy.py"), target)
     return target
 
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from IPython.display import HTML
 
 SHARPNESS = [2 ** (k / 2) for k in range(15)]  # the stops of s, 1 to 128
-NAMES = {"SM+LN+G": "GELU, LN", "SM+LN+R": "ReLU, LN", "SM+G": "GELU, no LN", "SM+R": "ReLU, no LN"}
+NAMES = {"SM+LN+G": "LN, GELU", "SM+LN+R": "LN, ReLU", "SM+G": "GELU", "SM+R": "ReLU"}
 WIDTH, HEIGHT = 360, 300
-LEFT, RIGHT = 34, 354  # of all panels; below, top and bottom of each
+LEFT, RIGHT = 38, 356  # of all panels; below, top and bottom of each
 CURVE, HEADS, PERPLEXITY = (14, 262), (22, 120), (178, 262)
 
 
@@ -66,11 +66,10 @@ def cards(rows: pd.DataFrame, words: Mapping[str, tuple[str, str]]) -> HTML:
     parts = []
     for key, (claim, compared) in words.items():
         row = by_id.loc[key]
-        ours = estimate(row) if row["n"] else said(row)
         seeds = f" ({row['n']} seed{'s' if row['n'] > 1 else ''})" if row["n"] else ""
         parts.append(
             f'<div class="nf-card"><p class="nf-claim">{escape(claim)}</p><p>{escape(compared)}</p>'
-            f"<dl><dt>paper</dt><dd>{published_estimate(row)}</dd><dt>here</dt><dd>{ours}{seeds}</dd></dl>"
+            f"<dl><dt>paper</dt><dd>{published_estimate(row)}</dd><dt>here</dt><dd>{estimate(row)}{seeds}</dd></dl>"
             f"<p>{badge(row)}</p></div>"
         )
     return _html(f'<div class="nf-cards">{"".join(parts)}</div>')
@@ -162,7 +161,7 @@ def _training(
     steps: Sequence[int], shares: Mapping[str, Mapping[int, np.ndarray]], perplexity: Mapping[str, Mapping[int, float]]
 ) -> tuple[str, list[dict[str, Any]]]:
     """The panels of heads and perplexities at the last step, and their stops over training."""
-    columns = dict(zip(MAIN, np.linspace(LEFT + 40, RIGHT - 40, len(MAIN)), strict=True))
+    columns = dict(zip(MAIN, np.linspace(LEFT + 38, RIGHT - 38, len(MAIN)), strict=True))
     values = [v for of in perplexity.values() for v in of.values() if math.isfinite(v)]
     high, across = _scale(0, 1, HEADS[1], HEADS[0]), _scale(steps[0], steps[-1], LEFT, RIGHT)
     low = _scale(math.log(min(values)), math.log(max(values)), PERPLEXITY[1], PERPLEXITY[0])

@@ -304,7 +304,7 @@ def study_banner(shown: runs.Runs, study: Study) -> Any:
 
 
 def shares_by_convention(maps: Mapping[str, Any], context: int) -> dict[str, dict[str, np.ndarray]]:
-    """:func:`quartile_shares` of several models' head entropies under both conventions of Max.
+    """:func:`~nfcore.shares.quartile_shares` of several models' head entropies under both conventions of Max.
 
     Returns ``{"ceiling": {name: shares}, "largest observed": {name: shares}}``; the second takes one Max, the largest
     entropy over all ``maps``.

@@ -38,7 +38,15 @@ POLICY = (
     "base-uri 'none'; form-action 'self'"
 )
 PREVIEW = "fig-main"  # the figure that other sites show with a link to the book
-MOVED: dict[str, str] = {}  # old addresses, and the pages that have what was there
+MOVED = {  # old addresses, and the pages that have what was there
+    "claims-of-the-paper": "notebooks/claims",
+    "notebooks/maps": "notebooks/entropy",
+    "notebooks/shares": "notebooks/entropy",
+    "notebooks/layers": "notebooks/entropy",
+    "notebooks/curves": "notebooks/perplexity",
+    "notebooks/context": "notebooks/perplexity",
+    "notebooks/instability": "notebooks/slopes",
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 
