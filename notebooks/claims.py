@@ -9,20 +9,19 @@
 # %% [markdown]
 # # Claims
 #
-# Each [claim of the paper](../claims-of-the-paper.md) has a test here, and each test a {term}`verdict`. The finding comes first, the rule
-# after it.
+# Each claim of the paper has a test here, and each test a {term}`verdict`. The verdicts come first, then the claims and the rule.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "study"  # this page shows the study, notebooks/params/study.yaml
 source = "recorded"  # recorded: data/recorded/study; local: those and this machine's runs
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 study = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -31,21 +30,21 @@ from scipy.stats import spearmanr, wasserstein_distance
 
 from nfbook.claims import of_cell, read_ledger, statistics, verdicts
 from nfbook.figures import STYLES, direct_labels, show_figure, use_style
+from nfbook.front import cards, strip
 from nfbook.presets import MAIN, PAPER_TOKENS
 from nfbook.report import (
     difference,
     final_heads,
+    folded,
     glue,
     glue_verdicts,
     markdown_table,
     published,
     recorded,
-    said,
     shares_by_convention,
     study_banner,
     study_runs,
     verdict_table,
-    with_interval,
 )
 from nfbook.study import Study
 from nfcore.shares import entropy_ceiling
@@ -70,8 +69,7 @@ def tokens_of(experiment):
 
 tokens = tokens_of(base)
 
-# %% tags=["hide-input"]
-by_id = table.set_index("id", drop=False)
+# %% tags=["remove-input"]
 counts = table["verdict"].value_counts()
 words = [
     f"{counts[name]} {name}" for name in ("reproduced", "contradicted", "negligible", "undecided") if name in counts
@@ -81,27 +79,8 @@ if waiting:
     words.append(f"{waiting} not judged yet, for want of trained runs")
 tally = f"Of {len(table)} tests of the paper's claims, {', '.join(words)}."
 
-
-def told(key, words):
-    """A claim with its numbers in a sentence."""
-    row = by_id.loc[key]
-    if row["verdict"] == "no runs":
-        return f"{row['statement']}: {said(row)}."
-    ours = with_interval(row["unit"], row["estimate"], row["low"], row["high"])
-    theirs = with_interval(row["unit"], row["published"], np.nan, np.nan)
-    return f"{words} {ours} (n = {row['n']}; paper {theirs}): {said(row)}."
-
-
-finding = " ".join(
-    [
-        told("T4", "Without LayerNorm, going from GELU to ReLU changes GPT-2's perplexity by"),
-        told("T2", "Leaving LayerNorm out changes the perplexity of GPT-2 with GELU by"),
-        told("E1", "Without LayerNorm, GELU's share of overloaded heads minus ReLU's is"),
-    ]
-)
 glue_verdicts(table)
 glue(
-    claims_finding=finding,
     claims_tally=tally,
     claims_tests=str(len(table)),
     study_runs=str(len(shown.runs)),
@@ -109,17 +88,100 @@ glue(
     study_tokens=f"{tokens / 1e6:.1f}",
     study_ratio=f"{PAPER_TOKENS / tokens:,.0f}",
 )
-Markdown(f"**{finding}**\n\n{tally}")
+glue(
+    claims_cards=cards(
+        table,
+        {
+            "T4": ("Without LayerNorm, ReLU beats GELU.", "Perplexity of ReLU against GELU"),
+            "T2": (
+                "Leaving LayerNorm out costs perplexity.",
+                "Perplexity without against with LayerNorm, GELU in both",
+            ),
+            "E1": ("Without LayerNorm, GELU overloads heads.", "Heads near the ceiling of entropy, GELU minus ReLU"),
+        },
+    )
+)
+Markdown(tally)
 
-# %% tags=["hide-input"]
-verdict_table(table, frame, columns=("claim", "published", "ours, 95 % interval", "n", "verdict"))
+# %% tags=["remove-input"]
+strip(table)
 
 # %% [markdown]
 # n is the number of seeds. ✓ reproduced: the claim's sign, beyond chance. ✗ contradicted: the other sign, beyond chance. ○ negligible:
-# the effect is smaller than the smallest one of interest. ? undecided: the runs cannot tell.
+# the effect is smaller than the smallest one of interest. ? undecided: the runs cannot tell. ◌: no trained runs yet. `%` is the change
+# of perplexity; `points` are percentage points of heads; other entropies are fractions of the {term}`ceiling`, and divergence is in
+# fractions of the runs.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
+folded("Statistics of every test: source, runs left out, p", verdict_table(table, frame))
+
+# %% tags=["remove-input"]
 study_banner(shown, study)
+
+# %% [markdown]
+# ## What the paper claims
+#
+# Eight claims are tested, under the ids in brackets. They come from the paper {cite}`jha2024relus` and two later papers of its authors, AERO
+# {cite}`jha2024aero` and Entropy-Guided Attention, EGA {cite}`jha2025entropy`. **The body of the paper could not be read by us.** We read its
+# abstract, its figures, its public code with the table of results in the README {cite}`jha2024code`, and the later papers. Three of the eight
+# claims do not come from the paper itself. The numbers are stored with their sources in `data/published/`. *Recomputed* marks what we derived
+# from published numbers.
+#
+# (claim-c1)=
+# **C1. Without LayerNorm, ReLU beats GELU** (source: paper; tests `T2`, `T3`, `T4`). GPT-2 at `T=128`: {term}`perplexity` 2.936 ({term}`SM`+{term}`R`) against 3.197
+# (SM+{term}`G`), 8.2 % lower. Pythia-70M: 3.736 against 4.086 at `T=128` and 3.273 against 3.570 at `T=256` {cite}`jha2024relus`.
+# That is {glue:text}`t4_pythia_published:s` and
+# {glue:text}`t4_pythia_t_256_published:s` (recomputed). Leaving LayerNorm out costs perplexity with either. Here:
+# [Perplexity](perplexity.ipynb).
+#
+# (claim-c2)=
+# **C2. With LayerNorm the order is the usual one** (source: paper; test `T1`). GPT-2: 2.688 (SM+{term}`LN`+G) against 2.757 (SM+LN+R) {cite}`jha2024relus`. So
+# ReLU's perplexity is {glue:text}`t1_published:s` from GELU's (recomputed). Here:
+# [Perplexity](perplexity.ipynb).
+#
+# (claim-c3)=
+# **C3. Entropic overload** (source: paper; tests `E1`, `E2`). Share of heads in the top quarter of the entropy range ({term}`overload <overload (entropic)>`,
+# {eq}`eq-quarters`): 58 % in SM+G, 24 % in SM+R, 8 % in SM+LN+G and 3 % in SM+LN+R {cite}`jha2024relus`, first figure. Here:
+# [Entropy](entropy.ipynb), {numref}`fig-shares`.
+#
+# (claim-c4)=
+# **C4. The overload is in the early layers** (source: paper, its figure; test `E3`). In the published map of SM+G {cite}`jha2024relus`, the first two thirds of the layers
+# have means of {glue:text}`entropy.ipynb::published_early_low:s` to
+# {glue:text}`entropy.ipynb::published_early_high:s` {term}`nats`, and the others a mean of
+# {glue:text}`entropy.ipynb::published_late:s` (recomputed). Here: [Entropy](entropy.ipynb), {numref}`fig-maps`
+# and {numref}`fig-maps-published`.
+#
+# (claim-c5)=
+# **C5. A learnable negative slope goes towards zero** (source: AERO and the code; tests `S1` to `S4`). Given a leaky ReLU whose {term}`slope <leaky ReLU slope>` is learned, per layer or
+# for all layers, the {term}`norm-free` model moves towards ReLU (AERO {cite}`jha2024aero`, first version, Fig. 4, and the public code
+# {cite}`jha2024code`).
+# The slopes start at 0.01 and have a weight decay of 0.1 {cite}`jha2024code`. That decay alone takes 0.01 to about
+# {glue:text}`slopes.ipynb::paper_decay_end:s` over the run (recomputed). Here:
+# [Learnable slopes](slopes.ipynb), {numref}`fig-slopes`, with and without that decay.
+#
+# (claim-c6)=
+# **C6. Layer-wise entropies separate early** (source: the code and AERO; test `E4`). Over training, the early layers of SM+G stay near the {term}`ceiling`
+# (plot script of the public code {cite}`jha2024code`; AERO {cite}`jha2024aero`, Fig. 12). Here: [Entropy](entropy.ipynb),
+# {numref}`fig-layers`.
+#
+# (claim-c7)=
+# **C7. Instability** (source: a file name, and EGA; tests `N1`, `N2`). Attention turns to NaN for unsuitable slopes: a plot script is named after a leaky slope of 0.1 {cite}`jha2024code`. And
+# the softmax-only model SM ends in NaNs (Entropy-Guided Attention {cite}`jha2025entropy`, Table 2). Here: [Instability](slopes.ipynb),
+# {numref}`fig-instability`.
+#
+# (claim-c8)=
+# **C8. A linear feed-forward network with LayerNorm costs about a quarter** (source: EGA and AERO; test `L1`). SM+LN against SM+LN+G: 3.38 against 2.688 for GPT-2
+# {cite}`jha2025entropy`; 4.445 against 3.512 and 3.836 against 3.054 for Pythia at `T=128` and `T=256` {cite}`jha2024aero`. Here:
+# [Perplexity](perplexity.ipynb).
+#
+# ### How certain the published numbers are
+#
+# The published runs have one seed each and no error bars. The one public hint of their spread is a later re-run by the same authors with
+# another batch size: 2.714 (SM+LN+G), 2.774 (SM+LN+R), 3.223 (SM+G), 2.988 (SM+R), and 3.081 for a norm-free leaky ReLU
+# (NerVE {cite}`jha2026nerve`, taken at second hand). The order of the four is that of the paper.
+#
+# Some points of the recipe are not public: everything about the training of Pythia, and whether the runs had the embedding
+# dropout of 0.1 that the public code has {cite}`jha2024code`. Where we had to assume something, [Reproduce it](../reproduce.md) says so.
 
 # %% [markdown]
 # ## The rule in short
@@ -143,7 +205,7 @@ study_banner(shown, study)
 # show. Seeds vary the initial weights and the order of the data. The corpus, its split and the evaluation sequences are the same for
 # all runs, so an interval does not cover another corpus.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-claims", "caption": "Claims about perplexity: change in percent, ours (filled, with 95 % interval; hollow diamond: one seed, no interval) and published (hollow circle). Grey band: smaller than the smallest effect of interest."}, "image": {"alt": "A row for each claim about perplexity, with our estimate and its interval next to the published value."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-claims", "caption": "Claims about perplexity: change in percent, ours (filled, with 95 % interval; hollow diamond: one seed, no interval) and published (hollow circle). Grey band: smaller than the smallest effect of interest."}, "image": {"alt": "A row for each claim about perplexity, with our estimate and its interval next to the published value."}}
 percent = table[table["unit"] == "percent"].reset_index(drop=True)
 figure, axes = plt.subplots(figsize=(8, 0.8 + 0.34 * len(percent)))
 axes.axvspan(-1, 1, color="grey", alpha=0.2, linewidth=0)
@@ -175,17 +237,7 @@ show_figure(
     else f"No claim about perplexity has trained runs yet: these are the {len(percent)} published values.",
 )
 
-# %% [markdown]
-# ## Every test
-#
-# `%` is the change of perplexity; `points` are percentage points of heads; other entropies are in shares of the {term}`ceiling`, and
-# divergence in shares of runs. *Source* is where the claim is made: the paper itself, its code, or a later paper of its authors.
-# *Left out* are runs that are not trained.
-
-# %% tags=["hide-input"]
-verdict_table(table, frame)
-
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 limits = table[table["scale"].notna()].groupby("scale", sort=False)["id"].agg(", ".join)
 Markdown(
     "What this scale cannot settle, whatever the verdict: "
@@ -201,7 +253,7 @@ Markdown(
 # family, size and {term}`context length`. Perplexities of a small model on few tokens are not to be compared with the published ones;
 # changes are.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows, untrained = [], []
 exploded = shown.runs.set_index("run")["exploded.step"] if len(shown.runs) else None
 for name, cell in study.cells.items():
@@ -241,7 +293,7 @@ if untrained:
 # with LayerNorm are behind those without. The paper's order appears later in training. No verdict is taken from those runs.
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-transient", "caption": "Evaluation loss of the four main GPT-2 configurations over tokens, means over trained runs with the lowest and highest seed: the first study and, where it is trained, the study. Each panel has its own learning rate and its own schedule."}, "image": {"alt": "Falling curves of evaluation loss against tokens on a logarithmic axis, one for each main configuration, a panel for each study."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-transient", "caption": "Evaluation loss of the four main GPT-2 configurations over tokens, means over trained runs with the lowest and highest seed: the first study and, where it is trained, the study. Each panel has its own learning rate and its own schedule."}, "image": {"alt": "Falling curves of evaluation loss against tokens on a logarithmic axis, one for each main configuration, a panel for each study."}}
 def losses_of(runs, frame, configuration):
     """Evaluation losses of the trained runs of a configuration: a row per number of tokens, a column per run."""
     rows = of_cell(frame, configuration)
@@ -304,7 +356,7 @@ show_figure(
 # GPT-2 configurations and three seeds, among the rates at which all twelve runs are {term}`trained`. Its runs are shorter, and their seeds
 # serve for nothing else.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rates = pd.DataFrame(
     [
         {
@@ -347,7 +399,7 @@ Markdown(text)
 # depths. *Distance* is the Wasserstein distance between the distributions of head entropies over their {term}`ceiling`: 0 if they are
 # equal, at most 1. Means over trained runs.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 maps = {name: np.array(published("head_entropy")["maps"][name]) for name in MAIN}
 trained = {name: of_cell(frame, name).query("outcome == 'trained'")["run"] for name in MAIN}
 ours = {name: {seed: final_heads(shown.select([run]), name) for seed, run in trained[name].items()} for name in MAIN}
@@ -378,7 +430,7 @@ markdown_table(pd.DataFrame(rows), digits=2) if rows else Markdown("**Not traine
 # A remark, and no test: shares of heads in the four quarters of the entropy range, from [0, Max/4) to [3Max/4, Max], with both readings of
 # Max, the ceiling and the largest entropy observed over the four models. Means over the seeds that all four have.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 printed = published("head_share_percent")["main.png"]
 seeds = sorted(set.intersection(*(set(of_seed) for of_seed in ours.values())))
 per_seed = [shares_by_convention({name: ours[name][seed] for name in MAIN}, 128) for seed in seeds]
@@ -396,7 +448,7 @@ markdown_table(pd.DataFrame(rows)) if rows else Markdown("**Not trained yet:** s
 #
 # Dates are those of commits. What was known before a choice was made is part of how far the choice can be trusted.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 markdown_table(pd.DataFrame([{"date": str(line["when"]), "what": line["what"]} for line in ledger["disclosures"]]))
 
 # %% [markdown]
@@ -405,7 +457,7 @@ markdown_table(pd.DataFrame([{"date": str(line["when"]), "what": line["what"]} f
 # `notebooks/params/gpu-runs.yaml` is a grid of runs for one GPU: the four main configurations and a scaled GELU, at two widths, over
 # 100 M tokens a run. No verdict above rests on it.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 gpu = recorded("gpu")
 text = "**Still empty.** No machine with a GPU has run it yet; [Reproduce it](../reproduce.md) has the commands."
 if gpu is not None:
@@ -418,11 +470,11 @@ Markdown(text)
 # `data/recorded/study/records.json` has settings, results, versions and hardware of each run; `python -m nfbook study` makes
 # one again.
 
-# %% tags=["hide-cell"]
+# %% tags=["remove-input"]
 ids = {test["id"]: " ".join(f"`{run}`" for run in test["runs"]) or "not trained yet" for _, test in table.iterrows()}
-markdown_table(pd.DataFrame({"id": ids.keys(), "runs": ids.values()}))
+folded("Runs of each test", markdown_table(pd.DataFrame({"id": ids.keys(), "runs": ids.values()})))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 facts = {
     "commit": "commit",
     "measurement version": "measurement",
@@ -440,7 +492,7 @@ markdown_table(pd.DataFrame(rows)) if rows else Markdown("No runs yet.")
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 Markdown(
     f"{tally} They hold for runs of {tokens / 1e6:.1f} M tokens, {PAPER_TOKENS / tokens:,.0f} times fewer than a published run, and for "
     "models of width 64. A verdict says on which side of the line the paper's claim falls here; how large an effect is depends on the "

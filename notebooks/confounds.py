@@ -23,17 +23,17 @@
 # *undecided*. Only {term}`trained` runs count; *left out* says which do not. Questions whose id says *follow-up* were added when the
 # other results had been seen, and before their own runs were made.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "transient"  # this page shows the first study, notebooks/params/transient.yaml
 source = "recorded"  # recorded: data/recorded/transient; local: those and this machine's runs
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 study = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -68,7 +68,7 @@ table = table[table["group"] == "confounds"]
 study_banner(shown, study)
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def questions(number):
     return verdict_table(table[table["id"].str.split().str[0] == str(number)], frame, "question")
 
@@ -86,7 +86,7 @@ glue(early_gap_published=with_interval("share", gap, np.nan, np.nan))
 # ReLU's, under every condition of this page. Intervals are 95 % t intervals {eq}`eq-interval` over {term}`seeds <seed>`, uncorrected.
 # Each row says how many seeds have both runs trained; a condition without such a seed has no point.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-confounds", "caption": "Left: change of perplexity from SM+G to SM+R under each condition, mean over seeds with 95 % interval; hollow: one seed, no interval. Right: early entropy over its ceiling in SM+G minus that in SM+R. Dashed: the value at the base settings."}, "image": {"alt": "Two forest plots, a row per condition such as no final norm, dropout, depth and width. Points left of zero in the first mean that ReLU is ahead; points right of zero in the second mean that GELU's early layers have more entropy."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-confounds", "caption": "Left: change of perplexity from SM+G to SM+R under each condition, mean over seeds with 95 % interval; hollow: one seed, no interval. Right: early entropy over its ceiling in SM+G minus that in SM+R. Dashed: the value at the base settings."}, "image": {"alt": "Two forest plots, a row per condition such as no final norm, dropout, depth and width. Points left of zero in the first mean that ReLU is ahead; points right of zero in the second mean that GELU's early layers have more entropy."}}
 suffixes = {
     "base": "",
     "no final norm": " final none",
@@ -146,7 +146,7 @@ show_figure(
 # sum is the paper's. *Beyond decay* takes out what decay alone would have done. Ratios are of the mean magnitude of the final slopes
 # to the initial one.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-slope-confound", "caption": "Mean magnitude of the learned slopes over their initial value at the end of training, a point per seed. Grey ticks: where weight decay alone takes them. Below one (dotted) a slope has gone towards zero."}, "image": {"alt": "A row of points for each initial slope and decay, on a logarithmic axis, with a tick where decay alone would lead."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-slope-confound", "caption": "Mean magnitude of the learned slopes over their initial value at the end of training, a point per seed. Grey ticks: where weight decay alone takes them. Below one (dotted) a slope has gone towards zero."}, "image": {"alt": "A row of points for each initial slope and decay, on a logarithmic axis, with a tick where decay alone would lead."}}
 rows = shown.runs.set_index("run")
 cells = [cell for cell in study.cells.values() if "slope" in cell.name and cell.name in frame.index]
 figure, axes = plt.subplots(figsize=(7, 0.4 + 0.38 * max(len(cells), 2)))
@@ -185,7 +185,7 @@ show_figure(
     f"{(ends['slope_beyond_decay'] < 0).sum()} nearer than weight decay alone takes them.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions(1)
 
 # %% [markdown]
@@ -193,7 +193,7 @@ questions(1)
 #
 # The paper's {term}`norm-free` model keeps the LayerNorm before the output matrix {cite}`jha2024code`.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions(2)
 
 # %% [markdown]
@@ -201,7 +201,7 @@ questions(2)
 #
 # The public code inherits GPT-2's 0.1 {cite}`jha2024code`; whether the published runs had it is not known.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions(3)
 
 # %% [markdown]
@@ -209,7 +209,7 @@ questions(3)
 #
 # The public code has the erf form {cite}`jha2024code`, Hugging Face's GPT-2 the tanh form {cite}`wolf2020transformers`.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions(4)
 
 # %% [markdown]
@@ -221,11 +221,11 @@ questions(4)
 # These runs were made when a run also ended where the float32 norm of finite gradients overflowed; the table counts the two events
 # apart.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions(5)
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def count_table(names):
     """What became of the runs of each cell, and when those that stopped did."""
     rows = []
@@ -254,7 +254,7 @@ count_table([name for name in study.cells if "rate x4" in name or "residual" in 
 # final loss on a seed that serves for nothing else. One seed does not tell whether other seeds train at that rate; the table below
 # {numref}`fig-rates` counts those that did not.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rates", "caption": "Final perplexity against the learning rate, on the one seed of the grid. Circled: each configuration's own best rate. A missing point is a run that is not trained."}, "image": {"alt": "Four curves of perplexity over learning rates from 0.001 to 0.016, one per main configuration, with their lowest points circled."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-rates", "caption": "Final perplexity against the learning rate, on the one seed of the grid. Circled: each configuration's own best rate. A missing point is a run that is not trained."}, "image": {"alt": "Four curves of perplexity over learning rates from 0.001 to 0.016, one per main configuration, with their lowest points circled."}}
 figure, axes = plt.subplots(figsize=(6, 3.2))
 lowest = {}
 spare = replace(study, cells={name: cell for name, cell in study.cells.items() if min(cell.seeds) >= SPARE})
@@ -288,10 +288,10 @@ if {"SM+G", "SM+R"} <= set(lowest):
     finding = f"At the best rate of each, perplexity is {best}, on one seed."
 show_figure(figure, shown.select(rates_frame["run"]), finding=finding)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 count_table([*(f"{c} own best" for c in MAIN), "SM+G lr=0.0057", "SM+R lr=0.0057", "SM+G", "SM+R"])
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions(6)
 
 # %% [markdown]
@@ -300,7 +300,7 @@ questions(6)
 # {numref}`fig-confounds` shows each size. At width 128 the matrices start smaller and at width 32 larger, so that a
 # layer's gain stays that of width 768.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions(7)
 
 # %% [markdown]
@@ -310,7 +310,7 @@ questions(7)
 # position over its own ceiling, only the last quarter of positions, and the paper's statistic on uniformly random tokens,
 # where there is nothing to attend to.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-positions", "caption": "Entropy over its ceiling ln i by query position i in the early layers, at the last probe, mean over seeds. Solid, filled markers: held-out text. Dotted, hollow markers: random tokens."}, "image": {"alt": "Curves of normalised entropy against query position for the four main configurations, on text and on random tokens."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-positions", "caption": "Entropy over its ceiling ln i by query position i in the early layers, at the last probe, mean over seeds. Solid, filled markers: held-out text. Dotted, hollow markers: random tokens."}, "image": {"alt": "Curves of normalised entropy against query position for the four main configurations, on text and on random tokens."}}
 figure, axes = plt.subplots(figsize=(6.4, 3.2))
 late = {"-": {}, ":": {}}
 for configuration in MAIN:
@@ -343,13 +343,13 @@ show_figure(
     finding=f"Entropy over ln i in the last quarter of the positions, on held-out text: {text}; on random tokens: {noise}.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions(8)
 
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 answers = [said(row, ANSWERS) for _, row in table.iterrows()]
 counts = ", ".join(f"{number} *{answer}*" for answer, number in sorted(pd.Series(answers).value_counts().items()))
 gaps = table[table["statement"].str.startswith("Is ReLU ahead")]

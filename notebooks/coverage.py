@@ -13,7 +13,7 @@
 # class is built with a tiny random configuration and measured twice on the same tokens: by {py:func}`~nfcore.meter.head_entropy`,
 # and from the attention maps that the class itself returns with eager attention. `python -m benchmarks coverage` measures again.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import json
 
 import pandas as pd
@@ -36,7 +36,7 @@ Markdown(
 # %% [markdown]
 # ## Outcomes
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 meanings = {
     "right": "entropy agrees with the maps to 1e-5 nats in every head",
     "refused": "the meter says in one line that it does not measure this class",
@@ -57,7 +57,7 @@ markdown_table(table)
 # Layers are those with causal self-attention, under their own numbers; hybrid models have others between them. *sdpa* and *eager*
 # are the attention that the class runs by default. The error is the largest over layers and heads.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table = [
     {
         "class": row["class"],
@@ -76,7 +76,7 @@ markdown_table(pd.DataFrame(table))
 # The refused classes have attention code of their own, which does not go through transformers' attention interface, or no softmax
 # attention at all.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rest = found[found["outcome"] != "right"].sort_values(["outcome", "class"])
 table = [
     {"class": row["class"], "outcome": row["outcome"], "reason": str(row["reason"]).split("Error: ", 1)[-1]}

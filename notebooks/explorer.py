@@ -22,17 +22,17 @@
 # Means are over the {term}`trained` runs of a cell. Where it has none, they are over all its runs and stop where the first of them did. The
 # address in the browser names the two cells: keep it to come back, or send it to somebody.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "transient"  # this page shows the first study, notebooks/params/transient.yaml
 source = "recorded"  # recorded: data/recorded/transient; local: those and this machine's runs
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 study = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import json
 from dataclasses import replace
 
@@ -57,7 +57,7 @@ tables = {name: dict(iter(getattr(shown, name).groupby("run"))) for name in ("me
 study_banner(shown, study)
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def rounded(values):
     """Nested lists with four significant digits; what is not finite is null."""
     if isinstance(values, (list, np.ndarray)):
@@ -159,7 +159,7 @@ cells = [
 # %% [markdown]
 # ## Two cells side by side
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 names = [cell["label"] for cell in cells]
 start = [name for name in ("SM+G", "SM+R") if name in names]
 page = {"start": (start + names)[:2], "quarters": QUARTERS, "cells": cells}
@@ -175,7 +175,7 @@ HTML(
 # Final perplexity: mean over the trained runs, with the lowest and the highest.
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def table_row(cell):
     ends = cell["perplexity"] or dict.fromkeys(("mean", "low", "high"), np.nan)
     return {
@@ -194,7 +194,7 @@ markdown_table(pd.DataFrame([table_row(cell) for cell in cells]), digits=2)
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 trained = [cell for cell in cells if cell["perplexity"]]
 best = min(trained, key=lambda cell: cell["perplexity"]["mean"])
 most = max(trained, key=lambda cell: cell["shares"][-1])

@@ -13,7 +13,7 @@
 # test` does each of these things a few times; `make torture` goes on until the counts below are reached, can be stopped at any
 # time, and adds to them.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import json
 
 import pandas as pd
@@ -40,7 +40,7 @@ Markdown(
 # not named. For a run the same result means equal tables and weights to the last bit, on one thread; for token files, equal
 # hashes; for a notebook, equal bytes.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 markdown_table(
     pd.DataFrame(
         {

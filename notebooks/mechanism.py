@@ -26,17 +26,17 @@
 # activation. With LayerNorm, which sets the scale itself, nothing should be gained. What would count for and against was written down
 # before the runs, in `data/transient.yaml`.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "transient"  # this page shows the first study, notebooks/params/transient.yaml
 source = "recorded"  # recorded: data/recorded/transient; local: those and this machine's runs
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 study = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import math
 
 import matplotlib.pyplot as plt
@@ -74,7 +74,7 @@ layers = shown.layers.merge(shown.runs[["run", "seed"]], on="run")
 study_banner(shown, study)
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def questions(*ids):
     return verdict_table(table.loc[list(ids)], frame, "question")
 
@@ -112,7 +112,7 @@ def mean_of(name, statistic):
 # \frac{(1-\alpha)^2}{2(1+\alpha^2)} \quad\text{and, centred,}\quad \frac{(1-\alpha)^2}{2(1+\alpha^2)}\left(1-\frac{2}{\pi}\right).
 # $$ (eq-leaky-share)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shares-theory", "caption": "Non-linear share of the output energy on Gaussian inputs of standard deviation τ: closed forms for GELU and leaky ReLUs, summation for SiLU and centred softplus. Dotted: centred shares. Vertical lines: the mean standard deviation of pre-activations at initialisation, measured in SM+G and in SM+LN+G."}, "image": {"alt": "Curves over the scale of the inputs for GELU, SiLU and softplus, horizontal lines for leaky ReLUs, and a vertical line at the scale measured in each of two models."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-shares-theory", "caption": "Non-linear share of the output energy on Gaussian inputs of standard deviation τ: closed forms for GELU and leaky ReLUs, summation for SiLU and centred softplus. Dotted: centred shares. Vertical lines: the mean standard deviation of pre-activations at initialisation, measured in SM+G and in SM+LN+G."}, "image": {"alt": "Curves over the scale of the inputs for GELU, SiLU and softplus, horizontal lines for leaky ReLUs, and a vertical line at the scale measured in each of two models."}}
 taus = np.geomspace(1e-3, 1e3, 200)
 smooth = {
     "SiLU": lambda x: x * expit(x),
@@ -168,7 +168,7 @@ show_figure(figure, finding=f"The non-linear share of ReLU is {relu:.0f} % at ev
 # batch, each neuron with its own best linear map, at initialisation and during training. Where it falls below the formula, all tokens
 # probably have something in common: a neuron whose inputs lie mostly on one side of zero sees little of the bend.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 formula = {
     "SM+G": lambda tau: gaussian_gelu_shares(tau),
     "SM+LN+G": lambda tau: gaussian_gelu_shares(tau),
@@ -198,7 +198,7 @@ markdown_table(pd.DataFrame(rows), digits=4)
 # The paper's models start in the same place. In the first layer the inputs of the activation are sums over d products of a
 # weight and the sum of a token's and a position's embedding, so that τ = σ_W √d √2 σ_E:
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows = []
 for words, width, deviation in (
     ("ours, width 64, init `width`", 64, 0.02 * math.sqrt(768 / 64)),
@@ -219,7 +219,7 @@ rows.append(
 )
 markdown_table(pd.DataFrame(rows), digits=4)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-share-training", "caption": "Measured non-linear share of the FFN activations over training, mean over layers and seeds. Dotted: the centred share, without the constant part."}, "image": {"alt": "Curves of the non-linear share over training steps for GELU, ReLU and LayerNorm models and for a scaled GELU."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-share-training", "caption": "Measured non-linear share of the FFN activations over training, mean over layers and seeds. Dotted: the centred share, without the constant part."}, "image": {"alt": "Curves of the non-linear share over training steps for GELU, ReLU and LayerNorm models and for a scaled GELU."}}
 figure, axes = plt.subplots(figsize=(6.6, 3))
 course = []
 for name, style in {
@@ -253,7 +253,7 @@ show_figure(
 # AdamW's steps do not scale with the weights {cite}`loshchilov2019decoupled`, so s also multiplies the effective learning rate of the
 # first matrix by s and divides that of the second by s. The sweep cannot tell these apart.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sweep", "caption": "GELU(s x)/s without LayerNorm: perplexity (left) and early entropy over its ceiling (right) against s, means over seeds with 95 % intervals. Bands: ReLU and GELU with their intervals. SiLU and centred softplus for comparison."}, "image": {"alt": "Two panels of points with intervals against s on a logarithmic axis, with a band for GELU and one for ReLU."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-sweep", "caption": "GELU(s x)/s without LayerNorm: perplexity (left) and early entropy over its ceiling (right) against s, means over seeds with 95 % intervals. Bands: ReLU and GELU with their intervals. SiLU and centred softplus for comparison."}, "image": {"alt": "Two panels of points with intervals against s on a logarithmic axis, with a band for GELU and one for ReLU."}}
 sweeps = {
     "GELU": (
         {0.25: "SM+G s=1/4", 1: "SM+G", 4: "SM+G s=4", 16: "SM+G s=16", 64: "SM+G s=64", 256: "SM+G s=256"},
@@ -348,7 +348,7 @@ show_figure(
     finding=" ".join(parts),
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions(
     "s=1/4",
     "s=4",
@@ -367,7 +367,7 @@ questions(
 # Three seeds leave wide intervals. The central four questions were therefore asked again on five fresh seeds, before the runs that
 # answer them were made. The rows above pool all recorded seeds, these included.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions("follow-up s=64", "follow-up s=64 and ReLU", "follow-up s=64 overload", "follow-up s=64 overload and ReLU")
 
 # %% [markdown]
@@ -376,7 +376,7 @@ questions("follow-up s=64", "follow-up s=64 and ReLU", "follow-up s=64 overload"
 # A leaky slope α lowers the non-linear share equally at every scale, from ReLU's one half at α = 0 to nothing at α = 1, which is a
 # linear feed-forward layer (SM). It separates the share from the scale, but it changes the output energy too.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions("leaky 0.3", "leaky 0.6", "linear")
 
 # %% [markdown]
@@ -386,7 +386,7 @@ questions("leaky 0.3", "leaky 0.6", "linear")
 # attention too, and a larger first matrix also makes the output larger. ReLU with the same initial weights is the control.
 # *Left out* counts runs that are not {term}`trained`.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions("embeddings", "embeddings gap", "FFN input", "FFN input gap")
 
 # %% [markdown]
@@ -395,7 +395,7 @@ questions("embeddings", "embeddings gap", "FFN input", "FFN input gap")
 # to the bit, and only GELU is in it (a test in `tests/test_model.py` checks that). What differs from the sweep is the learning: the steps
 # of AdamW {cite}`loshchilov2019decoupled` do not grow with the weights, so the larger matrix turns more slowly and the smaller one faster.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions(
     *(f"embeddings x{n}{gap}" for n in (4, 16) for gap in ("", " gap")),
     *(f"FFN x{n}, /{n}{gap}" for n in (4, 16) for gap in ("", " gap")),
@@ -407,7 +407,7 @@ questions(
 # Each layer learns a scalar, s in GELU(s x)/s or a in GELU(a x), from 1. Both have the learning rate of all parameters and no weight
 # decay. Factors are geometric means over layers.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions("learnable s", "learnable a", "learnable s loss", "learnable a loss", "learnable s from 16")
 
 # %% [markdown]
@@ -415,7 +415,7 @@ questions("learnable s", "learnable a", "learnable s loss", "learnable a loss", 
 #
 # LayerNorm {eq}`eq-layernorm` gives the feed-forward layer inputs of size one, whatever came before. Is s = 1 then the best?
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 questions("LN s=1/4", "LN s=4", "LN s=64")
 
 # %% [markdown]
@@ -429,7 +429,7 @@ questions("LN s=1/4", "LN s=4", "LN s=64")
 # against the result. Cells with equal settings count once. Cells are not independent draws, so the interval says how well a monotone relation
 # holds over these cells, and no more. It is Fisher's, with the variance of {cite:t}`bonett2000sample`.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-share-scatter", "caption": "Each point is a norm-free cell, means over seeds: non-linear share of the FFN activations at initialisation against early entropy over its ceiling (left) and final perplexity (right)."}, "image": {"alt": "Two scatter plots with a point per cell; the main configurations are marked."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-share-scatter", "caption": "Each point is a norm-free cell, means over seeds: non-linear share of the FFN activations at initialisation against early entropy over its ceiling (left) and final perplexity (right)."}, "image": {"alt": "Two scatter plots with a point per cell; the main configurations are marked."}}
 over_cells, means = correlations(frame)
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
 for panel, statistic, label in zip(
@@ -460,7 +460,7 @@ show_figure(
     finding=f"Over {len(means)} cells a larger share goes with {' and with '.join(parts)}.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 markdown_table(
     pd.DataFrame(
         {
@@ -481,7 +481,7 @@ markdown_table(
 # Means over trained runs; entropy and shares are those at the last probe, *share at init* that at the start. Shares are over all runs
 # that reached the step.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows = []
 planned = [cell.name for cell in study.cells.values() if cell.stage in ("mechanism", "follow-up")]
 for name in ["SM+LN+G", "SM+G", "SM+R", *planned]:
@@ -510,7 +510,7 @@ markdown_table(pd.DataFrame(rows), digits=3)
 #
 # Each sentence below is chosen by the answer it rests on, named in brackets, so it changes when the answer does.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 
 
 def numbers(key):
@@ -579,7 +579,7 @@ Markdown("\n".join(f"- {line}" for line in conclusions))
 # {term}`overloaded <overload (entropic)>` heads to the loss. The table has changes against GELU, over the seeds of each cell, with
 # uncorrected intervals; the cells were chosen after the results were seen.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows = []
 for name in ("SM+G s=4", "SM+G s=16", "SM+G s=64", "SM+G s=256", "SM+G FFN x4, /4", "SM+R"):
     weights = {name: 1, "SM+G": -1}
@@ -603,7 +603,7 @@ markdown_table(pd.DataFrame(rows))
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 change, n = difference(frame, {"SM+G s=16": 1, "SM+G": -1})
 Markdown(
     "On small inputs GELU is nearly linear and ReLU is not, by arithmetic. In the transient and without LayerNorm, GELU(s x)/s at s = 16, "

@@ -13,7 +13,7 @@
 # A preset is a file in `notebooks/params/`; its keys are the parameters of every notebook. The tables below are computed from those
 # files.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -22,13 +22,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import pandas as pd
 from IPython.display import Markdown
 
@@ -64,7 +64,7 @@ for preset_of in presets.values():
 # %% [markdown]
 # ## Sizes
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows = []
 for name, preset_of in presets.items():
     runs = preset_of.experiments()
@@ -105,7 +105,7 @@ markdown_table(pd.DataFrame(rows).set_index("preset").T.reset_index(names=""))
 # the 16-bit peak that the maker of the H100 states, and 2 dollars a GPU-hour. A model this small may get less, and evaluation comes on
 # top.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 RATE, PRICE = 2e14, 2.0
 rows = []
 for name in ("gpu", "paper"):
@@ -124,7 +124,7 @@ markdown_table(pd.DataFrame(rows))
 # %% [markdown]
 # ## Time, measured
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 frame = preset.runs().runs
 seconds, seen = frame["provenance.seconds"].sum(), frame["provenance.tokens"].sum()
 devices = ", ".join(sorted(frame["provenance.device"].unique()))

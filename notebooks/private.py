@@ -16,17 +16,17 @@
 # This page asks three things. What does each operation cost? Which of the models in this book would a person choose who pays for
 # bytes? And how do our counts compare with the published ones?
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "transient"  # whose perplexities the frontier shows: study, transient, or a preset that is recorded
 source = "recorded"  # recorded: nothing runs here; local: also measure some operations again, where SPU is installed
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 records = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import json
 import math
 import re
@@ -40,7 +40,7 @@ from matplotlib.ticker import NullLocator
 
 from nfbook.claims import interval
 from nfbook.figures import STYLES, show_figure, use_style
-from nfbook.report import glue, markdown_table, published
+from nfbook.report import folded, glue, markdown_table, published
 from nfcore.settings import project_root
 
 
@@ -112,7 +112,7 @@ Markdown(
 # parties send, the messages those of one party. The messages bound the number of rounds from above.
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def line_of(operation):
     semi, cheetah = (row_of(p, operation) for p in PROTOCOLS)
     return {
@@ -129,7 +129,7 @@ pointwise = ["relu", "leaky_relu", "relu_squared", "gelu_tanh", "silu", "gelu", 
 norms = ["layernorm", "rmsnorm", "hardtanh", "dyt", "derf"]
 markdown_table(pd.DataFrame([line_of(name) for name in [*pointwise, *norms, "softmax"]]))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 each = {p: {name: row_of(p, name)["each"] for name in [*pointwise, *norms, "softmax"]} for p in PROTOCOLS}
 over = {p: each[p]["gelu"] / each[p]["relu"] for p in PROTOCOLS}
 tanh = {p: each[p]["gelu_tanh"] / each[p]["relu"] for p in PROTOCOLS}
@@ -142,7 +142,7 @@ Markdown(
     "a model without norms ([Mechanism](mechanism.ipynb)), at the price of GELU."
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-private-growth", "caption": "Bytes an element against the number of elements, on logarithmic axes; left under SEMI2K, right under CHEETAH. A flat line means that the cost is proportional to the size. The last axis is the width of a norm, and the context of a softmax."}, "image": {"alt": "Two panels of lines, one line an operation. Under SEMI2K all are flat or nearly so. Under CHEETAH they fall with size."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-growth", "caption": "Bytes an element against the number of elements, on logarithmic axes; left under SEMI2K, right under CHEETAH. A flat line means that the cost is proportional to the size. The last axis is the width of a norm, and the context of a softmax."}, "image": {"alt": "Two panels of lines, one line an operation. Under SEMI2K all are flat or nearly so. Under CHEETAH they fall with size."}}
 shown_lines = {
     "relu": ("#009E73", "D"),
     "gelu_tanh": ("#E69F00", "v"),
@@ -178,7 +178,7 @@ show_figure(
 # %% [markdown]
 # Every count comes from the engine, which adds up what it hands to the network. The kernel counts the same traffic with its headers.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 big = operations[(operations["bytes"] > 2**23) & operations["kernel_bytes"].notna()]
 ratio = big["kernel_bytes"] / big["bytes"]
 by_protocol = {p: ratio[big["protocol"] == p] for p in PROTOCOLS}
@@ -201,7 +201,7 @@ Markdown(
 # times over.
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def two_ways(cheap, usual, words):
     rows, shape = [], row_of("SEMI2K", usual)["shape"]
     for protocol in PROTOCOLS:
@@ -231,7 +231,7 @@ markdown_table(ways)
 # erf with a learned scale; here all learned numbers are secret, as LayerNorm's are. On a GPU that avoids sums over the row. In private inference the sums are free, since adding shares sends
 # nothing, and LayerNorm needs one inverse root for a whole row. A tanh or an erf is needed for every element.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-private-norms", "caption": "Bytes of each replacement over the bytes of the LayerNorm that it replaces, at equal shape, against the width of the model. Left SEMI2K, right CHEETAH. Above the line at one, replacing costs more than keeping."}, "image": {"alt": "Two panels of lines over the width. Derf is highest, DyT next, both above one at every width. HardTanh is above one on the left and about one on the right. RMSNorm lies on one."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-norms", "caption": "Bytes of each replacement over the bytes of the LayerNorm that it replaces, at equal shape, against the width of the model. Left SEMI2K, right CHEETAH. Above the line at one, replacing costs more than keeping."}, "image": {"alt": "Two panels of lines over the width. Derf is highest, DyT next, both above one at every width. HardTanh is above one on the left and about one on the right. RMSNorm lies on one."}}
 replacements = {
     "derf": ("#000000", "X"),
     "dyt": ("#CC79A7", "s"),
@@ -272,7 +272,7 @@ show_figure(
     f"CHEETAH; Derf {span('SEMI2K', 'derf')} and {span('CHEETAH', 'derf')} times.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 glue(
     dyt_semi2k=span("SEMI2K", "dyt"),
     dyt_cheetah=span("CHEETAH", "dyt"),
@@ -297,7 +297,7 @@ Markdown(
 # secret too, and the logits are put together at the end and compared with those of the same model in the open. The forward pass is
 # written in JAX from the weights of a run, and a test compares it with the torch model.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 PARTS = {"softmax": "#666666", "norms": "#0072B2", "activation": "#D55E00", "products": "#009E73", "other": "#E69F00"}
 
 
@@ -330,7 +330,7 @@ for _, row in models.iterrows():
     )
 markdown_table(pd.DataFrame(rows))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 trained = models[models["run"].notna()]
 random = models[models["run"].isna()].set_index(["model", "context", "configuration"])["bytes"]
 equal = [
@@ -360,7 +360,7 @@ Markdown(
     f"{exactly}, in all {len(misses)} passes. So we can add up models that are too large to run here."
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-private-parts", "caption": "Bytes of one pass by part of the model under SEMI2K, added up from measured operations. Left: a small model of the study, T = 128. Right: GPT-2 124M, T = 128. Products of two secret matrices open both of them, so at width 768 the weights are most of the products."}, "image": {"alt": "Two panels of stacked bars, one bar a configuration. The activation is the largest part with GELU and small with ReLU; the norms are a thin slice."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-parts", "caption": "Bytes of one pass by part of the model under SEMI2K, added up from measured operations. Left: a small model of the study, T = 128. Right: GPT-2 124M, T = 128. Products of two secret matrices open both of them, so at width 768 the weights are most of the products."}, "image": {"alt": "Two panels of stacked bars, one bar a configuration. The activation is the largest part with GELU and small with ReLU; the norms are a thin slice."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.4))
 chosen = ["SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM+DyT+R", "SM"]
 shares = {}
@@ -391,7 +391,7 @@ show_figure(
     f"the block norms out saves {saved('SM+G', 'SM+LN+G'):.0f} %.",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table = []
 for protocol in PROTOCOLS:
     for model, context in (("gpt2-124m", 128), ("gpt2-124m", 256), ("pythia-70m", 128), ("gpt2-6x64", 128)):
@@ -437,7 +437,7 @@ markdown_table(pd.DataFrame(table))
 # A person who pays for bytes wants the lowest perplexity for them. The perplexities are those of the runs that the parameter `preset`
 # names; all runs have the shape of the small model above and differ in norm and activation alone.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 runs = records.runs().runs
 VARIED = ("norm", "activation", "negative_slope", "slope_sharing", "activation_scale")
 fixed = [c for c in runs.columns if c.startswith(("model.", "data.", "training.")) and c != "training.threads"]
@@ -487,7 +487,7 @@ Markdown(
     + ".*"
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-private-frontier", "caption": "Final perplexity against the bytes of one token, in a pass over 128; both better to the lower left. Points are means over seeds, vertical lines 95 % intervals. The stepped line joins the configurations that no other beats in both. Left SEMI2K, all operations; right CHEETAH, without matrix products."}, "image": {"alt": "Two panels of points. A stepped line runs along the lower left edge from the cheapest configuration to the one with the lowest perplexity."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-frontier", "caption": "Final perplexity against the bytes of one token, in a pass over 128; both better to the lower left. Points are means over seeds, vertical lines 95 % intervals. The stepped line joins the configurations that no other beats in both. Left SEMI2K, all operations; right CHEETAH, without matrix products."}, "image": {"alt": "Two panels of points. A stepped line runs along the lower left edge from the cheapest configuration to the one with the lowest perplexity."}}
 
 
 def efficient(frame):
@@ -546,7 +546,7 @@ show_figure(
     interactive=False,
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 own = points[points["protocol"] == "SEMI2K"].set_index("configuration")
 table = [
     {
@@ -578,7 +578,7 @@ markdown_table(pd.DataFrame(table))
 # model leaves the price of one activation's GELU above that of its ReLU. The model with ReLU and LayerNorm minus the one with neither
 # leaves the price of both.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 aero = published("private_inference")
 column = aero["_cols"].index("comm_GB")
 SETTINGS = {
@@ -604,7 +604,7 @@ for setting, (layers, context, place) in SETTINGS.items():
     )
 markdown_table(pd.DataFrame(rows))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows = [
     {
         "": "published, four settings",
@@ -632,7 +632,7 @@ nearest = min(ours, key=lambda pair: abs(math.log(ours[pair])))
 glue(aero_gap=f"{mean_gap:,.0f}")
 markdown_table(pd.DataFrame(rows))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 rows = []
 for configuration, theirs in (
     ("SM+LN+G", "SM+LN+G"),
@@ -655,7 +655,7 @@ for configuration, theirs in (
         rows.append(row)
 markdown_table(pd.DataFrame(rows))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 Markdown(
     f"The published price of GELU over ReLU is the same in all four settings, {min(gaps):,.0f} to {max(gaps):,.0f} bytes an "
     f"activation. That is what a sum of prices by element gives, as ours is. The nearest of ours is {nearest[0]} with "
@@ -686,7 +686,7 @@ Markdown(
 # if the line carries one direction at a time and every message waits for the one before it. Both make it an upper estimate, and
 # computing comes on top. It is a projection and not a measurement.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 BANDWIDTH, DELAY = (float(re.search(rf"([\d.]+) {unit}", aero["_setup"])[1]) for unit in ("Mbps", "ms"))
 
 
@@ -712,7 +712,7 @@ for configuration in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM"):
     )
 markdown_table(pd.DataFrame(rows))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 minutes = aero["_cols"].index("latency_min")
 rows = []
 for configuration in ("SM+LN+G", "SM+LN+R", "AERO SM+ScFFN"):
@@ -729,7 +729,7 @@ for configuration in ("SM+LN+G", "SM+LN+R", "AERO SM+ScFFN"):
 slowest = aero["GPT2_12L_T128"]["SM+LN+G"]
 markdown_table(pd.DataFrame(rows))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 too_short = over_the_line(slowest[column] * 5e8) / 60 > slowest[minutes]
 Markdown(
     "The published times do not follow from the published bytes at the published bandwidth"
@@ -744,7 +744,7 @@ Markdown(
 # %% [markdown]
 # ## Measured again here
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 python = project_root() / "_build" / "private" / "bin" / "python"
 if records.source == "recorded":
     said = "Nothing was run for this page. `make private` installs the engine and measures on your machine."
@@ -765,30 +765,27 @@ Markdown(said)
 
 # %% [markdown]
 # To take the seconds too, on a machine with nothing else to do: `make private PRIVATE="--timing"`.
-#
-# All counts, as measured:
 
-# %% tags=["hide-input", "hide-output"]
+# %% tags=["remove-input"]
 exact = operations.sort_values(["protocol", "operation", "elements"])
-markdown_table(
-    pd.DataFrame(
-        {
-            "protocol": exact["protocol"],
-            "operation": exact["operation"].map(LABEL).fillna("set-up"),
-            "shape": exact["shape"].map(lambda shape: " × ".join(map(str, shape))),
-            "bytes": exact["bytes"].map("{:,.0f}".format),
-            "messages": exact["messages"].map("{:,.0f}".format),
-            "kernel's bytes": exact["kernel_bytes"].map("{:,.0f}".format),
-            "seconds": exact["seconds"].map(lambda s: "-" if pd.isna(s) else f"{s:.2f}"),
-            "largest error": exact["largest_error"].map(lambda e: "-" if pd.isna(e) else f"{e:.1e}"),
-        }
-    )
+counts = pd.DataFrame(
+    {
+        "protocol": exact["protocol"],
+        "operation": exact["operation"].map(LABEL).fillna("set-up"),
+        "shape": exact["shape"].map(lambda shape: " × ".join(map(str, shape))),
+        "bytes": exact["bytes"].map("{:,.0f}".format),
+        "messages": exact["messages"].map("{:,.0f}".format),
+        "kernel's bytes": exact["kernel_bytes"].map("{:,.0f}".format),
+        "seconds": exact["seconds"].map(lambda s: "-" if pd.isna(s) else f"{s:.2f}"),
+        "largest error": exact["largest_error"].map(lambda e: "-" if pd.isna(e) else f"{e:.1e}"),
+    }
 )
+folded("All counts, as measured", markdown_table(counts))
 
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 Markdown(
     f"In private inference the activation is the part to save on: ReLU in place of GELU takes {saved('SM+LN+R', 'SM+LN+G'):.0f} % off "
     f"GPT-2's bytes, leaving the norms out {saved('SM+G', 'SM+LN+G'):.0f} %, and replacing them by tanh or erf adds to the bill."

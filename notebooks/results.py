@@ -7,13 +7,12 @@
 # ---
 
 # %% [markdown]
-# # Results against the paper
+# # One preset against the paper
 #
-# All experiments at a glance, claim by claim, next to the published results {cite}`jha2024relus`.
-# [The paper's claims](../claims-of-the-paper.md) explains the statements; each experiment's own page has the details. Unless more seeds are
-# given, these runs have one seed; [Claims](claims.ipynb) has the verdicts.
+# All experiments of one preset at a glance, claim by claim, next to the published results {cite}`jha2024relus`. Unless more seeds are given,
+# these runs have one seed; [Claims](claims.ipynb) explains the claims and has the verdicts.
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -22,13 +21,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -36,6 +35,7 @@ from IPython.display import Markdown
 
 from nfbook.claims import statistics, verdicts
 from nfbook.figures import STYLES, direct_labels, show_figure, use_style
+from nfbook.front import hero
 from nfbook.presets import EXPERIMENTS, MAIN
 from nfbook.report import (
     MARKED,
@@ -43,6 +43,7 @@ from nfbook.report import (
     banner,
     early_share,
     final_heads,
+    glue,
     leaves_ceiling,
     markdown_table,
     perplexities,
@@ -58,17 +59,23 @@ from nfbook.study import Study
 from nfcore.shares import entropy_ceiling
 
 
+SIZES = ("model.hidden_size", "model.num_hidden_layers", "provenance.tokens")
 use_style()
 shown = {name: sources(preset, name) for name in EXPERIMENTS}
-wheres = [where for where in shown["perplexity"] if all(where in of for of in shown.values())]
+wheres = [where for where in shown["main"] if all(where in of for of in shown.values())]
 own = {name: of[wheres[0]] for name, of in shown.items()}
-main = own["maps"]
+main = own["main"]
+width, layers, tokens = (main.runs[name].iloc[0] for name in SIZES)
+glue(
+    hero=hero(main),
+    hero_runs=f"preset {preset.preset}, seed {main.runs['seed'].iloc[0]}: width {width}, {layers} layers, {tokens / 1e6:.1f} M tokens",
+)
 banner(preset, main)
 
 # %% [markdown]
 # ## The main picture
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-main", "caption": "The four main GPT-2 configurations, our runs at their last step. Left: perplexity on held-out files. Right: mean head entropy of each layer over the causal ceiling, on the fixed probe batch."}, "image": {"alt": "Left, bars of the final perplexity of SM+LN+G, SM+LN+R, SM+G and SM+R. Right, a line for each of them: layer-wise attention entropy as a share of its ceiling, from the first layer to the last."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-main", "caption": "The four main GPT-2 configurations, our runs at their last step. Left: perplexity on held-out files. Right: mean head entropy of each layer over the causal ceiling, on the fixed probe batch."}, "image": {"alt": "Left, bars of the final perplexity of SM+LN+G, SM+LN+R, SM+G and SM+R. Right, a line for each of them: layer-wise attention entropy as a share of its ceiling, from the first layer to the last."}}
 context = int(main.runs["data.context"].iloc[0])
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), width_ratios=[2, 3])
 final = perplexities(main).droplevel(["model.family", "data.context"])
@@ -93,6 +100,7 @@ show_figure(
     main,
     finding=f"Perplexity without LayerNorm is {against('SM+R', seeds_of['SM+R'], 'SM+G', seeds_of['SM+G'])}; entropy of the early "
     f"layers over the ceiling is {against('SM+R', early['SM+R'], 'SM+G', early['SM+G'])}.",
+    preview=True,
 )
 
 # %% [markdown]
@@ -102,7 +110,7 @@ show_figure(
 # printed precision) or `-` (nothing comparable, for example runs of different length). It is no verdict: the published numbers have one
 # seed, and so have ours unless more are given. *Study* has the estimate over seeds that [Claims](claims.ipynb) judges, and its verdict.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 paper = published("perplexity")
 paper_maps = {c: np.array(published("head_entropy")["maps"][c]) for c in MAIN}
 printed = published("head_share_percent")["main.png"]
@@ -157,7 +165,7 @@ def outcome(runs, configuration):
 def compare(of):
     """Rows (claim, statement, published, ours, direction, updates) from the runs of each experiment."""
     rows = []
-    table, main, contexts = of["perplexity"], of["maps"], of["context"]
+    table, main, contexts = of["table"], of["main"], of["context"]
     short, long = sorted(contexts.runs["data.context"].unique())
     t = int(main.runs["data.context"].iloc[0])
     gpt2, pythia, pythia_long = paper["GPT2_T128"], paper["Pythia70M_T128"], paper["Pythia70M_T256"]
@@ -251,7 +259,7 @@ markdown_table(pd.DataFrame(rows))
 # %% [markdown]
 # ## What to remember
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 count = pd.Series([direction for *_, direction, _ in compared[wheres[0]]]).value_counts().to_dict()
 total, nothing = sum(count.values()), count.pop("-", 0)
 Markdown(

@@ -14,7 +14,7 @@
 # once you have run it. Both sides of a comparison run in the same process in alternating order; a figure is the median of
 # the rounds, a ratio the median of the ratios round by round.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import json
 from statistics import median
 
@@ -65,7 +65,7 @@ Markdown(
 # What was wanted before it was measured. *Beside* marks a figure without a target of its own; *not measured* one that
 # needs a GPU, which this machine has not.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table = []
 for name in order:
     for target in results[name]["targets"]:
@@ -94,7 +94,7 @@ markdown_table(targets)
 # *loop* is a plain loop in the manner of nanoGPT {cite}`karpathy2022nanogpt` around our model, without
 # the Trainer. *ours* is `nfcore.train` in float32, then with bfloat16 products, compiled, and both.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table = []
 for row in rows("training", "training"):
     table.append(
@@ -114,7 +114,7 @@ for row in rows("training", "training"):
     )
 markdown_table(pd.DataFrame(table))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 lines = []
 for shape in dict.fromkeys(row["shape"] for row in rows("training", "training")):
     rates = {r["side"]: r["tokens_per_second"]["samples"] for r in rows("training", "training") if r["shape"] == shape}
@@ -131,7 +131,7 @@ Markdown(
 # The last column of the table is the rule for `training.compile` on this machine: compile where a run has more updates than that. It
 # counts from an empty cache of compiled code; a second run of the same model compiles in a fraction of the time.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 lines = []
 for row in rows("training", "allocator"):
     kept, back = (row["tokens_per_second"][name]["median"] for name in ("kept", "given back"))
@@ -151,7 +151,7 @@ Markdown("\n\n".join(lines))
 # configurations in bfloat16 less that of the recorded float32 runs of the same seeds, beside the standard deviation
 # over seeds.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table = [
     {
         "configuration": row["configuration"],
@@ -165,7 +165,7 @@ table = [
 ]
 markdown_table(pd.DataFrame(table))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table = [
     {
         "configuration": row["configuration"],
@@ -184,7 +184,7 @@ markdown_table(pd.DataFrame(table))
 # A {term}`probe` measures the {term}`entropy <head entropy>` of every head on the held-out batch and on random tokens, and the state of every layer. Its
 # cost is a share of training time that falls with the number of updates between probes.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table = [
     {
         "shape": row["shape"],
@@ -196,7 +196,7 @@ table = [
 ]
 markdown_table(pd.DataFrame(table))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-entropy-cost", "caption": "Cost of the entropy of attention over the context. Left: time over one forward of torch's fused attention. Right: peak memory of one call; twelve heads of width 64 up to T = 4,096, one head beyond. The materialised map stops where it needs more than 6 GiB."}, "image": {"alt": "Two log-log panels against the context length, with a curve for each way to compute the entropy."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-entropy-cost", "caption": "Cost of the entropy of attention over the context. Left: time over one forward of torch's fused attention. Right: peak memory of one call; twelve heads of width 64 up to T = 4,096, one head beyond. The materialised map stops where it needs more than 6 GiB."}, "image": {"alt": "Two log-log panels against the context length, with a curve for each way to compute the entropy."}}
 found = rows("telemetry", "entropy")
 looks = {"lse": ("#009E73", "D"), "chunked": ("#0072B2", "o"), "materialised": ("#D55E00", "^")}
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0))
@@ -229,7 +229,7 @@ show_figure(
 # The largest error in {term}`nats` against float64, over the standard deviation of the scores. In float32 the difference of the two
 # terms of {eq}`eq-lse` loses digits when scores are large; centring the keys keeps that small.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 found = pd.DataFrame(rows("telemetry", "error"))
 found["column"] = found["method"] + ", " + found["dtype"]
 found = found.pivot(index="score_std", columns="column", values="largest_error_nats")
@@ -241,7 +241,7 @@ markdown_table(found.map(lambda x: f"{x:.1e}").reset_index(names="standard devia
 # The same JSON lines, tokenizer and threads: `nfcore.prepare`, and `datasets.map` as Hugging Face's own language-model example
 # uses it. *Cold* starts from nothing, *cached* finds what the first call left.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table = [
     {
         "": row["kind"],
@@ -259,14 +259,14 @@ markdown_table(pd.DataFrame(table))
 # %% [markdown]
 # The tokenizer alone, on texts that are in memory already, is what neither side can do without: its line bounds the other two.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 sizes = "; ".join(f"{row['megabytes']} MB of text: {row['peak_mib']:.0f} MiB" for row in rows("data", "memory"))
 Markdown(f"Peak memory above the start of the process: {sizes}.")
 
 # %% [markdown]
 # ## Starting, saving, resuming
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 names = {
     "python": "Python itself",
     "import": "`import nfcore`, without torch",
@@ -288,7 +288,7 @@ markdown_table(pd.DataFrame(table))
 # One size changes at a time, the others stay at width 256, depth 4, T = 128, 16 sequences and a vocabulary of 4,096. The
 # roofline of the machine is measured too: what one large matrix product reaches, and the bandwidth of a copy.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-scaling", "caption": "Training speed over width, depth, context, batch and vocabulary. Above: tokens a second, and peak memory (dashed, right axis). Below: model operations a second over the measured peak of a matrix product in the same precision (dotted line: all of it)."}, "image": {"alt": "Panels of tokens a second, peak memory and share of the measured peak, a column for each size that is changed."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-scaling", "caption": "Training speed over width, depth, context, batch and vocabulary. Above: tokens a second, and peak memory (dashed, right axis). Below: model operations a second over the measured peak of a matrix product in the same precision (dotted line: all of it)."}, "image": {"alt": "Panels of tokens a second, peak memory and share of the measured peak, a column for each size that is changed."}}
 found = rows("scaling", "scaling")
 overs = list(dict.fromkeys(row["over"] for row in found))
 figure, axes = plt.subplots(2, len(overs), figsize=(2.0 * len(overs), 4.4), sharey="row")
@@ -349,7 +349,7 @@ show_figure(
     f"the peak is {100 * best['of_measured_peak']['median']:.0f} % ({best['over']} {best[best['over']]:,}).",
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 peaks = {row["what"]: row for row in rows("scaling", "peak")}
 (profile,) = rows("scaling", "profile")
 largest = ", ".join(f"`{row['operator']}` {100 * row['share']:.0f} %" for row in profile["largest"][:6])
@@ -370,7 +370,7 @@ Markdown(
 # nothing to judge by but the benchmark above: the time of a run from its start to its record, planned and taken. Both are counted by
 # thread; a benchmark has the machine for itself, and these runs shared it two at a time.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 recorded = runs.read_records(runs.recorded_dir("quick"))
 planned, _ = cost.plan(
     [Experiment.from_dict(r["settings"]) for r in recorded], made.loc["training", "device"], cost.benchmarked()
@@ -410,7 +410,7 @@ comparison if len(compared) else Markdown(other)
 # The recorded grid of `quick`, with as many runs at a time as there are cores: minutes of a core, and their share. Wanted were twelve
 # minutes in all. *Starting* is what is left over, most of it for loading torch and transformers in a process for each run.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 shown = [record["provenance"] for record in recorded]
 ended = pd.to_datetime([p["finished"] for p in shown])
 elapsed = (ended.max() - (ended - pd.to_timedelta([p["wall_seconds"] for p in shown], unit="s")).min()).total_seconds()
@@ -444,11 +444,11 @@ markdown_table(
 # micro-batches of the preset. It takes the nearest shape measured above, by operations, in the fastest way of this package, and adds
 # evaluations and probes.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 device = made.loc["training", "device"]
 grid = Preset.load("paper").grid()
 table = {}
-for plan in cost.plan(grid["perplexity"] + grid["context"], device, cost.benchmarked())[0]:
+for plan in cost.plan(grid["table"] + grid["context"], device, cost.benchmarked())[0]:
     model, context = plan.experiment.model, plan.experiment.data.context
     table[model.family, context, model.configuration] = {
         "model": FAMILIES[model.family],

@@ -13,7 +13,7 @@
 # which is raised when the same settings would give other numbers. All of it comes from the records of the runs. The runs of the study
 # have theirs at the end of [Claims](claims.ipynb).
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
 source = "local"  # local: this machine's runs, trained where missing; recorded: data/recorded/<preset>
 seeds = None  # list of seeds; None, here and below: what the preset says
@@ -22,13 +22,13 @@ data = None  # mapping, e.g. {corpus: path/to/folder}
 training = None  # mapping, e.g. {learning_rate: 0.001}
 steps = None  # mapping: updates of each budget, e.g. {main: 1200}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
 preset = parameters(globals())
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import pandas as pd
 from IPython.display import Markdown
 
@@ -49,7 +49,7 @@ Markdown(
 #
 # More than one value in a line means that the runs differ there.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 facts = {
     "commit": "commit",
     "measurement version": "measurement",
@@ -95,7 +95,7 @@ markdown_table(pd.DataFrame(rows))
 # Seconds are those of training, without evaluation, probes and checkpoints; wall seconds have all of that, but not the
 # pauses of an interrupted run. How many runs shared the machine is not recorded.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table = pd.DataFrame(
     {
         "run": [f"`{run}`" for run in frame["run"]],
@@ -119,7 +119,7 @@ table = pd.DataFrame(
 )
 markdown_table(table)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 seconds = frame["provenance.seconds"].sum()
 Markdown(f"Training alone took {seconds / 60:.1f} minutes, added over the runs; runs may overlap in time.")
 

@@ -252,17 +252,45 @@ def test_page_shows_what_is_beside_a_figure(name: str, book: Path) -> None:
     block = block[: block.index("</div></div>" if "</div></div>" in block[:200_000] else "</div>")]
     for kind in ("csv", "svg", "pdf"):
         assert f'href="../_figures/{name}.{kind}"' in block
-    assert f'href="../_sources/notebooks/{page}.ipynb"' in block
-    assert (book / "_sources" / "notebooks" / f"{page}.ipynb").is_file()
+    assert f'href="../_scripts/{page}.py"' in block
     assert (book / "_scripts" / f"{page}.py").read_text() == (ROOT / "notebooks" / f"{page}.py").read_text()
     for run in data[sphinx_ext.SPEC]["runs"]:
         assert run in block
 
 
-def test_a_page_says_how_long_it_takes_to_read(book: Path) -> None:
+def test_a_page_says_how_long_it_takes_to_read_and_the_first_who_wrote_it(book: Path) -> None:
     for page in toc():
         found = re.search(r'<p class="nf-top">(\d+) min', (book / f"{page}.html").read_text())
-        assert bool(found) != page.startswith("api/"), page
+        assert bool(found) != page.startswith(("api/", "index")), page
+    settings = config()
+    line = f"{settings['author']} · {settings['sphinx']['config']['nf_front']['date']}"
+    assert f'<p class="nf-top">{line}</p>' in (book / "index.html").read_text()
+
+
+def test_each_page_says_what_it_is_about_and_has_a_picture_for_links(book: Path) -> None:
+    said = {}
+    for page in toc():
+        text = (book / f"{page}.html").read_text()
+        (said[page],) = re.findall(r'<meta name="description" content="([^"]{20,})"', text)
+        (picture,) = re.findall(r'<meta property="og:image" content="([^"]+)"', text)
+        assert (book / f"{page}.html").parent.joinpath(picture).read_bytes().startswith(b"\x89PNG"), page
+    assert html.unescape(said["index"]) == config()["sphinx"]["config"]["nf_front"]["description"]
+
+
+def test_old_addresses_lead_to_the_pages_that_replaced_them(book: Path) -> None:
+    assert {*sphinx_ext.MOVED.values()} <= {*toc()}
+    for old, new in sphinx_ext.MOVED.items():
+        assert old not in toc()
+        (address,) = re.findall(r'http-equiv="refresh" content="0; url=([^"]+)"', (book / f"{old}.html").read_text())
+        assert (book / f"{old}.html").parent.joinpath(address).resolve() == (book / f"{new}.html").resolve()
+
+
+def test_no_code_stands_between_text_and_figures(book: Path) -> None:
+    """Code is behind one link a page and one a figure."""
+    for script in SCRIPTS:
+        page = (book / "notebooks" / f"{script.stem}.html").read_text()
+        assert "cell_input" not in page, script.stem
+        assert page.partition('<p class="nf-top">')[2].partition("</p>")[0].count("<a ") == 1, script.stem
 
 
 def test_readme_shows_the_recorded_results() -> None:

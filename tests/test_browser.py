@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from nfbook import sphinx_ext
+from nfbook.claims import read_ledger
 from tests.test_book import figures, toc
 
 
@@ -32,6 +33,10 @@ def browser() -> Iterator[Any]:
         TABS.clear()
 
 
+VISITORS = {
+    "mouse": {"color_scheme": "light", "viewport": {"width": 1280, "height": 800}},
+    "finger": {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True},
+}
 TABS: dict[str, Any] = {}  # by the options of their visits, which share them: a new tab takes longer than most visits
 
 
@@ -157,9 +162,9 @@ def test_text_of_runs_is_shown_and_not_run(browser: Any, book: Path, tmp_path: P
     panel = {"title": HOSTILE, "series": [series], "rules": [{"y": 3, "label": HOSTILE}]}
     spec = {"kind": "lines", "x": {"label": HOSTILE}, "y": {"label": HOSTILE}, "panels": [panel]}
     data = {sphinx_ext.SPEC: {"runs": [HOSTILE], "commits": [HOSTILE], "interactive": spec}}
-    page = (book / "notebooks" / "curves.html").read_text()
+    page = (book / "notebooks" / "perplexity.html").read_text()
     start, end = page.index("<figure"), page.index('<div class="nf-figure"')
-    beside = sphinx_ext.beside("fig-x", data, "../", "notebooks/curves")
+    beside = sphinx_ext.beside("fig-x", data, "../", "notebooks/perplexity")
     copy = book / "notebooks" / "with-hostile-words.html"
     copy.write_text(f"{page[:start]}<figure><p>static</p></figure>{beside}<p id='after'>after</p>{page[end:]}")
     try:
@@ -176,7 +181,7 @@ def test_text_of_runs_is_shown_and_not_run(browser: Any, book: Path, tmp_path: P
 
 
 def test_without_scripts_the_static_figures_stay(browser: Any, book: Path) -> None:
-    with Visit(browser, book, "notebooks/curves", java_script_enabled=False) as visit:
+    with Visit(browser, book, "notebooks/perplexity", java_script_enabled=False) as visit:
         assert visit.page.locator("figure#fig-curves img, figure#fig-curves svg").first.is_visible()
         assert visit.page.locator(".nf-links a", has_text="CSV").first.is_visible()
 
@@ -190,7 +195,7 @@ def opened(visit: Visit, figure: str) -> Any:
 
 
 def test_curves_answer_to_mouse_and_keyboard(browser: Any, book: Path) -> None:
-    with Visit(browser, book, "notebooks/curves") as visit:
+    with Visit(browser, book, "notebooks/perplexity") as visit:
         picture = opened(visit, "fig-curves")
         spec = json.loads(visit.page.locator('.nf-figure[data-figure="fig-curves"] script.nf-spec').text_content())
         plot, readout = picture.locator(".nf-plot").first, picture.locator(".nf-readout").first
@@ -234,7 +239,7 @@ def test_curves_answer_to_mouse_and_keyboard(browser: Any, book: Path) -> None:
 
 
 def test_maps_follow_the_slider_and_show_a_head(browser: Any, book: Path) -> None:
-    with Visit(browser, book, "notebooks/maps") as visit:
+    with Visit(browser, book, "notebooks/entropy") as visit:
         picture = opened(visit, "fig-maps")
         spec = json.loads(visit.page.locator('.nf-figure[data-figure="fig-maps"] script.nf-spec').text_content())
         cell, slider = picture.get_by_role("gridcell").first, picture.get_by_role("slider")
@@ -255,6 +260,71 @@ def test_maps_follow_the_slider_and_show_a_head(browser: Any, book: Path) -> Non
         assert not visit.faults
 
 
+@pytest.mark.parametrize("scripts", [True, False], ids=["", "without scripts"])
+def test_first_page_shows_what_was_found_before_anything_is_touched(scripts: bool, browser: Any, book: Path) -> None:
+    phone = {"width": 390, "height": 844}
+    with Visit(browser, book, "index", viewport=phone, java_script_enabled=scripts, color_scheme="dark") as visit:
+        for picture in visit.page.locator(".nf-hero svg").all():
+            assert len(picture.get_attribute("aria-label")) > 50
+            box = picture.bounding_box()
+            assert box["width"] / 360 * 13 > 11, "letters are too small to read"
+        assert visit.page.locator(".nf-hero input").count() == (2 if scripts else 0)
+        assert visit.page.locator(".nf-card").count() == 3
+        for badge in visit.page.locator(".nf-card .nf-badge").all():
+            assert re.fullmatch(r"[✓✗○?◌] [a-z ]+", badge.text_content())
+        links = visit.page.locator(".nf-buttons a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
+        assert links == ["notebooks/explorer.html", "notebooks/claims.html", "reproduce.html"]
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert not visit.faults
+
+
+@pytest.mark.parametrize("visitor", VISITORS)
+def test_sliders_of_the_first_page_bend_the_curve_and_go_through_training(
+    visitor: str, browser: Any, book: Path
+) -> None:
+    with Visit(browser, book, "index", **VISITORS[visitor]) as visit:
+        sharpness, update = visit.page.get_by_role("slider").all()
+        curve, value = (visit.page.locator(f"#nf-hero-{name}") for name in ("curve", "value-2"))
+        heads = visit.page.locator("#nf-hero-heads-2")
+
+        def heights() -> list[float]:
+            return [float(y) for y in re.findall(r"[ML]\S+ ([\d.]+)", curve.get_attribute("d"))]
+
+        gelu, last = heights(), value.text_content()
+        assert gelu[0] > gelu[40] + 20, "GELU goes on below zero"
+        sharpness.focus()
+        visit.page.keyboard.press("End")
+        assert heights()[0] == pytest.approx(heights()[40], abs=2), "ReLU does not"
+        assert "128" in sharpness.get_attribute("aria-valuetext")
+        final = heads.get_attribute("d")
+        if visitor == "finger":
+            size = update.bounding_box()
+            update.tap(position={"x": 4, "y": size["height"] / 2})
+        else:
+            update.focus()
+            visit.page.keyboard.press("Home")
+        tops = re.findall(r"M\S+ ([\d.]+)h0", heads.get_attribute("d"))
+        assert len(tops) == len(re.findall("h0", final))
+        assert all(float(top) == pytest.approx(22, abs=1) for top in tops), "heads start at the ceiling"
+        assert float(value.text_content()) > 2 * float(last)
+        assert not visit.faults
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_claims_opens_with_a_strip_of_verdicts(width: int, browser: Any, book: Path) -> None:
+    with Visit(browser, book, "notebooks/claims", viewport={"width": width, "height": 844}) as visit:
+        rows = visit.page.locator(".nf-strip tbody tr")
+        assert rows.count() == len(read_ledger()["tests"])
+        for badge in rows.locator(".nf-badge").all()[:5]:
+            box = badge.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width, "the verdict is cut off"
+        statistics = visit.page.locator("details", has_text="Statistics of every test")
+        assert not statistics.locator("table").is_visible()
+        statistics.locator("summary").click()
+        assert statistics.locator("table").is_visible()
+
+
 def test_sweep_has_a_slider_over_s(browser: Any, book: Path) -> None:
     with Visit(browser, book, "notebooks/mechanism") as visit:
         picture = opened(visit, "fig-sweep")
@@ -269,10 +339,6 @@ def test_sweep_has_a_slider_over_s(browser: Any, book: Path) -> None:
 
 
 INTERACTIVE = sorted({page for page, data in figures().values() if data[sphinx_ext.SPEC]["interactive"]})
-VISITORS = {
-    "mouse": {"color_scheme": "light", "viewport": {"width": 1280, "height": 800}},
-    "finger": {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True},
-}
 
 
 @pytest.mark.parametrize("visitor", VISITORS)

@@ -7,14 +7,14 @@ import pytest
 import torch
 import yaml
 
-from nfbook.presets import CONFIGURATIONS, EXPERIMENTS, MAIN, PRESETS, Preset, merge, params_file
+from nfbook.presets import CONFIGURATIONS, EXPERIMENTS, MAIN, PRESETS, SHOWN, Preset, merge, params_file
 from nfbook.study import GPU_DESIGNS, STUDIES
 from nfcore import NormFreeConfig, NormFreeForCausalLM
 from nfcore.runs import export
 from nfcore.settings import SHAPES, Experiment, SettingsError
 
 
-SIZES = dict(perplexity=14, curves=4, maps=4, shares=4, layers=4, slopes=4, instability=9, context=8)
+SIZES = dict(main=4, table=14, context=8, slopes=4, instability=9)
 STEPS = dict(main=8, table=6, slopes=6, instability=6, context=6)
 
 
@@ -52,8 +52,8 @@ def test_grid(name: str) -> None:
     assert len({e.id for e in everything}) == len(everything)
     assert {e.id for e in everything} == {e.id for runs in grid.values() for e in runs}
     assert [e.model.configuration for e in everything[:4]] == [*MAIN]
-    assert [e.id for e in grid["curves"]] == [e.id for e in grid["maps"]] == [e.id for e in everything[:4]]
-    assert len({e.name for runs in (grid["perplexity"], grid["context"]) for e in runs}) == 18
+    assert [e.id for e in grid["main"]] == [e.id for e in everything[:4]]
+    assert len({e.name for runs in (grid["table"], grid["context"]) for e in runs}) == 18
 
 
 @pytest.mark.parametrize(("name", "count"), [("smoke", 29), ("quick", 31), ("gpu", 32), ("paper", 27)])
@@ -64,7 +64,7 @@ def test_runs_are_shared_between_experiments(name: str, count: int) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_configurations_differ_in_nothing_else(name: str) -> None:
     """The comparison is fair: one data, one seed, and one training setting for all of a family's main runs."""
-    first, *rest = Preset.load(name).grid()["perplexity"][: len(CONFIGURATIONS)]
+    first, *rest = Preset.load(name).grid()["table"][: len(CONFIGURATIONS)]
     for experiment in rest:
         assert (experiment.data, experiment.seed) == (first.data, first.seed)
         same = {k: v for k, v in vars(experiment.training).items() if k != "steps"}
@@ -84,7 +84,7 @@ def test_context_doubles_at_equal_tokens_a_batch() -> None:
 
 
 def test_quick_main_runs_are_long_enough() -> None:
-    for experiment in Preset.load("quick").grid()["curves"]:
+    for experiment in Preset.load("quick").grid()["main"]:
         assert experiment.model.family == "gpt2"
         assert experiment.training.steps is not None
         assert experiment.training.steps >= 1600
@@ -94,12 +94,12 @@ def test_quick_main_runs_are_long_enough() -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "paper"])
 def test_full_sizes_are_the_papers(name: str) -> None:
-    for experiment in Preset.load(name).grid()["perplexity"]:
+    for experiment in Preset.load(name).grid()["table"]:
         shape = SHAPES["gpt2-124m" if experiment.model.family == "gpt2" else "pythia-70m"]
         assert shape.items() <= vars(experiment.model).items()
         assert (experiment.data.corpus, experiment.data.vocab_size) == ("codeparrot", 50000)
         assert experiment.training.batch_size * experiment.data.context == 512 * 128
-    paper = Preset.load("paper").grid()["perplexity"][0]
+    paper = Preset.load("paper").grid()["table"][0]
     assert paper.training.steps is None
     assert (paper.model.embd_pdrop, paper.training.precision) == (0.1, "float16")
 
@@ -115,7 +115,7 @@ def test_seeds_multiply_the_grid() -> None:
 
 def test_mappings_replace_only_the_keys_they_hold() -> None:
     preset = Preset.load("smoke", models={"gpt2": {"hidden_size": 16}}, steps={"main": 3}, training={"threads": 2})
-    gpt2, *_ = preset.grid()["curves"]
+    gpt2, *_ = preset.grid()["main"]
     assert (gpt2.model.hidden_size, gpt2.model.num_hidden_layers, gpt2.model.init) == (16, 2, "width")
     assert (gpt2.training.steps, gpt2.training.threads, gpt2.training.batch_size) == (3, 2, 8)
     assert preset.models["pythia"] == Preset.load("smoke").models["pythia"]
@@ -184,26 +184,27 @@ def test_local_runs_are_trained_where_missing(
 ) -> None:
     small = dict(corpus=str(corpus), vocab_size=300, packing="packed", split_by="document", validation_fraction=0.2)
     preset = Preset.load("smoke", data=small, steps=dict.fromkeys(STEPS, 1))
-    shown = preset.runs("maps")
-    assert shown.runs["run"].tolist() == [e.id for e in preset.grid()["maps"]]
+    shown = preset.runs("main")
+    assert shown.runs["run"].tolist() == [e.id for e in preset.grid()["main"]]
     assert shown.runs["configuration"].tolist() == [*MAIN]
     assert capsys.readouterr().err.count("]: 100% of") == 4
     monkeypatch.setattr("nfcore.training._run", lambda *args: pytest.fail("trained again"))
-    assert preset.runs("curves").runs.equals(shown.runs)
+    assert preset.runs("main").runs.equals(shown.runs)
     assert capsys.readouterr().out == ""
 
 
 def test_recorded_runs(smoke_grid: Path, params_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = Preset.load("smoke", source="recorded")
     with pytest.raises(SettingsError, match="source: nothing is recorded for preset 'smoke'; use source=local"):
-        preset.runs("maps")
-    export("smoke", [e.id for e in preset.grid()["maps"]])
+        preset.runs("main")
+    export("smoke", [e.id for e in preset.grid()["main"]])
     monkeypatch.setenv("NFCORE_RUNS", str(params_root / "none"))
-    assert preset.runs("shares").runs["run"].tolist() == [e.id for e in preset.grid()["maps"]]
+    assert preset.runs("main").runs["run"].tolist() == [e.id for e in preset.grid()["main"]]
     with pytest.raises(SettingsError, match=r"not recorded under data/recorded/smoke: .*Pythia SM\+R T=64 seed 0") as e:
         preset.runs("context")
     assert "\n" not in str(e.value)
 
 
-def test_experiments_are_those_of_the_notebooks() -> None:
-    assert {*EXPERIMENTS} <= {script.stem for script in params_file("smoke").parent.parent.glob("*.py")}
+def test_notebooks_show_experiments_that_there_are() -> None:
+    assert {*SHOWN} <= {script.stem for script in params_file("smoke").parent.parent.glob("*.py")}
+    assert {name for names in SHOWN.values() for name in names} == {*EXPERIMENTS}

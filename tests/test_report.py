@@ -26,7 +26,7 @@ def test_other_tokens_under_the_same_settings_are_reported(smoke_grid):
 
 
 def test_final_heads_and_perplexities_average_over_seeds(smoke_grid):
-    own = Preset.load("smoke").runs("maps")
+    own = Preset.load("smoke").runs("main")
     heads = report.final_heads(own, "SM+R")
     assert heads.shape == (2, 2)
     run = own.runs.loc[own.runs["configuration"] == "SM+R", "run"].item()
@@ -93,7 +93,7 @@ def test_early_entropy_is_of_the_early_layers_at_any_depth(layers, early):
 
 
 def test_the_step_at_which_early_layers_leave_the_ceiling(smoke_grid):
-    own = Preset.load("smoke").runs("maps")
+    own = Preset.load("smoke").runs("main")
     ceiling = entropy_ceiling(int(own.runs["data.context"].iloc[0]))
     steps = sorted(own.heads["step"].unique())
     level = np.where(own.heads["layer"] == 0, 0.1, np.where(own.heads["step"] < steps[1], 1.0, 0.8))

@@ -50,7 +50,7 @@ def test_seeds_of_the_study_are_fresh(study: Study, transient: Study) -> None:
 
 
 def test_the_stage_quick_has_the_presets_main_runs(study: Study) -> None:
-    main_runs = Preset.load("quick", seeds=[0, 1, 2]).grid()["curves"]
+    main_runs = Preset.load("quick", seeds=[0, 1, 2]).grid()["main"]
     assert {e.id for e in study.experiments("quick")} == {e.id for e in main_runs}
     assert study.cells["SM+G"].experiments[0].training.learning_rate == main_runs[0].training.learning_rate
 

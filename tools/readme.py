@@ -45,7 +45,7 @@ def picture() -> str:
 
 def block() -> str:
     """Table of published and recorded results, with what made them."""
-    runs = Preset.load("quick", source="recorded").runs("maps")
+    runs = Preset.load("quick", source="recorded").runs("main")
     frame = runs.runs
     context = int(frame["data.context"].iloc[0])
     ours = perplexities(runs).droplevel(["model.family", "data.context"])

@@ -1,6 +1,6 @@
 /* The interactive versions of the book's figures, drawn on demand from JSON in the page.
  *
- * Below a figure, a notebook may leave a SPEC in `.nf-figure script.nf-spec` (book/book/nfbook/figures.py writes them). Of each a
+ * Below a figure, a notebook may leave a SPEC in `.nf-figure script.nf-spec` (book/nfbook/figures.py writes them). Of each a
  * button among the figure's links puts the drawing in the place of the static picture, and back. Three kinds:
  *
  * lines   {x: {label, log}, y: {label, log}, panels: [{title, x?, y?, rules?: [{y, label}],
@@ -590,6 +590,20 @@
     beside.querySelector(".nf-links").prepend(toggle);
   }
 
+  /** The sliders of the first page's picture. A stop has, by the ids of elements, the attributes and the text they get. */
+  function hero(script) {
+    for (const { into, word, names, start, stops } of JSON.parse(script.textContent)) {
+      document.getElementById(into).append(slider(word, names, start, (i) => {
+        for (const [id, { text, ...attributes }] of Object.entries(stops[i])) {
+          const element = document.getElementById(id);
+          if (text !== undefined) element.textContent = text;
+          for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+        }
+      }));
+    }
+  }
+
   window.nfFigures = { draw, lines, heat, frames, slider, el, button, number, cividis, PALETTE };
   document.querySelectorAll(".nf-figure script.nf-spec").forEach(attach);
+  document.querySelectorAll(".nf-hero script").forEach(hero);
 })();

@@ -58,14 +58,20 @@ def use_style() -> None:
 
 
 def show_figure(
-    figure: Figure, runs: Runs | None = None, interactive: dict[str, Any] | bool = True, *, finding: str
+    figure: Figure,
+    runs: Runs | None = None,
+    interactive: dict[str, Any] | bool = True,
+    *,
+    finding: str,
+    preview: bool = False,
 ) -> None:
     """Display ``figure`` as one output: SVG, PDF, its numbers as CSV, and ``SPEC``.
 
     ``runs``: what it shows, named with their commits beside it. ``interactive``: what the book's script draws on demand
     (``book/_assets/interactive.js`` says of what kinds); True takes the figure's own lines, where it has some.
     ``finding``: what the drawn numbers say, a sentence of plain text made from them; the book opens the caption with it
-    and closes the alternative text, after what their authors wrote about how it is drawn.
+    and closes the alternative text, after what their authors wrote about how it is drawn. ``preview``: also as PNG of
+    1,200 by 630 pixels, the picture that other sites show with a link to the book.
 
     What is drawn is named by its label, or by its gid where it is not to appear in the legend; what has neither is
     decoration and not in the numbers.
@@ -84,7 +90,6 @@ def show_figure(
         "commits": sorted(frame["provenance.commit"].dropna().unique()),
         "interactive": (lines_of(figure) if interactive is True else interactive) or None,
     }
-    plt.close(figure)
     bundle = {
         "image/svg+xml": svg.getvalue(),
         "application/pdf": base64.b64encode(pdf.getvalue()).decode(),
@@ -92,6 +97,12 @@ def show_figure(
         SPEC: json.loads(json.dumps(spec)),
         "text/plain": f"figure of {len(numbers)} numbers",
     }
+    if preview:
+        png = io.BytesIO()
+        figure.set_size_inches(8, 4.2)
+        figure.savefig(png, format="png", metadata={"Software": None}, dpi=150, facecolor="white")
+        bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
+    plt.close(figure)
     display(bundle, raw=True)
 
 

@@ -131,12 +131,11 @@ def execute(script: Path, output: Path, values: dict[str, Any]) -> Path:
 
 
 def _clean(notebook: Any) -> None:
-    """Drop what differs between runs of the same notebook, and hide the parameters' defaults where others are given."""
+    """Drop what differs between runs of the same notebook, and the cells of its parameters from the page."""
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
-    injected = any("injected-parameters" in t for t in tags)
     for number, (cell, tag) in enumerate(zip(notebook.cells, tags, strict=True)):
-        keep = {"tags": [*tag, "remove-cell"] if injected and "parameters" in tag else tag}
+        keep = {"tags": [*tag, "remove-cell"] if {"parameters", "injected-parameters"} & {*tag} else tag}
         keep |= {k: v for k, v in cell.metadata.items() if k == "mystnb"}
         cell.metadata = {k: v for k, v in keep.items() if v}
         if "injected-parameters" in tag:

@@ -225,15 +225,14 @@ def _context(preset: Preset) -> Iterable[dict[str, Any]]:
 
 
 EXPERIMENTS = {
-    "perplexity": _table,
-    "curves": _main,
-    "maps": _main,
-    "shares": _main,
-    "layers": _main,
+    "main": _main,
+    "table": _table,
+    "context": _context,
     "slopes": _slopes,
     "instability": _instability,
-    "context": _context,
 }
+# The experiments that a notebook shows; one that is not named here may show all of them.
+SHOWN = {"entropy": ("main",), "perplexity": ("table", "main", "context"), "slopes": ("slopes", "instability")}
 
 
 def params_file(name: str) -> Path:

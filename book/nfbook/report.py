@@ -92,6 +92,13 @@ def markdown_table(frame: pd.DataFrame, digits: int = 3) -> Any:
     return Markdown(frame.map(cell).to_markdown(index=False, disable_numparse=True))
 
 
+def folded(title: str, content: Any) -> Any:
+    """Markdown, as that of a long table, which the page opens on a click."""
+    from IPython.display import Markdown
+
+    return Markdown(f"::::{{dropdown}} {title}\n\n{content.data}\n\n::::")
+
+
 def sources(preset: Preset, name: str) -> dict[str, runs.Runs]:
     """The runs to show for experiment ``name``, the page's own first: ``this machine`` and ``recorded``.
 
@@ -210,8 +217,8 @@ def glue_verdicts(rows: pd.DataFrame, words: Mapping[str, str] | None = None) ->
         key, verdict = re.sub(r"\W+", "_", row["id"].lower()), said(row, words)
         glue(
             **{
-                key: verdict if row["verdict"] == "no runs" else _ours(row),
-                f"{key}_published": _published(row),
+                key: verdict if row["verdict"] == "no runs" else estimate(row),
+                f"{key}_published": published_estimate(row),
                 f"{key}_seeds": str(row["n"]),
                 f"{key}_verdict": verdict,
             }
@@ -243,8 +250,8 @@ def verdict_table(
                 "id": row["id"],
                 question: row["statement"],
                 "source": row["source"] or "",
-                "published": "" if (text := _published(row)) == "-" else text,
-                "ours, 95 % interval": _ours(row),
+                "published": "" if (text := published_estimate(row)) == "-" else text,
+                "ours, 95 % interval": estimate(row),
                 "n": str(row["n"]),
                 "left out": "" if counted else left_out(frame, row["runs"]),
                 "p (Holm)": "" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}",
@@ -255,11 +262,13 @@ def verdict_table(
     return markdown_table(table[[c for c in columns or table if (table[c] != "").any()]])
 
 
-def _ours(row: pd.Series) -> str:
+def estimate(row: pd.Series) -> str:
+    """The estimate of a row of :func:`nfbook.claims.verdicts` with its 95 % interval."""
     return with_interval(row["unit"], row["estimate"], row["low"], row["high"])
 
 
-def _published(row: pd.Series) -> str:
+def published_estimate(row: pd.Series) -> str:
+    """The published counterpart of :func:`estimate`, a dash where there is none."""
     value = row["published"]
     return "-" if pd.isna(value) else with_interval(row["unit"], float(value), np.nan, np.nan)
 
@@ -295,7 +304,7 @@ def study_banner(shown: runs.Runs, study: Study) -> Any:
 
 
 def shares_by_convention(maps: Mapping[str, Any], context: int) -> dict[str, dict[str, np.ndarray]]:
-    """:func:`nfcore.shares.quartile_shares` of several models' head entropies under both conventions of Max.
+    """:func:`~nfcore.shares.quartile_shares` of several models' head entropies under both conventions of Max.
 
     Returns ``{"ceiling": {name: shares}, "largest observed": {name: shares}}``; the second takes one Max, the largest
     entropy over all ``maps``.

@@ -1,9 +1,10 @@
-"""Sphinx extension of this book: what stands beside each figure and on top of each page.
+"""Sphinx extension of this book: what stands beside each figure, on top of each page and in its head.
 
 A notebook's figure (:func:`nfbook.figures.show_figure`) brings its picture for print, its numbers, what they say and
 its interactive version along in one output. Here they become files and links beside the figure, and words of its
-caption. Pages get their reading time and, made from notebooks, their sources. Links to the glossary get the definition
-as a title, which shows when pointed at. Settings get a table of their fields.
+caption. Pages get their reading time and, made from notebooks, their code; the first page gets authors, date and
+repository. Links to the glossary get the definition as a title, which shows when pointed at. Pages that were merged
+into others can be found at their old addresses (:data:`MOVED`). Settings get a table of their fields.
 
 Pages may load nothing but the book's own files (:data:`POLICY`). What the theme makes of them is put right at the end
 (:func:`tidied`): lighter by what no page uses, and named for those who do not see it.
@@ -18,6 +19,7 @@ import html
 import json
 import math
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,16 @@ POLICY = (
     f"default-src 'self'; script-src {INLINE}; style-src {INLINE}; img-src 'self' data:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'"
 )
+PREVIEW = "fig-main"  # the figure that other sites show with a link to the book
+MOVED = {  # old addresses, and the pages that have what was there
+    "claims-of-the-paper": "notebooks/claims",
+    "notebooks/maps": "notebooks/entropy",
+    "notebooks/shares": "notebooks/entropy",
+    "notebooks/layers": "notebooks/entropy",
+    "notebooks/curves": "notebooks/perplexity",
+    "notebooks/context": "notebooks/perplexity",
+    "notebooks/instability": "notebooks/slopes",
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -74,7 +86,7 @@ def add_links(app: Sphinx, doctree: nodes.document) -> None:
         if name:
             say(figure, found[name][SPEC]["finding"])
             figure.parent.insert(figure.parent.index(figure) + 1, raw(beside(name, found[name], up, docname)))
-    add_top(docname, path, doctree, up)
+    add_top(app, docname, path, doctree, up)
 
 
 def say(figure: nodes.figure, finding: str) -> None:
@@ -96,7 +108,7 @@ def beside(name: str, data: dict[str, Any], up: str, docname: str) -> str:
         f'<a href="{up}_figures/{name}.{kind}" download>{words}</a>'
         for kind, words in (("csv", "Data (CSV)"), ("svg", "SVG"), ("pdf", "PDF"))
     ]
-    links.append(f'<a href="{up}_sources/{docname}.ipynb" download>Notebook</a>')
+    links.append(f'<a href="{up}_scripts/{Path(docname).name}.py" download>Code</a>')
     if spec["runs"]:
         ids = " ".join(f"<code>{html.escape(str(run))}</code>" for run in spec["runs"])
         commits = ", ".join(f"<code>{html.escape(str(commit))[:18]}</code>" for commit in spec["commits"])
@@ -111,16 +123,21 @@ def beside(name: str, data: dict[str, Any], up: str, docname: str) -> str:
     return f'<div class="nf-figure" data-figure="{name}"><div class="nf-links">{"".join(links)}</div>{script}</div>'
 
 
-def add_top(docname: str, path: Path, doctree: nodes.document, up: str) -> None:
-    """Below the title: how long the page takes to read, and its sources if a notebook made it."""
+def add_top(app: Sphinx, docname: str, path: Path, doctree: nodes.document, up: str) -> None:
+    """Below the title: how long the page takes to read, and its code if a notebook made it. Below that of the first
+    page: authors, date and repository."""
     section = next(doctree.findall(nodes.section), None)
     if section is None or docname.startswith("api/"):
         return
-    words = sum(len(p.astext().split()) for p in doctree.findall(nodes.paragraph))
-    parts = [f"{max(1, math.ceil(words / WORDS_A_MINUTE))} min"]
+    if docname == app.config.root_doc:
+        parts = [html.escape(words) for words in (app.config.author, app.config.nf_front.get("date")) if words]
+        if address := app.config.html_theme_options.get("repository_url"):
+            parts.append(f'<a href="{html.escape(address)}">repository</a>')
+    else:
+        words = sum(len(p.astext().split()) for p in doctree.findall(nodes.paragraph))
+        parts = [f"{max(1, math.ceil(words / WORDS_A_MINUTE))} min"]
     if path.suffix == ".ipynb":
-        parts.append(f'<a href="{up}_sources/{docname}.ipynb" download>notebook</a>')
-        parts.append(f'<a href="{up}_scripts/{path.stem}.py" download>script</a>')
+        parts.append(f'<a href="{up}_scripts/{path.stem}.py" download>code</a>')
     section.insert(1, raw(f'<p class="nf-top">{" · ".join(parts)}</p>'))
 
 
@@ -156,10 +173,26 @@ def leave_out(app: Sphinx, page: str, template: str, context: dict[str, Any], do
     )
 
 
-def protect(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """The first words of each page: what it may load."""
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}" />'
-    context["metatags"] = f"{policy}\n{context.get('metatags', '')}"
+def add_head(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """The first words of each page: what it may load, what it is about, and the picture that goes with a link to it."""
+    tags = [f'<meta http-equiv="Content-Security-Policy" content="{POLICY}" />']
+    for name, words in description(app, page, doctree).items():
+        tags.append(f'<meta {name} content="{html.escape(words)}" />')
+    context["metatags"] = "\n".join([*tags, context.get("metatags", "")])
+
+
+def description(app: Sphinx, page: str, doctree: nodes.document | None) -> dict[str, str]:
+    """The attributes that name each ``meta`` of a page, with its content. The first page is described by its setting,
+    others by their first paragraph."""
+    if doctree is None:
+        return {}
+    first = next((p.astext() for p in doctree.findall(nodes.paragraph)), app.config.project)
+    words = app.config.nf_front.get("description") if page == app.config.root_doc else first
+    words = textwrap.shorten(words or first, 200, placeholder=" ...")
+    base = app.config.html_baseurl.rstrip("/") or "../" * page.count("/") + "."
+    found = {'name="description"': words, 'property="og:description"': words, 'property="og:type"': "article"}
+    title = next((t.astext() for t in doctree.findall(nodes.title)), app.config.project)
+    return found | {'property="og:title"': title, 'property="og:image"': f"{base}/_figures/{PREVIEW}.png"}
 
 
 def tidied(page: str, name: str) -> str:
@@ -216,7 +249,27 @@ def write_files(app: Sphinx, exception: Exception | None) -> None:
         for name, data in figures_of(path):
             (folder / f"{name}.svg").write_text(text(data["image/svg+xml"]), encoding="utf-8")
             (folder / f"{name}.csv").write_text(text(data["text/csv"]), encoding="utf-8")
-            (folder / f"{name}.pdf").write_bytes(base64.b64decode(text(data["application/pdf"])))
+            for mime, kind in (("application/pdf", "pdf"), ("image/png", "png")):
+                if mime in data:
+                    (folder / f"{name}.{kind}").write_bytes(base64.b64decode(text(data[mime])))
+
+
+def forward(app: Sphinx, exception: Exception | None) -> None:
+    """At the old address of a page that was merged into another, a page that leads there."""
+    if exception or app.builder.name != "html":
+        return
+    for old, new in MOVED.items():
+        if new in app.env.found_docs:
+            address = "../" * old.count("/") + f"{new}.html"
+            path = Path(app.outdir, f"{old}.html")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(
+                f'<!DOCTYPE html><html lang="en-GB"><meta charset="utf-8"><title>Moved</title>'
+                f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+                f'<meta http-equiv="refresh" content="0; url={address}">'
+                f'<p>This page is now part of <a href="{address}">another</a>.</p></html>\n',
+                encoding="utf-8",
+            )
 
 
 def is_settings(thing: Any) -> bool:
@@ -267,6 +320,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # Documents are a million objects, hardly any of them garbage: looking for that takes a quarter of a build.
     gc.set_threshold(100_000, 50, 50)
     atexit.register(gc.freeze)
+    app.add_config_value("nf_front", {}, "env", dict)
     app.connect("config-inited", launch_buttons)
     app.connect("autodoc-process-docstring", add_fields)
     app.connect("autodoc-process-signature", short_signature)
@@ -274,7 +328,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", add_links)
     app.connect("doctree-resolved", title_terms)
     app.connect("html-page-context", leave_out, priority=900)  # when all others have added theirs
-    app.connect("html-page-context", protect)
+    app.connect("html-page-context", add_head)
     app.connect("build-finished", write_files)
     app.connect("build-finished", tidy)
+    app.connect("build-finished", forward)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,247 @@
+"""What the book shows as HTML of its own: verdicts as a strip and as cards, and the picture of the first page.
+
+The picture (:func:`hero`) is SVG in the colours of the page and complete without a script. It has two sliders; a stop
+of one is a list of attributes to set, so that the script in ``book/_assets/interactive.js`` holds no mathematics.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nfbook.figures import STYLES
+from nfbook.presets import MAIN
+from nfbook.report import MARKED, estimate, published_estimate, said
+from nfcore.runs import Runs
+from nfcore.shares import entropy_ceiling
+
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
+
+SHARPNESS = [2 ** (k / 2) for k in range(15)]  # the stops of s, 1 to 128
+NAMES = {"SM+LN+G": "LN, GELU", "SM+LN+R": "LN, ReLU", "SM+G": "GELU", "SM+R": "ReLU"}
+WIDTH, HEIGHT = 360, 300
+LEFT, RIGHT = 38, 356  # of all panels; below, top and bottom of each
+CURVE, HEADS, PERPLEXITY = (14, 262), (22, 120), (178, 262)
+
+
+def _html(text: str) -> HTML:
+    from IPython.display import HTML
+
+    return HTML(text)
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+
+def badge(row: pd.Series) -> str:
+    """The verdict of a row of :func:`nfbook.claims.verdicts` with its icon, in the colour of its kind."""
+    words = said(row, MARKED) if row["verdict"] in MARKED else f"◌ {said(row)}"
+    return f'<span class="nf-badge nf-{row["verdict"].replace(" ", "-")}">{words}</span>'
+
+
+def strip(rows: pd.DataFrame) -> HTML:
+    """Rows of :func:`nfbook.claims.verdicts`: claim, published value, ours with interval and n, verdict. On a narrow
+    page each row is a box."""
+    names = ("claim", "published", "ours, 95 % interval", "n", "verdict")
+    lines = []
+    for _, row in rows.iterrows():
+        cells = (escape(row["statement"]), published_estimate(row), estimate(row), str(row["n"]), badge(row))
+        lines.append("".join(f'<td data-name="{n}">{cell}</td>' for n, cell in zip(names, cells, strict=True)))
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return _html(f'<table class="nf-strip"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+
+
+def cards(rows: pd.DataFrame, words: Mapping[str, tuple[str, str]]) -> HTML:
+    """A card for each id in ``words``, which has the claim and what is compared, both in plain words."""
+    by_id = rows.set_index("id", drop=False)
+    parts = []
+    for key, (claim, compared) in words.items():
+        row = by_id.loc[key]
+        seeds = f" ({row['n']} seed{'s' if row['n'] > 1 else ''})" if row["n"] else ""
+        parts.append(
+            f'<div class="nf-card"><p class="nf-claim">{escape(claim)}</p><p>{escape(compared)}</p>'
+            f"<dl><dt>paper</dt><dd>{published_estimate(row)}</dd><dt>here</dt><dd>{estimate(row)}{seeds}</dd></dl>"
+            f"<p>{badge(row)}</p></div>"
+        )
+    return _html(f'<div class="nf-cards">{"".join(parts)}</div>')
+
+
+# --- the picture of the first page ----------------------------------------------------------------------------------
+
+
+def hero(runs: Runs) -> HTML:
+    """GELU(s x)/s over the inputs that the first layer of SM+G gets, and next to it every head's entropy and the
+    perplexity over training, of the four main configurations with the first seed in ``runs``.
+
+    What is recorded of the inputs is their standard deviation: drawn is the normal curve with mean zero that has it.
+    """
+    first = runs.runs["seed"].iloc[0]
+    ids = {c: runs.where(configuration=c, seed=first).runs["run"].iloc[0] for c in MAIN}
+    heads = {c: _by_step(runs.heads, run, "entropy") for c, run in ids.items()}
+    losses = runs.metrics[runs.metrics["name"] == "eval_loss"]
+    perplexity = {c: {s: math.exp(v[0]) for s, v in _by_step(losses, run, "value").items()} for c, run in ids.items()}
+    steps = sorted(set.intersection(*({*of} for of in (*heads.values(), *perplexity.values()))))
+    layers = runs.layers[runs.layers["layer"] == 0]
+    std = {step: float(v[0]) for step, v in _by_step(layers, ids["SM+G"], "preactivation_std").items()}
+    ceiling = entropy_ceiling(int(runs.runs["data.context"].iloc[0]))
+    shares = {c: {step: entropies / ceiling for step, entropies in of.items()} for c, of in heads.items()}
+    inputs, by_s = _inputs([std[step] for step in steps])
+    training, by_step = _training(steps, shares, perplexity)
+    sliders = [
+        dict(into="nf-hero-s", word="s =", names=[f"{s:.3g}" for s in SHARPNESS], start=0, stops=by_s),
+        dict(into="nf-hero-step", word="update", names=steps, start=len(steps) - 1, stops=by_step),
+    ]
+    content = json.dumps(sliders, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    return _html(
+        f'<div class="nf-hero"><div>{inputs}<div id="nf-hero-s"></div></div>'
+        f'<div>{training}<div id="nf-hero-step"></div></div>'
+        f'<script type="application/json">{content}</script></div>'
+    )
+
+
+def _by_step(table: pd.DataFrame, run: str, column: str) -> dict[int, np.ndarray]:
+    rows = table[table["run"] == run]
+    return {int(step): values.to_numpy(dtype=float) for step, values in rows.groupby("step")[column]}
+
+
+def _inputs(std: Sequence[float]) -> tuple[str, list[dict[str, Any]]]:
+    """The panel of the activation with its inputs at the first and the last step, and its stops over s."""
+    from scipy.stats import norm
+
+    from nfcore.linearity import gaussian_gelu_shares
+
+    widest = 4 * max(std)
+    x, mark = np.linspace(-widest, widest, 81), float(f"{0.7 * widest:.1g}")
+    across = _scale(-widest, widest, LEFT, RIGHT)
+    up = _scale(-0.55 * widest, 1.05 * widest, CURVE[1], CURVE[0])
+
+    def density(tau: float) -> str:
+        return _path(across(x), CURVE[1] - 90 * np.exp(-(x**2) / (2 * tau**2)))
+
+    stops = []
+    for s in SHARPNESS:
+        share = 100 * gaussian_gelu_shares(s * std[0])[0]
+        stops.append(
+            {
+                "nf-hero-curve": {"d": _path(across(x), up(x * norm.cdf(s * x)))},
+                "nf-hero-name": {"text": "GELU(x)" if s == 1 else f"GELU(s x)/s, s = {s:.3g}"},
+                "nf-hero-share": {"text": f"non-linear share {share:.2g} % (ReLU: 50 %)"},
+            }
+        )
+    zero = float(across(0)), float(up(0))
+    axes = f"M{LEFT} {CURVE[1]}H{RIGHT}M{LEFT} {zero[1]:.1f}H{RIGHT}M{zero[0]:.1f} {CURVE[0]}V{CURVE[1]}"
+    ticks = ((float(across(v)), f"{v:g}".replace("-", "\u2212")) for v in (-mark, 0.0, mark))
+    parts = [
+        _tag("path", class_="nf-before", d=f"{density(std[0])}Z"),
+        _tag("path", class_="nf-after", d=density(std[-1])),
+        _tag("path", class_="nf-axis", d=axes),
+        _tag("path", class_="nf-rule", d=_path(across(x), up(np.maximum(x, 0)))),
+        _moved("path", "nf-hero-curve", stops[0], class_="nf-line", stroke=STYLES["SM+G"]["color"]),
+        _moved("text", "nf-hero-name", stops[0], x=LEFT, y=28, font_weight="bold"),
+        _moved("text", "nf-hero-share", stops[0], x=LEFT, y=46),
+        _text(RIGHT - 4, float(up(0.72 * widest)), "ReLU", "end"),
+        _text(RIGHT, CURVE[1] - 6, "inputs", "end"),
+        *(_text(at, CURVE[1] + 15, words, "middle") for at, words in ticks),
+        _text((LEFT + RIGHT) / 2, HEIGHT - 6, "x, input of the activation in the first layer", "middle"),
+    ]
+    words = "The activation over its inputs. Where the inputs are, GELU is nearly a straight line; ReLU bends at zero."
+    return _svg(words, parts), stops
+
+
+def _training(
+    steps: Sequence[int], shares: Mapping[str, Mapping[int, np.ndarray]], perplexity: Mapping[str, Mapping[int, float]]
+) -> tuple[str, list[dict[str, Any]]]:
+    """The panels of heads and perplexities at the last step, and their stops over training."""
+    columns = dict(zip(MAIN, np.linspace(LEFT + 38, RIGHT - 38, len(MAIN)), strict=True))
+    values = [v for of in perplexity.values() for v in of.values() if math.isfinite(v)]
+    high, across = _scale(0, 1, HEADS[1], HEADS[0]), _scale(steps[0], steps[-1], LEFT, RIGHT)
+    low = _scale(math.log(min(values)), math.log(max(values)), PERPLEXITY[1], PERPLEXITY[0])
+
+    def dots(c: str, step: int) -> str:
+        """A dot a head, in the order of the heads."""
+        at = columns[c] + np.linspace(-30, 30, len(shares[c][step]))
+        return "".join(f"M{x:.0f} {high(v):.1f}h0" for x, v in zip(at, shares[c][step], strict=True) if v == v)
+
+    stops: list[dict[str, Any]] = []
+    for step in steps:
+        stop: dict[str, Any] = {"nf-hero-past": {"width": f"{across(step) - LEFT + 0.1:.1f}"}}
+        for number, c in enumerate(MAIN):
+            value = perplexity[c][step]
+            finite = math.isfinite(value)
+            now = f"M{across(step):.1f} {low(math.log(value)):.1f}h0" if finite else ""
+            stop[f"nf-hero-heads-{number}"] = {"d": dots(c, step)}
+            stop[f"nf-hero-now-{number}"] = {"d": now}
+            stop[f"nf-hero-value-{number}"] = {"text": f"{value:.3g}" if finite else "diverged"}
+        stops.append(stop)
+    last, rule = stops[-1], float(high(1))
+    past = _moved("rect", "nf-hero-past", last, x=LEFT, y=0, height=HEIGHT)
+    axes = "".join(f"M{LEFT} {top}V{bottom}H{RIGHT}" for top, bottom in (HEADS, PERPLEXITY))
+    parts = [
+        f'<clipPath id="nf-hero-clip">{past}</clipPath>',
+        _tag("path", class_="nf-rule", d=f"M{LEFT} {rule:.1f}H{RIGHT}"),
+        _tag("path", class_="nf-axis", d=axes),
+        _text(LEFT, 13, "entropy of each head over the ceiling"),
+        _text(LEFT - 5, rule + 4, "1", "end"),
+        _text(LEFT - 5, HEADS[1] + 4, "0", "end"),
+        _text(LEFT, PERPLEXITY[0] - 6, "perplexity"),
+        _text(LEFT, PERPLEXITY[1] + 15, f"{steps[0]}"),
+        _text(RIGHT, PERPLEXITY[1] + 15, f"{steps[-1]}", "end"),
+        _text((LEFT + RIGHT) / 2, HEIGHT - 6, "update", "middle"),
+        *(_text(LEFT - 5, float(low(math.log(v))) + 4, f"{v:.0f}", "end") for v in (min(values), max(values))),
+    ]
+    for number, c in enumerate(MAIN):
+        color, course = STYLES[c]["color"], [(s, v) for s, v in perplexity[c].items() if math.isfinite(v)]
+        line = _path(across([s for s, _ in course]), low(np.log([v for _, v in course])))
+        stroke = {"stroke": color, "stroke_dasharray": "7 3" if "+LN" in c else "", "d": line}
+        parts += [
+            _moved("path", f"nf-hero-heads-{number}", last, class_="nf-dots", stroke=color),
+            _tag("path", class_="nf-line nf-faint", **stroke),
+            _tag("path", class_="nf-line", clip_path="url(#nf-hero-clip)", **stroke),
+            _moved("path", f"nf-hero-now-{number}", last, class_="nf-dots nf-now", stroke=color),
+            _text(columns[c], HEADS[1] + 15, NAMES[c], "middle"),
+            _moved(
+                *("text", f"nf-hero-value-{number}", last),
+                **dict(x=f"{columns[c]:.1f}", y=HEADS[1] + 31, text_anchor="middle", font_weight="bold"),
+            ),
+        ]
+    ends = ", ".join(f"{name} {last[f'nf-hero-value-{number}']['text']}" for number, name in enumerate(NAMES.values()))
+    words = "Above, a dot for each attention head: its entropy over the ceiling. Below, the perplexity over training."
+    return _svg(f"{words} It ends at: {ends}. LN is LayerNorm.", parts), stops
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Any:
+    """The linear map of [low, high] to [start, end]."""
+    return lambda value: start + (np.asarray(value, dtype=float) - low) / (high - low) * (end - start)
+
+
+def _path(x: Iterable[float], y: Iterable[float]) -> str:
+    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+
+
+def _tag(name: str, words: str = "", **attributes: Any) -> str:
+    """An element; a name of an attribute with "_" for "-", and with one at its end where Python has the word."""
+    given = (f' {k.rstrip("_").replace("_", "-")}="{escape(str(v))}"' for k, v in attributes.items() if v != "")
+    return f"<{name}{''.join(given)}>{escape(words)}</{name}>"
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
+    return _tag("text", words, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
+
+
+def _moved(name: str, id: str, stop: Mapping[str, Mapping[str, str]], **attributes: Any) -> str:
+    """An element that a slider changes, as it is at this stop."""
+    changed = dict(stop[id])
+    return _tag(name, changed.pop("text", ""), id=id, **attributes, **changed)
+
+
+def _svg(words: str, parts: Iterable[str]) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg>'
