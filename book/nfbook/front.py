@@ -89,7 +89,8 @@ def hero(runs: Runs) -> HTML:
     heads = {c: _by_step(runs.heads, run, "entropy") for c, run in ids.items()}
     losses = runs.metrics[runs.metrics["name"] == "eval_loss"]
     perplexity = {c: {s: math.exp(v[0]) for s, v in _by_step(losses, run, "value").items()} for c, run in ids.items()}
-    steps = sorted(set.intersection(*({*of} for of in (*heads.values(), *perplexity.values()))))
+    known: list[dict[int, Any]] = [*heads.values(), *perplexity.values()]
+    steps = sorted(set.intersection(*map(set, known)))
     layers = runs.layers[runs.layers["layer"] == 0]
     std = {step: float(v[0]) for step, v in _by_step(layers, ids["SM+G"], "preactivation_std").items()}
     ceiling = entropy_ceiling(int(runs.runs["data.context"].iloc[0]))
@@ -209,8 +210,13 @@ def _training(
             _moved("path", f"nf-hero-now-{number}", last, class_="nf-dots nf-now", stroke=color),
             _text(columns[c], HEADS[1] + 15, NAMES[c], "middle"),
             _moved(
-                *("text", f"nf-hero-value-{number}", last),
-                **dict(x=f"{columns[c]:.1f}", y=HEADS[1] + 31, text_anchor="middle", font_weight="bold"),
+                "text",
+                f"nf-hero-value-{number}",
+                last,
+                x=f"{columns[c]:.1f}",
+                y=HEADS[1] + 31,
+                text_anchor="middle",
+                font_weight="bold",
             ),
         ]
     ends = ", ".join(f"{name} {last[f'nf-hero-value-{number}']['text']}" for number, name in enumerate(NAMES.values()))
