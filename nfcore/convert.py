@@ -7,64 +7,81 @@ Axes: D model width, H heads, K head width (D / H).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from nfcore.model import NormFreeConfig, NormFreeForCausalLM
+from nfcore.model import NormFreeConfig, NormFreeForCausalLM, tied
 from nfcore.settings import SettingsError
 from nfcore.tokens import END_OF_TEXT
 
 
-# Their module and ours; {} is the layer. Each has a weight and most have a bias.
-GPT2 = {
-    "transformer.wte": "embed",
-    "transformer.wpe": "positions",
-    "transformer.h.{}.ln_1": "blocks.{}.attention_norm",
-    "transformer.h.{}.attn.c_attn": "blocks.{}.attention.qkv",
-    "transformer.h.{}.attn.c_proj": "blocks.{}.attention.out",
-    "transformer.h.{}.ln_2": "blocks.{}.ffn_norm",
-    "transformer.h.{}.mlp.c_fc": "blocks.{}.ffn.up",
-    "transformer.h.{}.mlp.c_proj": "blocks.{}.ffn.down",
-    "transformer.ln_f": "final_norm",
-    "lm_head": "lm_head",
-}
-GPT_NEOX = {
-    "gpt_neox.embed_in": "embed",
-    "gpt_neox.layers.{}.input_layernorm": "blocks.{}.attention_norm",
-    "gpt_neox.layers.{}.attention.query_key_value": "blocks.{}.attention.qkv",
-    "gpt_neox.layers.{}.attention.dense": "blocks.{}.attention.out",
-    "gpt_neox.layers.{}.post_attention_layernorm": "blocks.{}.ffn_norm",
-    "gpt_neox.layers.{}.mlp.dense_h_to_4h": "blocks.{}.ffn.up",
-    "gpt_neox.layers.{}.mlp.dense_4h_to_h": "blocks.{}.ffn.down",
-    "gpt_neox.final_layer_norm": "final_norm",
-    "lm_head": "lm_head",
-}
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}  # ours: last
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}  # ours: last
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+FLAGS = ("use_cache", "output_hidden_states", "return_dict")
+
+# Of each field and each module: our name, GPT-2's, GPT-NeoX's. {} is the layer; each module has a weight, most a bias.
+FIELDS = {name: (name, name) for name in (*SIZES, *IDS, *FLAGS)} | {
+    "intermediate_size": ("n_inner", "intermediate_size"),
+    "norm_eps": ("layer_norm_epsilon", "layer_norm_eps"),
+    "activation": ("activation_function", "hidden_act"),
+    "embd_pdrop": ("embd_pdrop", "hidden_dropout"),
+}
+MODULES = {
+    "embed": ("transformer.wte", "gpt_neox.embed_in"),
+    "positions": ("transformer.wpe", ""),
+    "blocks.{}.attention_norm": ("transformer.h.{}.ln_1", "gpt_neox.layers.{}.input_layernorm"),
+    "blocks.{}.attention.qkv": ("transformer.h.{}.attn.c_attn", "gpt_neox.layers.{}.attention.query_key_value"),
+    "blocks.{}.attention.out": ("transformer.h.{}.attn.c_proj", "gpt_neox.layers.{}.attention.dense"),
+    "blocks.{}.ffn_norm": ("transformer.h.{}.ln_2", "gpt_neox.layers.{}.post_attention_layernorm"),
+    "blocks.{}.ffn.up": ("transformer.h.{}.mlp.c_fc", "gpt_neox.layers.{}.mlp.dense_h_to_4h"),
+    "blocks.{}.ffn.down": ("transformer.h.{}.mlp.c_proj", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
+    "final_norm": ("transformer.ln_f", "gpt_neox.final_layer_norm"),
+    "lm_head": ("lm_head", "lm_head"),
+}
+
+
+class Family(NamedTuple):
+    name: str  # ours
+    theirs: Any  # class of the models
+    column: int  # of FIELDS and MODULES
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Names of the configs' fields, ours and theirs."""
+        return {ours: theirs[self.column] for ours, theirs in FIELDS.items()}
+
+    def weights(self, layers: int) -> dict[str, str]:
+        """Names of the parameters, theirs and ours."""
+        return {
+            f"{theirs[self.column]}.{kind}".format(layer): f"{ours}.{kind}".replace("qkv.bias", "qkv_bias").format(
+                layer
+            )
+            for ours, theirs in MODULES.items()
+            for layer in range(layers if "{}" in ours else 1)
+            for kind in ("weight", "bias")
+        }
+
+
+GPT2, GPT_NEOX = Family("gpt2", GPT2LMHeadModel, 0), Family("pythia", GPTNeoXForCausalLM, 1)
 
 
 def from_gpt2(
     hf_model: PreTrainedModel, *, norm: str | None = None, final_norm: str | None = None, **changes: Any
 ) -> NormFreeForCausalLM:
-    """Take over a Hugging Face ``GPT2LMHeadModel``, with its special ids and its generation config.
+    """Convert a Hugging Face ``GPT2LMHeadModel``.
+
+    Weights are copied with their dtypes and stay frozen where they were. The special ids, the generation config, the
+    attention implementation and the mode are those of ``hf_model``; of its dropouts only the embedding's is kept.
 
     ``norm`` / ``final_norm``: None keeps the LayerNorms with their weights, ``rmsnorm`` keeps the gains, ``none``
-    drops them. ``changes`` are other config fields, such as ``activation``. Dropout is kept on the embedding only.
+    drops them. ``changes`` are other config fields, such as ``activation``.
 
     Raises:
         SettingsError: the model is another, or uses a feature that this decoder does not have.
@@ -73,20 +90,13 @@ def from_gpt2(
     hf = hf_model.config
     if not hf.scale_attn_weights or hf.scale_attn_by_inverse_layer_idx:
         raise SettingsError("from_gpt2: attention scaled other than by 1/sqrt(head width) is not supported")
-    config = dict(
-        family="gpt2",
-        intermediate_size=hf.n_inner,
-        norm_eps=hf.layer_norm_epsilon,
-        activation=hf.activation_function,
-        embd_pdrop=hf.embd_pdrop,
-    )
-    return _take_over(hf_model, config, GPT2, _transposed, norm, final_norm, changes)
+    return _take_over(GPT2, hf_model, norm, final_norm, changes)
 
 
 def from_gpt_neox(
     hf_model: PreTrainedModel, *, norm: str | None = None, final_norm: str | None = None, **changes: Any
 ) -> NormFreeForCausalLM:
-    """Take over a Hugging Face ``GPTNeoXForCausalLM`` (Pythia); arguments and errors as :func:`from_gpt2`."""
+    """Convert a Hugging Face ``GPTNeoXForCausalLM`` (Pythia); arguments and errors as :func:`from_gpt2`."""
     hf_model = _of_class(hf_model, GPTNeoXForCausalLM, "from_gpt_neox")
     hf = hf_model.config
     rope = hf.rope_parameters
@@ -94,66 +104,31 @@ def from_gpt_neox(
         raise SettingsError(
             "from_gpt_neox: only models with parallel residual, attention biases and plain rotary positions"
         )
-    config = dict(
-        family="pythia",
-        intermediate_size=hf.intermediate_size,
-        norm_eps=hf.layer_norm_eps,
-        activation=hf.hidden_act,
-        embd_pdrop=hf.hidden_dropout,
-        rotary_fraction=rope.get("partial_rotary_factor", 1.0),
-        rotary_base=float(rope["rope_theta"]),
-    )
-    heads = hf.num_attention_heads
-    return _take_over(hf_model, config, GPT_NEOX, partial(_regrouped, outer=heads, inner=3), norm, final_norm, changes)
+    rotary = dict(rotary_fraction=rope.get("partial_rotary_factor", 1.0), rotary_base=float(rope["rope_theta"]))
+    return _take_over(GPT_NEOX, hf_model, norm, final_norm, rotary | changes)
 
 
 def to_gpt2(model: NormFreeForCausalLM) -> GPT2LMHeadModel:
-    """The same model as a Hugging Face ``GPT2LMHeadModel``; biases that ours lacks are zero there.
+    """Convert to a Hugging Face ``GPT2LMHeadModel``; biases that ours lacks are zero there.
 
     Raises:
         SettingsError: GPT-2 has no such family, norm, activation or residual stream.
     """
-    config, given = model.config, _representable(model, "to_gpt2", "gpt2")
-    hf = GPT2Config(
-        n_inner=config.intermediate_size,
-        n_positions=config.max_position_embeddings,
-        n_embd=config.hidden_size,
-        n_layer=config.num_hidden_layers,
-        n_head=config.num_attention_heads,
-        layer_norm_epsilon=config.norm_eps,
-        activation_function=given.pop("activation"),
-        embd_pdrop=config.embd_pdrop,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-        **given,
-    )
-    return _give(model, GPT2LMHeadModel(hf), GPT2, _transposed)
+    return _give(GPT2, _of_class(model, NormFreeForCausalLM, "to_gpt2"), attn_pdrop=0.0, resid_pdrop=0.0)
 
 
 def to_gpt_neox(model: NormFreeForCausalLM) -> GPTNeoXForCausalLM:
-    """The same model as a Hugging Face ``GPTNeoXForCausalLM`` (Pythia); as :func:`to_gpt2`."""
-    config, given = model.config, _representable(model, "to_gpt_neox", "pythia")
+    """Convert to a Hugging Face ``GPTNeoXForCausalLM`` (Pythia); as :func:`to_gpt2`."""
+    model = _of_class(model, NormFreeForCausalLM, "to_gpt_neox")
+    config = model.config
     if config.embd_pdrop:
         raise SettingsError(f"to_gpt_neox: embd_pdrop {config.embd_pdrop} is not 0; GPT-NeoX drops in every layer")
     rope = {"rope_theta": config.rotary_base, "partial_rotary_factor": config.rotary_fraction, "rope_type": "default"}
-    hf = GPTNeoXConfig(
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_position_embeddings,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        layer_norm_eps=config.norm_eps,
-        hidden_act=given.pop("activation"),
-        rope_parameters=rope,
-        **given,
-    )
-    return _give(
-        model, GPTNeoXForCausalLM(hf), GPT_NEOX, partial(_regrouped, outer=3, inner=config.num_attention_heads)
-    )
+    return _give(GPT_NEOX, model, rope_parameters=rope)
 
 
 def save(model: NormFreeForCausalLM, tokenizer: Tokenizer, folder: Path, state_dict: dict[str, Any] | None) -> None:
-    """Write model and tokenizer as a Hugging Face folder in which the end of text also begins and pads a text.
+    """Write a Hugging Face folder with model and tokenizer; the end of text also begins and pads a text.
 
     ``state_dict``: the weights where ``model`` holds only a part of them (FSDP).
     """
@@ -174,28 +149,18 @@ def save(model: NormFreeForCausalLM, tokenizer: Tokenizer, folder: Path, state_d
 
 # --- what both directions share ---------------------------------------------------------------------------------
 
-Change = Callable[[str, Tensor], Tensor]  # their name and the weight on one side: the weight on the other
 
+def _turned(name: str, weight: Tensor, *groups: int) -> Tensor:
+    """A copy of a weight in the other side's layout; ``name`` is theirs.
 
-def _names(table: dict[str, str], layers: int) -> Iterator[tuple[str, str]]:
-    """Names of parameters, theirs and ours."""
-    for theirs, ours in table.items():
-        for layer in range(layers if "{}" in theirs else 1):
-            for kind in ("weight", "bias"):
-                name = f"{ours}.{kind}".replace("qkv.bias", "qkv_bias")
-                yield f"{theirs}.{kind}".format(layer), name.format(layer)
-
-
-def _transposed(name: str, weight: Tensor) -> Tensor:
-    """GPT-2 stores the matrices of its blocks as (in, out)."""
-    return weight.T if ".c_" in name and weight.dim() == 2 else weight
-
-
-def _regrouped(name: str, weight: Tensor, outer: int, inner: int) -> Tensor:
-    """GPT-NeoX stores the rows of its first attention matrix as (H, 3, K) and we as (3, H, K)."""
-    if "query_key_value" not in name:
-        return weight
-    return weight.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
+    GPT-2 stores the matrices of its blocks as (in, out). GPT-NeoX stores the rows of its first attention matrix as
+    (H, 3, K) and we as (3, H, K); ``groups`` are the first two axes of the given weight.
+    """
+    if ".c_" in name and weight.dim() == 2:
+        weight = weight.T
+    elif "query_key_value" in name:
+        weight = weight.unflatten(0, (*groups, -1)).transpose(0, 1).flatten(0, 2)
+    return weight.clone(memory_format=torch.contiguous_format)
 
 
 def _of_class(model: Any, wanted: Any, where: str) -> Any:
@@ -203,8 +168,11 @@ def _of_class(model: Any, wanted: Any, where: str) -> Any:
     if not isinstance(model, wanted):
         kind = getattr(getattr(model, "config", None), "model_type", "no transformers")
         raise SettingsError(f"{where}: a {type(model).__name__} ({kind} model) is not a {wanted.__name__}")
-    if any(p.is_meta for p in model.parameters()):
-        raise SettingsError(f"{where}: some weights are on the meta device; load the model without offloading")
+    for p in model.parameters():
+        if p.is_meta:
+            raise SettingsError(f"{where}: some weights are on the meta device; load the model without offloading")
+        if type(p) is not nn.Parameter:
+            raise SettingsError(f"{where}: some weights are {type(p).__name__}; convert before quantising or sharding")
     return model
 
 
@@ -214,81 +182,65 @@ def _refuse(where: str, names: list[str]) -> None:
 
 
 def _take_over(
-    hf_model: PreTrainedModel,
-    config: dict[str, Any],
-    table: dict[str, str],
-    change: Change,
-    norm: str | None,
-    final_norm: str | None,
-    changes: dict[str, Any],
+    family: Family, hf_model: PreTrainedModel, norm: str | None, final_norm: str | None, changes: dict[str, Any]
 ) -> NormFreeForCausalLM:
     hf, source, where = hf_model.config, hf_model.state_dict(), f"from_{hf_model.config.model_type}"
+    config = {ours: getattr(hf, theirs) for ours, theirs in family.fields.items()}
     if config["activation"] not in ACTIVATIONS:
         raise SettingsError(f"{where}: activation {config['activation']!r} is not one of {', '.join(ACTIVATIONS)}")
-    config |= dict(
-        vocab_size=hf.vocab_size,
-        hidden_size=hf.hidden_size,
-        num_hidden_layers=hf.num_hidden_layers,
-        num_attention_heads=hf.num_attention_heads,
-        max_position_embeddings=hf.max_position_embeddings,
-        norm=norm or "layernorm",
-        final_norm=final_norm or "layernorm",
-        activation=ACTIVATIONS[config["activation"]],
-        biases="all",
-        tie_word_embeddings=_tied(hf_model),
-        **{name: getattr(hf, name) for name in IDS},
-    )
-    model = NormFreeForCausalLM(NormFreeConfig(**{**config, **changes}))
-    names = dict(_names(table, hf.num_hidden_layers))
+    config["activation"] = ACTIVATIONS[config["activation"]]
+    config |= dict(family=family.name, biases="all", tie_word_embeddings=tied(hf_model))
+    config |= dict(norm=norm or "layernorm", final_norm=final_norm or "layernorm")
+    with torch.device(hf_model.device):
+        model = NormFreeForCausalLM(NormFreeConfig(**config | changes))
+    names = family.weights(hf.num_hidden_layers)
     _refuse(where, [name for name in source if name not in names])
-    state = {names[theirs]: change(theirs, weight) for theirs, weight in source.items()}
+    state = {names[name]: _turned(name, weight, hf.num_attention_heads, 3) for name, weight in source.items()}
     sizes = {name: p.shape for name, p in model.state_dict().items()}
     fitting = {name: weight for name, weight in state.items() if sizes.get(name, weight.shape) == weight.shape}
-    missing, unused = model.load_state_dict(fitting, strict=False)
+    missing, unused = _fill(model, hf_model, fitting, names)
     # Activations keep the slopes and scales they start with, and a norm that is gone or has no bias drops its own.
     wrong = [n for n in missing if not n.startswith("activations.")] + [n for n in unused if "norm." not in n]
-    if _tied(model) and not torch.equal(state["embed.weight"], state["lm_head.weight"]):
+    if tied(model) and not torch.equal(state["embed.weight"], state["lm_head.weight"]):
         wrong.append("lm_head.weight")
     _refuse(where, wrong)
-    return _finish(model, hf_model)
+    return model
 
 
-def _representable(model: Any, where: str, family: str) -> dict[str, Any]:
-    """Settings that both of their configs have, after checking that they say all there is to say of ``model``."""
-    config = _of_class(model, NormFreeForCausalLM, where).config
-    activation = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation), config.activation)
-    for name, value, allowed in (
-        ("family", config.family, [family]),
-        ("norm", config.norm, ["layernorm"]),
-        ("final_norm", config.final_norm, ["layernorm"]),
-        ("activation", config.activation, [*ACTIVATIONS.values()]),
-        ("residual_dtype", config.residual_dtype, ["float32"]),
-    ):
+def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
+    """``model`` as one of theirs, after checking that their config says all there is to say of it."""
+    config, where = model.config, f"to_{family.theirs.config_class.model_type}"
+    wanted = dict(family=[family.name], norm=["layernorm"], final_norm=["layernorm"], residual_dtype=["float32"])
+    for name, allowed in (wanted | {"activation": [*ACTIVATIONS.values()]}).items():
+        value = getattr(config, name)
         if value not in allowed:
             raise SettingsError(f"{where}: {name} {value!r} is not {' or '.join(dict.fromkeys(allowed))}")
-    common = {name: getattr(config, name) for name in (*IDS, "vocab_size", "use_cache")}
-    return {**common, "activation": activation, "tie_word_embeddings": _tied(model)}
-
-
-def _give(model: NormFreeForCausalLM, hf_model: Any, table: dict[str, str], change: Change) -> Any:
-    model = getattr(model, "_orig_mod", model)
-    ours, names = model.state_dict(), dict(_names(table, model.config.num_hidden_layers))
-    _refuse(f"to_{hf_model.config.model_type}", [*(ours.keys() - names.values())])
-    state = {}
-    for theirs, empty in hf_model.state_dict().items():
-        weight = ours.get(names[theirs], torch.zeros(0))  # a bias that ours lacks, whole or in part, is zero
+    given = {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
+    given[family.fields["activation"]] = next(t for t, ours in ACTIVATIONS.items() if ours == config.activation)
+    with torch.device(model.device):
+        hf_model = family.theirs(family.theirs.config_class(**given, tie_word_embeddings=tied(model), **more))
+    weights, names, state = model.state_dict(), family.weights(config.num_hidden_layers), {}
+    _refuse(where, [*(weights.keys() - names.values())])
+    for name, empty in hf_model.state_dict().items():
+        weight = weights.get(
+            names[name], empty[:0].to(model.dtype)
+        )  # a bias that ours lacks, whole or in part, is zero
         if weight.dim() == 1:
             weight = F.pad(weight, (0, empty.shape[-1] - len(weight)))
-        state[theirs] = change(theirs, weight)
-    hf_model.load_state_dict(state)
-    return _finish(hf_model, model)
+        state[name] = _turned(name, weight, 3, config.num_attention_heads)
+    _fill(hf_model, model, state, {ours: theirs for theirs, ours in names.items()})
+    return hf_model
 
 
-def _tied(model: PreTrainedModel) -> bool:
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
-def _finish(made: Any, like: PreTrainedModel) -> Any:
-    """``made`` with the device, the dtype, the mode and the generation config of the model it was made from."""
+def _fill(made: Any, like: Any, state: dict[str, Tensor], names: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Give ``made`` the weights ``state`` and all that is not a weight from the model it is made from, whose parameters
+    have other ``names`` in ``made``; the names of weights that are missing, and of those that are not used."""
     made.generation_config = copy.deepcopy(like.generation_config)
-    return made.to(device=like.device, dtype=like.dtype).train(like.training)
+    made.set_attn_implementation(like.config._attn_implementation)
+    made.to(like.dtype).train(like.training)
+    found = made.load_state_dict(state, strict=False, assign=True)  # not copied, which would round to one dtype
+    made.tie_weights()
+    frozen = {names[name] for name, p in like.named_parameters() if not p.requires_grad}
+    for name, p in made.named_parameters():
+        p.requires_grad_(name not in frozen)
+    return found.missing_keys, found.unexpected_keys

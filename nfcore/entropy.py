@@ -11,6 +11,7 @@ Axes: B batch, H heads, T query positions, S key positions, K head width.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -42,6 +43,16 @@ class Rows(NamedTuple):
     keys: Tensor  # how many keys the row may see, int64
 
 
+# Fields of Scores, what each of them is, if it is given, and the least number that it may be.
+KINDS: tuple[tuple[tuple[str, ...], Any, float | None, str], ...] = (
+    (("q", "k", "padding", "sinks"), Tensor, None, "a tensor"),
+    (("mask",), (Tensor, Callable), None, "a tensor or a function of indices"),
+    (("scale",), (int, float), None, "a number"),
+    (("softcap",), (int, float), 1e-38, "a number above 0"),
+    (("window", "chunk"), int, 1, "a whole number of at least 1"),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """How scores come from queries and keys, and which of them count: the keywords of :func:`attention_entropy`."""
@@ -58,6 +69,13 @@ class Scores:
     sinks: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for names, kind, least, said in KINDS:
+            for name in names:
+                value = getattr(self, name)
+                fits = isinstance(value, kind) and not isinstance(value, bool) and (least is None or value >= least)
+                if not fits and (value is not None or name in ("q", "k")):
+                    shown = repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
+                    raise SettingsError(f"{name}: {shown} must be {said}")
         q, k = tuple(self.q.shape), tuple(self.k.shape)
         if len(q) != 4 or len(k) != 4 or q[0] != k[0] or q[3] != k[3]:
             raise SettingsError(f"q, k: shapes {q} and {k} must be (B, H, T, K) and (B, H', S, K)")
@@ -69,17 +87,12 @@ class Scores:
             raise SettingsError(f"k: {k[2]} keys for {q[2]} queries; a causal mask needs as many of each")
         if not self.q.is_floating_point() or not self.k.is_floating_point():
             raise SettingsError(f"q, k: dtypes {self.q.dtype} and {self.k.dtype} must be floating point")
-        for name in ("window", "chunk"):
-            size = getattr(self, name)
-            if size is not None and (size < 1 or not self.causal):
-                raise SettingsError(f"{name}: {size!r} must be at least 1, and needs causal=True")
-        if self.softcap is not None and not self.softcap > 0:
-            raise SettingsError(f"softcap: {self.softcap!r} must be above 0")
-        full = (*q[:3], k[2])
+        if not self.causal and (self.window or self.chunk):
+            raise SettingsError("window, chunk: need causal=True")
         if isinstance(self.mask, Tensor):
             if self.mask.dtype != torch.bool and not self.mask.is_floating_point():
                 raise SettingsError(f"mask: dtype {self.mask.dtype} must be bool (True: seen) or floating (added)")
-            _must_broadcast("mask", self.mask, full, "(B, H, T, S)")
+            _must_broadcast("mask", self.mask, (*q[:3], k[2]), "(B, H, T, S)")
         if self.padding is not None and tuple(self.padding.shape) != (q[0], k[2]):
             raise SettingsError(f"padding: shape {tuple(self.padding.shape)} must be (B, S), here {(q[0], k[2])}")
         if self.sinks is not None:
@@ -107,12 +120,9 @@ class Scores:
 
     def reach(self, start: int, stop: int) -> tuple[int, int]:
         """The keys from the first to one beyond the last that any of the queries start..stop-1 may see."""
-        left = 0
-        if self.window is not None:
-            left = max(left, start - self.window + 1)
-        if self.chunk is not None:
-            left = max(left, start // self.chunk * self.chunk)
-        return left, stop if self.causal else self.k.shape[2]
+        in_window = 0 if self.window is None else start - self.window + 1
+        in_chunk = 0 if self.chunk is None else start // self.chunk * self.chunk
+        return max(0, in_window, in_chunk), stop if self.causal else self.k.shape[2]
 
     def sees(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """Whether query i may see key j, without regard to a mask that is a tensor; indices broadcast."""
@@ -151,9 +161,8 @@ class Scores:
     def first_key(self) -> Tensor:
         """The first key that any query may see; broadcasts to (B, H)."""
         if self.mask is None:
-            if self.padding is None:
-                return torch.zeros(1, 1, dtype=torch.long, device=self.q.device)
-            return self.padding.int().argmax(-1)[:, None]
+            first = torch.zeros(1, 1) if self.padding is None else self.padding.int().argmax(-1)[:, None]
+            return first.to(self.q.device, torch.long)
         keys = self.k.shape[2]
         found = torch.zeros(1, 1, keys, dtype=torch.bool, device=self.q.device)
         for start, stop in self.rows(max(1, CHUNK_ELEMENTS // keys)):
@@ -218,17 +227,15 @@ def attention_entropy(
     choice("method", method, METHODS)
     scores = Scores(q, k, scale, causal, mask, padding, window, chunk, softcap, sinks)
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, sinks))
-    if method == "flex":
-        return _with_sinks(scores, *_flex(scores))[0]
-    if method == "lse" or (method == "auto" and scores.plain and not differentiable):
-        if not scores.plain:
-            raise NotImplementedError(f"method: {method!r} has no kernel for a mask, padding, a window or a softcap")
+    if method == "lse" and not scores.plain:
+        raise NotImplementedError("method: 'lse' has no kernel for a mask, padding, a window or a softcap")
+    if method in ("lse", "flex") or (method == "auto" and scores.plain and not differentiable):
         try:
-            return _with_sinks(scores, *_streaming(scores))[0]
+            return _streaming(scores, _flex if method == "flex" else _flash)
         except NotImplementedError:
-            if method == "lse":
+            if method != "auto":
                 raise
-    return _rows(scores, "exact" if method == "exact" else "chunked").entropy
+    return _rows(scores, method == "exact").entropy
 
 
 def attention_rows(q: Tensor, k: Tensor, *, method: str = "auto", lowest: bool = False, **how: Any) -> Rows:
@@ -238,17 +245,22 @@ def attention_rows(q: Tensor, k: Tensor, *, method: str = "auto", lowest: bool =
     ``chunked`` (``auto``). ``lowest``: the smallest logit too, which takes one more look at the scores.
     """
     choice("method", method, ("auto", "exact", "chunked"))
-    return _rows(Scores(q, k, **how), "exact" if method == "exact" else "chunked", lowest)
+    return _rows(Scores(q, k, **how), method == "exact", lowest)
 
 
-def _rows(scores: Scores, method: str, lowest: bool = False) -> Rows:
+def _rows(scores: Scores, exact: bool = False, lowest: bool = False) -> Rows:
+    """Rows from blocks of queries, and of sequences and heads, that together hold at most ``CHUNK_ELEMENTS`` scores in
+    float32; ``exact``: from all scores at once in float64."""
     with torch.autocast(scores.q.device.type, enabled=False):  # it would round matrix products to 8 bits
-        rows = (_exact if method == "exact" else _chunked)(scores, lowest)
-        entropy, log_sum_exp = _with_sinks(scores, rows.entropy, rows.log_sum_exp)
-        first = rows.first_key
+        entropy, lse, top, first, *low, keys = _blocks(scores, exact, lowest)
+        whole, log_sum_exp = _with_sinks(scores, entropy, lse)
         if scores.sinks is not None:
-            first = first * (rows.log_sum_exp - log_sum_exp).exp()
-        return rows._replace(entropy=entropy, log_sum_exp=log_sum_exp, first_key=first)
+            first = first * (lse - log_sum_exp).exp()
+    empty = keys == 0
+    bad = empty | ~entropy.isfinite()
+    whole, log_sum_exp, first = (x.masked_fill(bad, torch.nan) for x in (whole, log_sum_exp, first))
+    top, *low = (x.masked_fill(empty, torch.nan) for x in (top, *low))
+    return Rows(whole, log_sum_exp, top, low[0] if low else None, first, keys)
 
 
 def _with_sinks(scores: Scores, entropy: Tensor, log_sum_exp: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,82 +272,38 @@ def _with_sinks(scores: Scores, entropy: Tensor, log_sum_exp: Tensor) -> tuple[T
     return log_m.exp() * (entropy - log_m), whole
 
 
-def _exact(scores: Scores, lowest: bool = False) -> Rows:
-    q, k = scores.q.double(), scores.keys_of_heads.double()
-    values = scores.factor * q @ k.transpose(-1, -2)  # (B, H, T, S)
-    if scores.softcap is not None:
-        values = scores.softcap * (values / scores.softcap).tanh()
-    seen, bias = scores.block(0, q.shape[2], 0, k.shape[2])
-    if bias is not None:
-        values = values + bias
-    bad = (~values.isfinite() & seen).any(-1)
-    log_p = values.masked_fill(~seen, -torch.inf).log_softmax(-1)
-    # A masked key's term is zero; its 0 x -inf must not reach the value or the gradient.
-    entropy = -(log_p.exp() * log_p.masked_fill(~seen, 0.0)).sum(-1)
-    index = scores.first_key.expand(q.shape[:2])[..., None, None].expand(*q.shape[:3], 1)
-    return _whole(
-        entropy.masked_fill(bad, torch.nan),
-        values.masked_fill(~seen, -torch.inf).logsumexp(-1),
-        values.masked_fill(~seen, -torch.inf).amax(-1),
-        values.masked_fill(~seen, torch.inf).amin(-1) if lowest else None,
-        log_p.exp().gather(-1, index)[..., 0],
-        seen.sum(-1).expand(q.shape[:3]),
-    )
-
-
-def _chunked(scores: Scores, lowest: bool = False) -> Rows:
-    """Blocks of queries, and of sequences and heads, that together hold at most ``CHUNK_ELEMENTS`` scores."""
-    softcap = scores.softcap
-    q = (scores.factor if softcap is None else scores.factor / softcap) * scores.q.float()
-    k = scores.keys_of_heads.float()
+def _blocks(scores: Scores, exact: bool, lowest: bool) -> Iterator[Tensor]:
+    """What :func:`_tile` finds, and the number of keys that each row may see, each (B, H, T)."""
+    dtype, softcap = torch.float64 if exact else torch.float32, scores.softcap
+    q = (scores.factor if softcap is None else scores.factor / softcap) * scores.q.to(dtype)
+    k = scores.keys_of_heads.to(dtype)
     (batch, heads, queries, _), keys = q.shape, k.shape[2]
-    limit = CHUNK_ELEMENTS * (1 if q.device.type == "cpu" else GPU_CHUNKS)
+    limit = q[..., 0].numel() * keys if exact else CHUNK_ELEMENTS * (1 if q.device.type == "cpu" else GPU_CHUNKS)
     # At least four blocks where the mask is causal: what lies beyond a block's last query is never computed.
-    block = max(1, min(max(limit // keys, 16), -(-queries // (4 if scores.causal else 1))))
-    if scores.window is not None:
+    block = max(1, min(max(limit // keys, 16), -(-queries // (4 if scores.causal and not exact else 1))))
+    if scores.window is not None and not exact:
         block = min(block, max(scores.window, 64))
     parts = []
     for start, stop in scores.rows(block):
         left, right = scores.reach(start, stop)
-        edge = left  # of the columns before it none is hidden
-        if scores.plain:
-            edge = start if scores.causal else right
+        # Of the columns before the edge none is hidden.
+        edge = left if not scores.plain else start if scores.causal else right
         seen, bias = scores.block(start, stop, edge, right)
-        hidden = (~seen).expand(batch, heads, -1, -1)
         matrices = max(1, limit // ((stop - start) * (right - left)))
         some, of = (matrices // heads, heads) if matrices >= heads else (1, matrices)
+        hidden, first = (~seen).expand(batch, heads, -1, -1), scores.first_key.expand(batch, heads) - left
         tiles = []
-        for b, h in (
-            (slice(b, b + some), slice(h, h + of)) for b in range(0, batch, some) for h in range(0, heads, of)
-        ):
-            values = q[b, h, start:stop] @ k[b, h, left:right].transpose(-1, -2)
+        for b, h in itertools.product(range(0, batch, some), range(0, heads, of)):
+            piece = slice(b, b + some), slice(h, h + of)
+            values = q[piece][:, :, start:stop] @ k[piece][:, :, left:right].transpose(-1, -2)
             if softcap is not None:
                 values = softcap * values.tanh()
             if bias is not None:
-                values = values + bias.expand(batch, heads, -1, -1)[b, h]
-            tiles.append(
-                _tile(values, hidden[b, h], edge - left, scores.first_key.expand(batch, heads)[b, h] - left, lowest)
-            )
-        joined = [torch.cat([torch.cat(x, 1) for x in _grouped(part, heads, of)]) for part in zip(*tiles, strict=True)]
-        count = seen.sum(-1) + edge - left
-        parts.append((*joined, count.expand(batch, heads, -1)))
-    entropy, lse, top, first, *low, keys_seen = (torch.cat(part, -1) for part in zip(*parts, strict=True))
-    return _whole(entropy, lse, top, low[0] if low else None, first, keys_seen)
-
-
-def _whole(entropy: Tensor, lse: Tensor, top: Tensor, low: Tensor | None, first: Tensor, keys: Tensor) -> Rows:
-    """Rows with NaN where no key is seen and, except for the logits, where one of them is not finite."""
-    empty = keys == 0
-    bad = empty | ~entropy.isfinite()
-    entropy, lse, first = (x.masked_fill(bad, torch.nan) for x in (entropy, lse, first))
-    low = None if low is None else low.masked_fill(empty, torch.nan)
-    return Rows(entropy, lse, top.masked_fill(empty, torch.nan), low, first, keys)
-
-
-def _grouped(tiles: tuple[Tensor, ...], heads: int, of: int) -> list[tuple[Tensor, ...]]:
-    """Tiles in lists of those that make up all heads of the same sequences."""
-    per = -(-heads // of)
-    return [tiles[n : n + per] for n in range(0, len(tiles), per)]
+                values = values + bias.expand(batch, heads, -1, -1)[piece]
+            tiles.append([x.flatten(0, 1) for x in _tile(values, hidden[piece], edge - left, first[piece], lowest)])
+        found = [torch.cat(part).unflatten(0, (batch, heads)) for part in zip(*tiles, strict=True)]
+        parts.append((*found, (seen.sum(-1) + edge - left).expand(batch, heads, -1)))
+    return (torch.cat(part, -1) for part in zip(*parts, strict=True))
 
 
 def _tile(values: Tensor, hidden: Tensor, edge: int, first: Tensor, lowest: bool) -> tuple[Tensor, ...]:
@@ -370,36 +338,28 @@ def _tile(values: Tensor, hidden: Tensor, edge: int, first: Tensor, lowest: bool
 # --- streaming: the log-sum-exp of a kernel ---------------------------------------------------------------------
 
 
-def _without_gradient(function: Callable[[Scores], tuple[Tensor, Tensor]]) -> Callable[[Scores], tuple[Tensor, Tensor]]:
-    """Keep gradients, which the kernels get wrong or do not give, and mixed precision out of a function."""
-
-    @functools.wraps(function)
-    def plain(scores: Scores) -> tuple[Tensor, Tensor]:
-        with torch.no_grad(), torch.autocast(scores.q.device.type, enabled=False):
-            return function(scores)
-
-    return plain
-
-
-@_without_gradient
-def _streaming(scores: Scores) -> tuple[Tensor, Tensor]:
-    """H_i = LSE_i - E_p[s_ij] from one flash-attention call with the keys as values, and LSE_i.
+def _streaming(scores: Scores, attend: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+    """H_i = LSE_i - E_p[s_ij] from one call of an attention kernel with the keys as values.
 
     In float32 and with centred keys, which leaves H unchanged and keeps the two terms small: their difference would
-    otherwise lose about |s| x 2^-24 nats.
+    otherwise lose about |s| x 2^-24 nats. No gradient: the kernels get it wrong or do not give it.
     """
-    q, k, scale = scores.q.float(), scores.keys_of_heads.float(), scores.factor
-    if not bool(k.isfinite().all()):
-        rows = _chunked(scores)  # the kernel would spread 0 x NaN over rows that never see the key
-        return rows.entropy, rows.log_sum_exp
-    centre = k.mean(2, keepdim=True)
-    k = k - centre
-    if scale <= 0:  # the kernels take the largest score before they scale
-        q, scale = scale * q, 1.0
-    mean_key, lse = flash_with_lse(q, k, k, scale, scores.causal)
-    entropy = lse - scale * (q * mean_key).sum(-1)
-    whole = lse if scores.sinks is None else lse + scale * (q * centre).sum(-1)
-    return entropy.clamp_min(0.0).masked_fill(~entropy.isfinite(), torch.nan), whole
+    with torch.no_grad(), torch.autocast(scores.q.device.type, enabled=False):
+        q, k, scale = scores.q.float(), scores.keys_of_heads.float(), scores.factor
+        if not bool(k.isfinite().all()):
+            return _rows(scores).entropy  # the kernel would spread 0 x NaN over rows that never see the key
+        centre = k.mean(2, keepdim=True)
+        k = k - centre
+        if scale <= 0:  # the kernels take the largest score before they scale
+            q, scale = scale * q, 1.0
+        mean_key, lse = attend(scores, q, k, scale)
+        entropy = lse - scale * (q * mean_key).sum(-1)
+        entropy = entropy.clamp_min(0.0).masked_fill(~entropy.isfinite(), torch.nan)
+        return _with_sinks(scores, entropy, lse + scale * (q * centre).sum(-1))[0]
+
+
+def _flash(scores: Scores, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return flash_with_lse(q, k, k, scale, scores.causal)
 
 
 def flash_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
@@ -418,23 +378,18 @@ def flash_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) 
     return out, lse
 
 
+@functools.cache
 def why_no_flex(device: str) -> str | None:
     """What keeps the compiled ``flex_attention`` from giving a log-sum-exp on a device; None if nothing does.
 
     Tried once, with the smallest inputs: torch 2.13 has it for CUDA but not for CPUs (pytorch #190562).
     """
-    if device not in _FLEX:
-        x = torch.zeros(1, 1, 16, 16, device=device)
-        try:
-            _flex_with_lse(x, x, 1.0, None)
-            _FLEX[device] = None
-        except Exception as error:  # the compiler's own exceptions have no common base
-            lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-            _FLEX[device] = f"{type(error).__name__}: {lines[0]}"
-    return _FLEX[device]
-
-
-_FLEX: dict[str, str | None] = {}
+    x = torch.zeros(1, 1, 16, 16, device=device)
+    try:
+        _flex_with_lse(x, x, 1.0, None)
+    except Exception as error:  # the compiler's own exceptions have no common base
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
 
 
 @torch.no_grad()
@@ -442,32 +397,22 @@ def _flex_with_lse(q: Tensor, k: Tensor, scale: float, block_mask: Any) -> tuple
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
     compiled: Any = torch.compile(flex_attention)
-    grouped = q.shape[1] != k.shape[1]
-    aux = AuxRequest(lse=True)
-    out, found = compiled(q, k, k, block_mask=block_mask, scale=scale, enable_gqa=grouped, return_aux=aux)
+    out, found = compiled(q, k, k, block_mask=block_mask, scale=scale, return_aux=AuxRequest(lse=True))
     return out, found.lse
 
 
-@_without_gradient
-def _flex(scores: Scores) -> tuple[Tensor, Tensor]:
-    """As :func:`_streaming`, with a kernel that skips blocks of keys that no query sees."""
+def _flex(scores: Scores, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """As :func:`_flash`, with a kernel that skips blocks of keys that no query sees."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    device = scores.q.device.type
+    device = q.device.type
     if isinstance(scores.mask, Tensor) or scores.softcap is not None:
         raise NotImplementedError("method: 'flex' takes no mask that is a tensor, and no softcap")
     if reason := why_no_flex(device):
         raise NotImplementedError(f"method: 'flex' has no log-sum-exp on device {device!r} ({reason})")
-    q, k = scores.q.float(), scores.k.float()
-    centre = k.mean(2, keepdim=True)
-    batch, heads, queries, _ = q.shape
 
     def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:  # it takes functions, and no methods
         return scores.sees(b, h, i, j)
 
-    block_mask = create_block_mask(sees, batch, heads, queries, k.shape[2], device=device)
-    mean_key, lse = _flex_with_lse(q, k - centre, scores.factor, block_mask)
-    entropy = lse - scores.factor * (q * mean_key).sum(-1)
-    centres = centre.repeat_interleave(heads // k.shape[1], dim=1)
-    whole = lse + scores.factor * (q * centres).sum(-1)
-    return entropy.clamp_min(0.0).masked_fill(~entropy.isfinite(), torch.nan), whole
+    batch, heads, queries, _ = q.shape
+    return _flex_with_lse(q, k, scale, create_block_mask(sees, batch, heads, queries, k.shape[2], device=device))

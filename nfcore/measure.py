@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,16 +40,18 @@ def load(model: str, device: str = "cpu", dtype: str | None = None) -> tuple[Any
     if record:
         runs.verify(saved, record)
     where = str(saved / "model" if record else model)
-    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    if not Path(where).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", where):
+        raise SettingsError(f"model: {model!r} is no finished run, no directory and no name on the Hub")
+    file, what = Path(where) / "tokenizer.json", "model"
     try:
-        network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, **options).eval()
-        file = Path(where) / "tokenizer.json"
-        if file.exists():
+        network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, dtype=dtype or "auto").eval()
+        what = "tokenizer"
+        if file.exists() and not file.with_name("tokenizer_config.json").exists():
             tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(file))
         else:
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise SettingsError(f"model: {model!r} cannot be loaded ({str(error).splitlines()[0]})") from None
+        raise SettingsError(f"{what}: {model!r} cannot be loaded ({str(error).splitlines()[0]})") from None
     try:
         network.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
@@ -86,25 +89,18 @@ def measure(network: Any, ids: Any, progress: Callable[[int], None] = lambda don
     from nfcore.meter import attention_statistics
 
     size = max(1, TOKENS // ids.shape[1])
-    frames, weights = [], []
-    for start in range(0, len(ids), size):
-        batch = ids[start : start + size]
-        found = {name: values.double().numpy() for name, values in attention_statistics(network, batch).items()}
-        layers, heads = found["entropy"].shape
-        where = {"layer": found["layer"].astype(int).repeat(heads), "head": np.tile(np.arange(heads), layers)}
-        frames.append(pd.DataFrame({**where, **{name: found[name].ravel() for name in COLUMNS}}))
-        weights.append(batch.numel() - frames[-1]["nonfinite_rows"])
-        progress(min(start + size, len(ids)))
-    whole = frames[0][["layer", "head"]].copy()
+    batches, weights = [], []
+    for batch in ids.split(size):
+        batches.append({name: x.double().numpy() for name, x in attention_statistics(network, batch).items()})
+        weights.append(batch.numel() - batches[-1]["nonfinite_rows"])
+        progress(sum(map(len, ids.split(size)[: len(batches)])))
+    layers, heads = weights[0].shape
+    whole = {"layer": batches[0]["layer"].repeat(heads), "head": np.tile(np.arange(heads), layers)}
     for name in COLUMNS:
-        values = pd.concat([frame[name] for frame in frames], axis=1)
-        if name == "nonfinite_rows":
-            whole[name] = values.sum(axis=1).astype(int)
-        elif name == "max_logit":
-            whole[name] = values.max(axis=1)
-        else:
-            whole[name] = sum(v.fillna(0) * w for (_, v), w in zip(values.items(), weights, strict=True)) / sum(weights)
-    return whole
+        values = np.stack([found[name] for found in batches])  # (batches, L, H)
+        mean = (np.nan_to_num(values) * weights).sum(0) / np.sum(weights, 0)
+        whole[name] = {"nonfinite_rows": values.sum(0), "max_logit": values.max(0)}.get(name, mean).ravel()
+    return pd.DataFrame(whole).astype({"layer": int, "nonfinite_rows": int})
 
 
 def table(frame: pd.DataFrame, shape: tuple[int, int]) -> str:

@@ -27,6 +27,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.pytorch_utils import id_tensor_storage
 
 from nfcore.settings import REGISTERED, SHAPES, ModelSettings, check_keys, choice
 
@@ -183,7 +184,8 @@ def causal_attention(
 class QKV(nn.Linear):
     """Queries, keys and values (B, T, 3 D) of x (B, T, D), with the bias of ``Attention`` in the same product.
 
-    In half precision a sum that is added later is rounded twice, and the runs on record were rounded once.
+    In half precision a sum that is added later is rounded twice, and the runs on record were rounded once. torchao and
+    quanto quantise this class too; torch's old ``quantize_dynamic``, which replaces only ``nn.Linear`` itself, does not.
     """
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -361,6 +363,9 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        if type(new_embeddings) is nn.Linear and new_embeddings.bias is None:  # of resize_token_embeddings
+            new_embeddings.__class__ = Head
+            new_embeddings.multiple = getattr(self.lm_head, "multiple", 1)
         self.lm_head = cast(Head, new_embeddings)
 
     @property
@@ -383,7 +388,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As of any model; head and embedding are written as they are, tied or not, whatever the config said."""
-        self._note_tied(self.lm_head.weight is self.embed.weight)
+        self._note_tied(tied(self))
         super().save_pretrained(*args, **kwargs)
 
     def forward(
@@ -415,7 +420,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: both or neither of ``input_ids`` and ``inputs_embeds``; ``output_attentions`` without
-                ``attn_implementation="eager"``; a cache together with gradient checkpointing.
+                ``attn_implementation="eager"``; a cache together with gradient checkpointing; a mask of another shape.
         """
         config = cast(NormFreeConfig, self.config)
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
@@ -424,9 +429,10 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
             raise ValueError("forward: give either input_ids or inputs_embeds")
         if output_attentions and config._attn_implementation != "eager":
             raise ValueError('output_attentions=True needs attn_implementation="eager"')
-        cache = self._cache(past_key_values if cache is None else cache, use_cache)
-
+        cache = past_key_values if cache is None else cache
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
+        _must_cover(attention_mask, x, cache)
+        cache = self._cache(cache, use_cache)
         compute = x.dtype
         if position_ids is None:
             position_ids = _positions(x, attention_mask, cache)
@@ -487,12 +493,28 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         return loss, None if training and self.loss_alone else logits
 
 
+def _must_cover(mask: Any, x: Tensor, cache: Cache | None) -> None:
+    """Refuse a mask that is neither (B, S) with S = T, or more with a cache, nor (B, H, T, S)."""
+    if isinstance(mask, Tensor) and mask.dim() != 4:
+        (batch, length), shape = x.shape[:2], tuple(mask.shape)
+        if len(shape) != 2 or shape[0] != batch or shape[1] < length or (cache is None and shape[1] > length):
+            raise ValueError(f"attention_mask: shape {shape} does not cover input_ids of shape {(batch, length)}")
+
+
 def _positions(x: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tensor:
     """Positions (1, T) from the end of the cache, or (B, T) from the first token that a mask (B, S) shows."""
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
         return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -x.shape[1] :]
     past = 0 if cache is None else cache.get_seq_length()
     return (torch.arange(x.shape[1], device=x.device) + past)[None]
+
+
+def tied(model: PreTrainedModel) -> bool:
+    """Whether the head's weight is the embedding's: one parameter, or two with the same memory."""
+    head, table = (getattr(m, "weight", None) for m in (model.get_output_embeddings(), model.get_input_embeddings()))
+    if not isinstance(head, nn.Parameter) or not isinstance(table, nn.Parameter) or head is table:
+        return isinstance(head, nn.Parameter) and head is table
+    return not head.is_meta and id_tensor_storage(head) == id_tensor_storage(table)
 
 
 AutoConfig.register("normfree", NormFreeConfig)

@@ -6,6 +6,7 @@ Entropies are arrays of any shape, in nats; a head's entropy is what :func:`~nfc
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -31,19 +32,13 @@ def entropy_ceiling(
     >>> round(entropy_ceiling(128, window=16), 4)
     2.6656
     """
-    if context < 1:
-        raise SettingsError(f"context: {context!r} must be at least 1")
+    for name, size in (("context", context), ("window", window), ("chunk", chunk)):
+        if not (isinstance(size, Integral) and size >= 1) and (size is not None or name == "context"):
+            raise SettingsError(f"{name}: {size!r} must be a whole number of at least 1")
     if mask is None and padding is None and window is None and chunk is None:
         return math.lgamma(context + 1) / context
     i, j = np.arange(context)[:, None], np.arange(context)
-    seen = j <= i
-    for name, size in (("window", window), ("chunk", chunk)):
-        if size is not None and size < 1:
-            raise SettingsError(f"{name}: {size!r} must be at least 1")
-    if window is not None:
-        seen = seen & (i - j < window)
-    if chunk is not None:
-        seen = seen & (i // chunk == j // chunk)
+    seen = (j <= i) & (i - j < (window or context)) & (i // (chunk or context) == j // (chunk or context))
     for name, given, last in (("mask", mask, (context, context)), ("padding", padding, (context,))):
         if given is not None and np.shape(given)[-len(last) :] != last:
             raise SettingsError(f"{name}: shape {np.shape(given)} must end in {last}")
@@ -66,6 +61,7 @@ def quartile_shares(entropy: Any, maximum: float) -> np.ndarray:
     """
     if not maximum > 0:
         raise SettingsError(f"maximum: {maximum!r} must be above 0")
+    entropy = entropy.detach().double().cpu() if hasattr(entropy, "detach") else entropy
     values = np.asarray(entropy, dtype=float).ravel()
     values = values[np.isfinite(values)]
     quarter = np.clip(np.floor(4 * values / maximum), 0, 3).astype(int)

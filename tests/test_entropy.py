@@ -470,7 +470,7 @@ def test_flex_attention_where_this_torch_has_its_log_sum_exp(monkeypatch):
         with pytest.raises(NotImplementedError, match="'flex' has no log-sum-exp on device 'cpu'"):
             attention_entropy(q, k, method="flex")
         # the same call uncompiled, which gives one everywhere
-        monkeypatch.setitem(entropy._FLEX, "cpu", None)
+        monkeypatch.setattr(entropy, "why_no_flex", lambda device: None)
         monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     for how in (HOW[name]() for name in ("causal", "all keys", "window", "chunk", "sinks")):
         close(attention_entropy(q, k, method="flex", **how), attention_entropy(q, k, method="exact", **how), 5e-6)
@@ -482,10 +482,18 @@ def test_flex_attention_where_this_torch_has_its_log_sum_exp(monkeypatch):
         ({"mask": torch.ones(4, 4, dtype=torch.bool)}, r"mask: shape \(4, 4\) must broadcast to \(B, H, T, S\)"),
         ({"mask": torch.ones(33, 33, dtype=torch.long)}, "mask: dtype torch.int64 must be bool"),
         ({"padding": torch.ones(33)}, r"padding: shape \(33,\) must be \(B, S\), here \(2, 33\)"),
-        ({"window": 0}, "window: 0 must be at least 1"),
-        ({"window": 4, "causal": False}, "window: 4 must be at least 1, and needs causal=True"),
+        ({"window": 0}, "window: 0 must be a whole number of at least 1"),
+        ({"window": 2.5}, "window: 2.5 must be a whole number"),
+        ({"chunk": True}, "chunk: True must be a whole number"),
+        ({"scale": "x"}, "scale: 'x' must be a number"),
+        ({"mask": torch.ones(33, 33).numpy()}, "mask: ndarray must be a tensor or a function of indices"),
+        ({"mask": [[True]]}, "mask: list must be"),
+        ({"mask": "causal"}, "mask: 'causal' must be"),
+        ({"padding": [[1] * 33] * 2}, "padding: list must be a tensor"),
+        ({"sinks": [0.0, 0.0, 0.0]}, "sinks: list must be a tensor"),
+        ({"window": 4, "causal": False}, "window, chunk: need causal=True"),
         ({"chunk": -1}, "chunk: -1"),
-        ({"softcap": 0.0}, "softcap: 0.0 must be above 0"),
+        ({"softcap": 0.0}, "softcap: 0.0 must be a number above 0"),
         ({"sinks": torch.zeros(2)}, r"sinks: shape \(2, 1\) must broadcast to \(H,\) or \(B, H, T\)"),
     ],
 )

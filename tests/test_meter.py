@@ -1,6 +1,9 @@
 """Whole models: what the meter reads from their attention, and that it leaves them as they were."""
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,6 +41,8 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from nfcore import (
@@ -279,6 +284,42 @@ def test_two_threads_measure_and_a_third_generates():
     assert same(before, state(model))
 
 
+def test_a_cache_in_the_batch_is_read_and_not_written_to():
+    model, batch = with_sharp_attention(MODELS["llama"]), ids()
+    with torch.no_grad():
+        past = model(batch[:, :6], use_cache=True).past_key_values
+        model.set_attn_implementation("eager")
+        maps = model(batch, output_attentions=True).attentions
+        model.set_attn_implementation("sdpa")
+    expected = torch.stack([torch.special.entr(p[:, :, 6:].double()).sum(-1).mean((0, 2)) for p in maps])
+    for _ in range(2):
+        close(head_entropy(model, {"input_ids": batch[:, 6:], "past_key_values": past}), expected, 5e-6)
+    assert past.get_seq_length() == 6
+    past = model(batch[:, :6], use_cache=True).past_key_values
+    with pytest.raises(SettingsError, match="past_key_values has gradients"):
+        head_entropy(model, {"input_ids": batch[:, 6:], "past_key_values": past})
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_process_forked_while_another_thread_measures_can_measure():
+    model, batch, began, done = with_sharp_attention(ours).train(), ids(), threading.Event(), threading.Event()
+
+    def wait(*args: Any) -> None:
+        began.set()
+        done.wait(20)
+
+    model.blocks[0].register_forward_hook(wait)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(head_entropy, model, batch)
+        began.wait()
+        threading.Timer(0.2, done.set).start()
+        if (child := os.fork()) == 0:
+            signal.alarm(30)  # it would wait for ever
+            torch.set_num_threads(1)  # OpenMP's threads are not forked
+            os._exit(0 if model.training and head_entropy(with_sharp_attention(ours), batch).isfinite().all() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
 def test_measuring_sees_no_dropout():
     model, batch = ours().train(), ids()
     assert torch.equal(head_entropy(model, batch), head_entropy(model.eval(), batch))
@@ -389,6 +430,29 @@ def test_of_an_encoder_decoder_only_the_decoders_own_attention_is_measured():
     assert (expected <= entropy_ceiling(16)).all()
 
 
+def test_labels_that_an_encoder_decoder_makes_its_inputs_of_are_enough():
+    sizes = dict(encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=40, decoder_ffn_dim=40)
+    sizes |= dict(num_mel_bins=8, d_model=32, encoder_layers=2, decoder_layers=3, max_source_positions=8)
+    config = WhisperConfig(max_target_positions=32, decoder_start_token_id=1, **sizes, **SMALL)
+    model = with_sharp_attention(lambda: WhisperForConditionalGeneration(config))
+    batch = {"input_features": torch.randn(2, 8, 16), "labels": ids()}
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        maps = model(**batch, output_attentions=True).decoder_attentions
+        model.set_attn_implementation("sdpa")
+    expected = torch.stack([torch.special.entr(p.double()).sum(-1).mean((0, 2)) for p in maps])
+    close(head_entropy(model, batch), expected, 5e-6)
+
+
+def test_a_layer_without_a_number_of_its_own_has_that_of_its_place():
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Identity(), nn.ModuleDict({"attention": nn.Identity()})])})
+    attention = model["layers"][1]["attention"]
+    assert meter._layer_numbers(model)[attention] == 1
+    for own, number in ((-1, 1), (5, 5)):  # Zamba 2 numbers its shared layers -1
+        attention.layer_idx = own
+        assert meter._layer_numbers(model)[attention] == number
+
+
 def bert(**more: Any) -> Any:
     sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40)
     return with_sharp_attention(lambda: BertLMHeadModel(BertConfig(**sizes, **SMALL, **more)))
@@ -433,6 +497,24 @@ def test_an_offloaded_model(tmp_path):
     assert torch.equal(head_entropy(model, batch), expected)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated, peft asks for what transformers renamed
+@pytest.mark.parametrize("name", ["llama", "our pythia"])
+def test_quantised_and_adapted_models_are_measured_as_they_are(name):
+    model, batch = with_sharp_attention(MODELS[name]), ids()
+    plain = head_entropy(model, batch)
+    small = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    close(head_entropy(small, batch), from_maps(small, batch), 1e-5)
+    assert not torch.equal(head_entropy(small, batch), plain)
+    peft = pytest.importorskip("peft")
+    options = dict(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
+    found = head_entropy(adapted, batch)
+    assert (found - plain).abs().max() > 1e-3
+    with adapted.disable_adapter():
+        close(head_entropy(adapted, batch), plain, 1e-6)
+    close(head_entropy(adapted.merge_and_unload(), batch), found, 1e-5)
+
+
 # --- inputs -----------------------------------------------------------------------------------------------------
 
 
@@ -458,13 +540,28 @@ def test_lists_arrays_and_single_sequences_are_converted():
         (torch.zeros(1, 2, 3, dtype=torch.long), r"torch.int64 of shape \(1, 2, 3\)"),
         ({"attention_mask": [[1, 1]]}, "keys attention_mask lack input_ids"),
         ({}, r"keys \(none\) lack input_ids"),
-        ([[5, 1000]], "token ids 5 to 1000 are not within the vocabulary of 97"),
-        ([[5, -1]], "token ids -1 to 5 are not within"),
+        ([[5, 1000]], "input_ids 5 to 1000 is not within the model's 97, from 0 on"),
+        ([[5, -1]], "input_ids -1 to 5 is not within"),
         ([[5] * 33], "33 tokens, more than the model's 32 positions"),
         (torch.ones(1, 4, dtype=torch.bool), "input_ids is torch.bool"),
         (None, "input_ids is NoneType"),
         ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, r"attention_mask of shape \(1, 1\) does not cover"),
         ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, "attention_mask leaves no token"),
+        ({"input_ids": [[1, 2]], "attention_mask": [1, 1]}, r"attention_mask of shape \(2,\) does not cover 1 x 2"),
+        (
+            {"input_ids": [[1, 2]], "attention_mask": [[1] * 3]},
+            r"attention_mask of shape \(1, 3\) does not cover 1 x 2",
+        ),
+        ({"input_ids": [[1, 2]], "position_ids": [[0, 1, 2]]}, r"position_ids of shape \(1, 3\) is not for 2 tokens"),
+        ({"input_ids": [[1, 2]], "position_ids": [[0, 40]]}, "position_ids 0 to 40 is not within the model's 32"),
+        ({"input_ids": [[1, 2]], "token_type_ids": [[0, 99]]}, "token_type_ids 0 to 99 is not within the model's 97"),
+        (
+            {"inputs_embeds": torch.zeros(4, 32)},
+            r"inputs_embeds is torch.float32 of shape \(4, 32\); it must be embeddings",
+        ),
+        ({"inputs_embeds": torch.zeros(1, 0, 32)}, r"inputs_embeds of shape \(1, 0, 32\) holds no tokens"),
+        (torch.zeros(1, 2, dtype=torch.complex64), "input_ids is torch.complex64"),
+        (torch.ones(1, 2, dtype=torch.long).to_sparse(), "input_ids is nested, sparse or on the meta device"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused_in_one_line(batch, said):

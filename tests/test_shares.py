@@ -51,8 +51,8 @@ def test_the_ceiling_follows_the_mask(context):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"context": 0}, "context: 0 must be at least 1"),
-        ({"window": 0}, "window: 0 must be at least 1"),
+        ({"context": 0}, "context: 0 must be a whole number of at least 1"),
+        ({"window": 0}, "window: 0 must be a whole number"),
         ({"padding": [[1, 1]]}, r"padding: shape \(1, 2\) must end in \(4,\)"),
         ({"mask": np.ones((3, 4))}, r"mask: shape \(3, 4\) must end in \(4, 4\)"),
         ({"padding": [[0, 0, 0, 0]]}, "mask, padding: no row sees a key"),
