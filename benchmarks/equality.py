@@ -199,8 +199,9 @@ def _losses(experiment: Experiment) -> list[float]:
 
 
 def precision(options: Options) -> list[dict[str, Any]]:
+    from nfbook.recorded import recorded_dir
     from nfbook.study import Study
-    from nfcore.runs import read_records, recorded_dir
+    from nfcore.runs import read_records
 
     study = Study.load("transient")  # whose runs were made in float32
     plain = {record["id"]: record["final"]["eval_loss"] for record in read_records(recorded_dir(study.name))}

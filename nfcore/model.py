@@ -185,7 +185,7 @@ class QKV(nn.Linear):
     """Queries, keys and values (B, T, 3 D) of x (B, T, D), with the bias of ``Attention`` in the same product.
 
     In half precision a sum that is added later is rounded twice, and the runs on record were rounded once. torchao and
-    quanto quantise this class too; torch's old ``quantize_dynamic``, which replaces only ``nn.Linear`` itself, does not.
+    quanto quantise this class too; torch's old ``quantize_dynamic`` replaces only ``nn.Linear`` itself, so not this.
     """
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:

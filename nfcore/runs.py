@@ -58,10 +58,6 @@ def runs_dir() -> Path:
     return Path(os.environ.get("NFCORE_RUNS") or project_root() / "runs")
 
 
-def recorded_dir(preset: str) -> Path:
-    return project_root() / "data" / "recorded" / preset
-
-
 def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
@@ -191,12 +187,12 @@ def load_runs(source: str | Path | None = None) -> Runs:
         verify(directory, {"files": sums}, remedy)
         records = read_records(directory)
         whole = [(directory, {"files": sums})]
-        tables = {name: _stack(whole, name) for name in TABLES}
+        tables = {name: stack(whole, name) for name in TABLES}
         found = [(directory, record) for record in records]
     else:
         read = ((path.parent, read_record(path.parent)) for path in sorted(directory.glob("*/record.json")))
         found = [(path, record) for path, record in read if record]
-        tables = {name: _stack(found, name) for name in TABLES}
+        tables = {name: stack(found, name) for name in TABLES}
     rows = []
     for path, record in found:
         with _legible(path, AGAIN):
@@ -204,7 +200,7 @@ def load_runs(source: str | Path | None = None) -> Runs:
     return Runs(pd.DataFrame(rows), **tables)
 
 
-def _stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFrame:
+def stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFrame:
     """One table of several records, each with its directory; a run's own table gets the column ``run``."""
     import pandas as pd
 
@@ -222,53 +218,3 @@ def _stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFr
                 frame = frame.astype(dict.fromkeys(("entropy", "entropy_random"), "float32"))
             frames.append(frame.assign(run=record["id"]) if "id" in record else frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"run": []})
-
-
-def together(parts: Iterable[Runs]) -> Runs:
-    """Several sets of runs as one; of a run in several the first set's."""
-    import pandas as pd
-
-    parts, seen = list(parts), set[str]()
-    fresh = []
-    for part in parts:
-        ids = [run for run in part.runs.get("run", []) if run not in seen]
-        seen |= set(ids)
-        if ids:
-            fresh.append(part.select(ids))
-    if not fresh:
-        return Runs(*(pd.DataFrame({"run": []}) for _ in range(1 + len(TABLES))))
-    return Runs(*(pd.concat([getattr(r, t) for r in fresh], ignore_index=True) for t in ("runs", *TABLES)))
-
-
-def export(preset: str, ids: Iterable[str], keep: bool = False) -> Path:
-    """Write the small tidy copy of finished runs to ``data/recorded/<preset>/``: records and tables, no models.
-
-    ``keep``: add to the runs that are recorded there; else they are replaced.
-    """
-    import pandas as pd
-
-    ids, target = sorted(set(ids)), recorded_dir(preset)
-    found = []
-    for run in ids:
-        record = read_record(runs_dir() / run)
-        if record is None:
-            raise SettingsError(f"{run}: not a finished run of this machine; train it first")
-        verify(runs_dir() / run, record)
-        found.append((runs_dir() / run, record))
-    records, tables = [record for _, record in found], {name: _stack(found, name) for name in TABLES}
-    if keep and target.is_dir():
-        before = load_runs(target)
-        old = [r for r in read_records(target) if r["id"] not in set(ids)]
-        kept = {r["id"] for r in old}
-        records += old
-        for name in TABLES:
-            table = getattr(before, name)
-            tables[name] = pd.concat([tables[name], table[table["run"].isin(kept)]], ignore_index=True)
-    target.mkdir(parents=True, exist_ok=True)
-    records.sort(key=lambda record: record["id"])
-    write_atomically(target / "records.json", json.dumps(records, indent=1))
-    for name, table in tables.items():
-        table.sort_values("run", kind="stable").to_parquet(target / f"{name}.parquet", index=False)
-    files = [target / "records.json", *(target / f"{name}.parquet" for name in TABLES)]
-    write_atomically(target / "checksums.json", json.dumps({f.name: file_sha256(f) for f in files}, indent=1))
-    return target

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
-from accelerate import Accelerator, PartialState, notebook_launcher
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, set_seed
@@ -371,17 +371,6 @@ def train(
             if not quiet:
                 print(f"  {label}: finished before, reused")
     return directory
-
-
-def train_on_all(experiment: Experiment) -> Path:
-    """:func:`train` for a notebook: on all GPUs of this machine, or the most of them that divide the batch, by
-    ``accelerate.notebook_launcher``."""
-    batch = experiment.training.batch_size
-    processes = max((n for n in range(1, torch.cuda.device_count() + 1) if batch % n == 0), default=1)
-    if processes == 1:
-        return train(experiment)
-    notebook_launcher(train, (experiment,), num_processes=processes)
-    return runs.runs_dir() / experiment.id
 
 
 def _several() -> bool:

@@ -25,6 +25,7 @@ from IPython.display import Markdown
 from nfbook import cost
 from nfbook.figures import show_figure, use_style
 from nfbook.presets import FAMILIES, Preset
+from nfbook.recorded import recorded_dir
 from nfbook.report import glue, markdown_table
 from nfcore import runs
 from nfcore.settings import Experiment, project_root
@@ -371,7 +372,7 @@ Markdown(
 # thread; a benchmark has the machine for itself, and these runs shared it two at a time.
 
 # %% tags=["remove-input"]
-recorded = runs.read_records(runs.recorded_dir("quick"))
+recorded = runs.read_records(recorded_dir("quick"))
 planned, _ = cost.plan(
     [Experiment.from_dict(r["settings"]) for r in recorded], made.loc["training", "device"], cost.benchmarked()
 )

@@ -16,6 +16,7 @@ from nfbook import cost
 from nfbook.__main__ import main
 from nfbook.cost import Measurement, flops_per_token, memory_bytes, parameters, plan, speed
 from nfbook.presets import PRESETS, Preset
+from nfbook.recorded import recorded_dir
 from nfcore import prepare, runs
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import ACTIVATIONS, NORMS, SHAPES, Experiment, ModelSettings, SettingsError
@@ -23,7 +24,7 @@ from nfcore.training import Training, train
 
 
 Tiny = Callable[..., Experiment]
-QUICK = runs.read_records(runs.recorded_dir("quick"))
+QUICK = runs.read_records(recorded_dir("quick"))
 
 # --- counts -----------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import pytest
 
 from nfbook import crate
 from nfbook.__main__ import main
+from nfbook.recorded import recorded_dir
 from nfcore import runs
 from nfcore.settings import project_root
 from nfcore.store import file_sha256
@@ -51,8 +52,8 @@ def test_crate_is_whole(folder: Path) -> None:
 
 
 def test_crate_has_what_the_runs_were_made_with() -> None:
-    records = runs.read_records(runs.recorded_dir("transient"))
-    graph = crate.graph(runs.recorded_dir("transient"))
+    records = runs.read_records(recorded_dir("transient"))
+    graph = crate.graph(recorded_dir("transient"))
     rates = {r["settings"]["training"]["learning_rate"] for r in records}
     found = [e["value"] for e in graph if e.get("name") == "training.learning_rate"]
     assert rates == {rate for value in found for rate in (value if isinstance(value, list) else [value])}
@@ -70,7 +71,7 @@ def test_recording_writes_a_crate_that_verifies(
 
     monkeypatch.setattr(command, "grid", lambda name: [type("Run", (), {"id": trained.name})])
     assert main(["record", "smoke"]) == 0
-    folder = runs.recorded_dir("smoke")
+    folder = recorded_dir("smoke")
     first = (folder / crate.FILE).read_text()
     assert first == crate.text(folder)
     assert "python -m nfbook build smoke && python -m nfbook record smoke" in first

@@ -136,7 +136,7 @@ def test_a_job_that_ends_early_names_the_cause_and_resumes(
 LAUNCH = """
 import os, sys, accelerate, torch, yaml
 from torch.nn.parallel import DistributedDataParallel
-from nfcore import training
+from nfbook.presets import train_on_all
 from nfcore.settings import Experiment
 
 no_sync, alone = DistributedDataParallel.no_sync, []
@@ -149,8 +149,8 @@ def launcher(train, arguments, num_processes):
         os.write(1, b"%d passes without reduction\\n" % len(alone))  # at once, for both write
     accelerate.debug_launcher(counting, arguments, num_processes)
 
-training.notebook_launcher = launcher
-training.train_on_all(Experiment.from_dict(yaml.safe_load(sys.stdin)))
+accelerate.notebook_launcher = launcher
+train_on_all(Experiment.from_dict(yaml.safe_load(sys.stdin)))
 """
 
 

@@ -8,9 +8,9 @@ import torch
 import yaml
 
 from nfbook.presets import CONFIGURATIONS, EXPERIMENTS, MAIN, PRESETS, SHOWN, Preset, merge, params_file
+from nfbook.recorded import export
 from nfbook.study import GPU_DESIGNS, STUDIES
 from nfcore import NormFreeConfig, NormFreeForCausalLM
-from nfcore.runs import export
 from nfcore.settings import SHAPES, Experiment, SettingsError
 
 

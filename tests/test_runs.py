@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from nfbook.recorded import export, recorded_dir
 from nfcore import runs
-from nfcore.runs import Runs, export, load_runs, read_record, verify, write_record
+from nfcore.runs import Runs, load_runs, read_record, verify, write_record
 from nfcore.settings import SettingsError
 
 
@@ -133,7 +134,7 @@ def test_runs_live_where_the_environment_says(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("NFCORE_RUNS")
     monkeypatch.setenv("NFCORE_ROOT", str(tmp_path))
     assert runs.runs_dir() == tmp_path / "runs"
-    assert runs.recorded_dir("quick") == tmp_path / "data" / "recorded" / "quick"
+    assert recorded_dir("quick") == tmp_path / "data" / "recorded" / "quick"
 
 
 # --- frames -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import yaml
 from nfbook import claims
 from nfbook.__main__ import main
 from nfbook.presets import MAIN, Preset, params_file
+from nfbook.recorded import recorded_dir
 from nfbook.study import SPARE, STUDIES, Study
 from nfcore import runs, train
 from nfcore.settings import Experiment, SettingsError
@@ -121,7 +122,7 @@ def test_own_best_rates_of_the_transient(transient: Study) -> None:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_recorded_runs_are_of_the_design_and_whole(name: str) -> None:
-    directory = runs.recorded_dir(name)
+    directory = recorded_dir(name)
     planned = {e.id: e for e in Study.load(name).experiments()}
     for record in runs.read_records(directory):
         assert Experiment.from_dict(record["settings"]) == planned[record["id"]].replace(name=record["name"])
@@ -230,7 +231,7 @@ def test_train_record_and_judge(small: Path, tmp_path: Path, capsys: pytest.Capt
     for e in others:
         train(e, quiet=True)
     assert main(["record", "study"]) == 0
-    recorded = {r["id"] for r in runs.read_records(runs.recorded_dir("study"))}
+    recorded = {r["id"] for r in runs.read_records(recorded_dir("study"))}
     assert recorded == {e.id for e in (first, *others)}, "records are added to those that are there"
     assert Study.load().missing("core") == []
     shown = Study.load().runs()
@@ -253,7 +254,7 @@ def test_train_record_and_judge(small: Path, tmp_path: Path, capsys: pytest.Capt
     printed = capsys.readouterr()
     assert printed.err == ""
     assert re.search(r"^claims +T4 +R leads +percent ", printed.out, re.MULTILINE)
-    file = runs.recorded_dir("study") / "verdicts.csv"
+    file = recorded_dir("study") / "verdicts.csv"
     text = file.read_text()
     assert re.search(r"^claims,N1,.*,undecided$", text, re.MULTILINE)
     file.write_text(text.replace("undecided", "reproduced"))

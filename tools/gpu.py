@@ -45,10 +45,10 @@ from typing import Any
 from pydantic import NonNegativeFloat
 
 from nfbook.cost import flops_per_token
+from nfbook.recorded import export
 from nfbook.study import Study
 from nfcore.runs import (
     MEASUREMENT_VERSION,
-    export,
     read_record,
     runs_dir,
     verify,

@@ -11,6 +11,7 @@ import yaml
 
 from nfbook import crate, models
 from nfbook.presets import PRESETS, Preset
+from nfbook.recorded import export, recorded_dir
 from nfbook.study import STUDIES, Study
 from nfcore import runs
 from nfcore.__main__ import command, failed, read_experiment, run
@@ -88,7 +89,7 @@ def claims(args: argparse.Namespace) -> int:
         print(f"{chosen.name}\n{found.to_markdown(index=False, tablefmt='simple', floatfmt='.3f')}\n")
         if args.record:
             print(ledger.record(found, chosen.name))
-            crate.write(runs.recorded_dir(chosen.name))
+            crate.write(recorded_dir(chosen.name))
         elif args.source == "recorded":
             for line in ledger.outdated(found, chosen.name):
                 print(f"nfbook: {chosen.name}: {line}", file=sys.stderr)
@@ -111,12 +112,12 @@ def record(args: argparse.Namespace) -> None:
     if args.grid in STUDIES:
         print(crate.write(Study.load(args.grid).record()))
     else:
-        print(crate.write(runs.export(args.grid, [e.id for e in grid(args.grid)])))
+        print(crate.write(export(args.grid, [e.id for e in grid(args.grid)])))
 
 
 def verify(args: argparse.Namespace) -> None:
     """Compare every file of the recorded sets with its recorded hash."""
-    folders = sorted(path for path in runs.recorded_dir("").iterdir() if path.is_dir())
+    folders = sorted(path for path in recorded_dir("").iterdir() if path.is_dir())
     for folder in folders:
         print(f"{folder.name}: {crate.verify(folder)} files match")
 

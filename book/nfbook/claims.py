@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from nfbook.recorded import recorded_dir
 from nfbook.study import SPARE, Study
 from nfcore import runs
 from nfcore.settings import SettingsError, check_keys, choice, project_root, read_yaml
@@ -329,7 +330,7 @@ def summary(frame: pd.DataFrame, study: str = "study") -> pd.DataFrame:
 
 
 def _recorded_verdicts(study: str) -> Path:
-    return runs.recorded_dir(study) / "verdicts.csv"
+    return recorded_dir(study) / "verdicts.csv"
 
 
 def record(found: pd.DataFrame, study: str = "study") -> Path:

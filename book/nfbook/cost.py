@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from nfbook.presets import PAPER_TOKENS
+from nfbook.recorded import recorded_dir
 from nfcore import runs
 from nfcore.faults import memory_bytes
 from nfcore.settings import SHAPES, DataSettings, Experiment, ModelSettings, SettingsError, choice, project_root
@@ -363,5 +364,5 @@ def usual_device(gpu: bool) -> str:
     """What time is planned for where no device is named: an older card, or the benchmarked processor."""
     if gpu:
         return "A100"
-    known = [*benchmarked(), *recorded(runs.read_records(runs.recorded_dir("quick")))]
+    known = [*benchmarked(), *recorded(runs.read_records(recorded_dir("quick")))]
     return next((measured.device for measured in known), "unknown")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from nfbook.recorded import recorded_dir
 from nfcore import runs
 from nfcore.settings import (
     Experiment,
@@ -150,7 +151,7 @@ class Preset:
             if len(tokens.drop_duplicates()) > len(settings.drop_duplicates()):
                 print("some runs with the same data settings were made from other tokens", file=sys.stderr)
             return found
-        directory = runs.recorded_dir(self.preset)
+        directory = recorded_dir(self.preset)
         if not directory.is_dir():
             raise SettingsError(f"source: nothing is recorded for preset {self.preset!r}; use source=local")
         recorded = runs.load_runs(directory)
@@ -167,9 +168,22 @@ def _finish(experiment: Experiment) -> None:
     if record:
         runs.verify(directory, record)
     else:
-        from nfcore.training import train_on_all
-
         train_on_all(experiment)
+
+
+def train_on_all(experiment: Experiment) -> None:
+    """Train on all GPUs of this machine, or the most of them that divide the batch."""
+    import torch
+    from accelerate import notebook_launcher
+
+    from nfcore.training import train
+
+    batch = experiment.training.batch_size
+    processes = max((n for n in range(1, torch.cuda.device_count() + 1) if batch % n == 0), default=1)
+    if processes == 1:
+        train(experiment)
+    else:
+        notebook_launcher(train, (experiment,), num_processes=processes)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from nfbook.claims import UNITS, contrast, early_layers, interval
 from nfbook.presets import Preset
+from nfbook.recorded import recorded_dir, together
 from nfbook.study import Study
 from nfcore import runs
 from nfcore.settings import project_root
@@ -41,7 +42,7 @@ def published(name: str) -> dict[str, Any]:
 
 def recorded(preset: str = "quick") -> runs.Runs | None:
     """The committed records of a preset, None where there are none."""
-    directory = runs.recorded_dir(preset)
+    directory = recorded_dir(preset)
     return runs.load_runs(directory) if directory.is_dir() else None
 
 
@@ -276,7 +277,7 @@ def published_estimate(row: pd.Series) -> str:
 def study_runs(study: Study) -> runs.Runs:
     """The runs of a study; empty tables as long as none is made."""
     made = len(study.missing()) < len(study.experiments())
-    return study.runs() if made else runs.together([])
+    return study.runs() if made else together([])
 
 
 def study_banner(shown: runs.Runs, study: Study) -> Any:

@@ -14,6 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from nfbook.presets import CONFIGURATIONS, FAMILIES, SOURCES, merge, params_file
+from nfbook.recorded import export, recorded_dir, together
 from nfcore import runs
 from nfcore.settings import (
     Experiment,
@@ -97,16 +98,16 @@ class Study:
         return [e for e in self.experiments(stage) if e.id not in known and not _finished(e)]
 
     def recorded_ids(self) -> list[str]:
-        return [record["id"] for record in runs.read_records(runs.recorded_dir(self.name))]
+        return [record["id"] for record in runs.read_records(recorded_dir(self.name))]
 
     def runs(self) -> runs.Runs:
         """All runs of the design that ``source`` has, in the order of the design."""
-        directory = runs.recorded_dir(self.name)
+        directory = recorded_dir(self.name)
         found = [runs.load_runs(directory)] if directory.is_dir() else []
         if self.source == "local" and runs.runs_dir().is_dir():
             found.insert(0, runs.load_runs())  # of a run in both, this machine's
         ids = [e.id for e in self.experiments()]
-        both = runs.together(found)
+        both = together(found)
         if both.runs.empty:
             raise SettingsError(
                 f"source: no runs of {self.name} are {self.source}; `python -m nfbook study` makes them"
@@ -119,7 +120,7 @@ class Study:
         the rest takes at the median speed of recorded runs of the same width (missing where there are none)."""
         import pandas as pd
 
-        records = runs.read_records(runs.recorded_dir(self.name))
+        records = runs.read_records(recorded_dir(self.name))
         known = {record["id"] for record in records}
         speeds: dict[int, list[float]] = {}
         for record in records:
@@ -137,7 +138,7 @@ class Study:
 
     def record(self) -> Path:
         """Copy this machine's finished runs of the study to ``data/recorded/<name>``, beside what is there."""
-        return runs.export(self.name, [e.id for e in self.experiments() if _finished(e)], keep=True)
+        return export(self.name, [e.id for e in self.experiments() if _finished(e)], keep=True)
 
 
 def _tokens(experiment: Experiment) -> int:
