@@ -63,8 +63,9 @@ class NormFreeConfig(PreTrainedConfig):
     def __init__(self, **kwargs: Any) -> None:
         names = {f.name for f in fields(ModelSettings)}
         settings = from_mapping(ModelSettings, {name: kwargs.pop(name) for name in names & kwargs.keys()}, "model")
+        use_cache = kwargs.pop("use_cache", True)  # PreTrainedConfig drops it
         super().__init__(**kwargs)
-        for name, value in asdict(settings).items():
+        for name, value in {**asdict(settings), "use_cache": use_cache}.items():
             setattr(self, name, value)
 
     @classmethod
@@ -183,7 +184,7 @@ class QKV(nn.Linear):
     """Queries, keys and values (B, T, 3 D) of x (B, T, D), with the bias of ``Attention`` in the same product.
 
     In half precision a sum that is added later is rounded twice, and the runs on record were rounded once. torchao and
-    quanto quantise this class too; torch's old ``quantize_dynamic``, which replaces only ``nn.Linear`` itself, does not.
+    quanto quantise this class too; torch's old ``quantize_dynamic`` replaces only ``nn.Linear`` itself.
     """
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
