@@ -1,5 +1,6 @@
-"""Hugging Face's GPT-2 and GPT-NeoX (Pythia) as this decoder, and this decoder as one of them, by tables of names; a
-trained model as a folder that transformers, pipelines and lm_eval read.
+"""Conversion between this decoder and Hugging Face's GPT-2 and GPT-NeoX (Pythia), both ways, by tables of names.
+
+:func:`save` writes a trained model as a folder that transformers, pipelines and lm_eval read.
 
 Axes: D model width, H heads, K head width (D / H).
 """
@@ -24,10 +25,9 @@ from nfcore.tokens import END_OF_TEXT
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}  # ours: last
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-FLAGS = ("use_cache", "output_hidden_states", "return_dict")
 
-# Of each field and each module: our name, GPT-2's, GPT-NeoX's. {} is the layer; each module has a weight, most a bias.
-FIELDS = {name: (name, name) for name in (*SIZES, *IDS, *FLAGS)} | {
+# Our name, then GPT-2's and GPT-NeoX's. {} is the layer; every module has a weight and most have a bias.
+FIELDS = {name: (name, name) for name in (*SIZES, *IDS, "use_cache", "output_hidden_states", "return_dict")} | {
     "intermediate_size": ("n_inner", "intermediate_size"),
     "norm_eps": ("layer_norm_epsilon", "layer_norm_eps"),
     "activation": ("activation_function", "hidden_act"),
@@ -78,7 +78,7 @@ def from_gpt2(
     """Convert a Hugging Face ``GPT2LMHeadModel``.
 
     Weights are copied with their dtypes and stay frozen where they were. The special ids, the generation config, the
-    attention implementation and the mode are those of ``hf_model``; of its dropouts only the embedding's is kept.
+    attention implementation and the mode are copied too. Only the embedding's dropout is kept.
 
     ``norm`` / ``final_norm``: None keeps the LayerNorms with their weights, ``rmsnorm`` keeps the gains, ``none``
     drops them. ``changes`` are other config fields, such as ``activation``.
@@ -199,7 +199,7 @@ def _take_over(
     sizes = {name: p.shape for name, p in model.state_dict().items()}
     fitting = {name: weight for name, weight in state.items() if sizes.get(name, weight.shape) == weight.shape}
     missing, unused = _fill(model, hf_model, fitting, names)
-    # Activations keep the slopes and scales they start with, and a norm that is gone or has no bias drops its own.
+    # Activations keep their initial slopes and scales. A norm that is removed, or has no bias, drops its weights.
     wrong = [n for n in missing if not n.startswith("activations.")] + [n for n in unused if "norm." not in n]
     if tied(model) and not torch.equal(state["embed.weight"], state["lm_head.weight"]):
         wrong.append("lm_head.weight")
@@ -208,7 +208,7 @@ def _take_over(
 
 
 def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
-    """``model`` as one of theirs, after checking that their config says all there is to say of it."""
+    """Convert ``model`` to the family's own class, which must be able to represent it."""
     config, where = model.config, f"to_{family.theirs.config_class.model_type}"
     wanted = dict(family=[family.name], norm=["layernorm"], final_norm=["layernorm"], residual_dtype=["float32"])
     for name, allowed in (wanted | {"activation": [*ACTIVATIONS.values()]}).items():
@@ -233,8 +233,11 @@ def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
 
 
 def _fill(made: Any, like: Any, state: dict[str, Tensor], names: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Give ``made`` the weights ``state`` and all that is not a weight from the model it is made from, whose parameters
-    have other ``names`` in ``made``; the names of weights that are missing, and of those that are not used."""
+    """Load ``state`` into ``made`` and copy the mode, the dtypes and the settings of ``like``, the model it comes from.
+
+    ``names`` maps the parameters of ``like`` to those of ``made``. Returns the names that ``state`` lacks
+    and those that ``made`` does not have.
+    """
     made.generation_config = copy.deepcopy(like.generation_config)
     made.set_attn_implementation(like.config._attn_implementation)
     made.to(like.dtype).train(like.training)

@@ -23,8 +23,8 @@ from nfcore.settings import SettingsError, choice
 
 
 METHODS = ("auto", "exact", "chunked", "lse", "flex")
-NEVER_SEEN = 1e38  # in the place of a masked score, above or below all others
-MASKED = -1e4  # an additive mask that is not above this hides the key: the weight is 0 in any precision
+NEVER_SEEN = 1e38  # replaces a masked score; larger than any real one
+MASKED = -1e4  # an additive mask hides the key at this value or below: its weight is 0 in any precision
 CHUNK_ELEMENTS = 2**18  # scores that `chunked` holds at a time: 1 MiB in float32, which a CPU's cache holds
 GPU_CHUNKS = 64  # times as many where memory is fast and starting a kernel is slow
 
@@ -55,7 +55,7 @@ KINDS: tuple[tuple[tuple[str, ...], Any, float | None, str], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """How scores come from queries and keys, and which of them count: the keywords of :func:`attention_entropy`."""
+    """Queries, keys, and how scores are computed and masked: the keywords of :func:`attention_entropy`."""
 
     q: Tensor  # (B, H, T, K)
     k: Tensor  # (B, H', S, K)
@@ -119,7 +119,7 @@ class Scores:
         return self.k.repeat_interleave(self.q.shape[1] // self.k.shape[1], dim=1)
 
     def reach(self, start: int, stop: int) -> tuple[int, int]:
-        """The keys from the first to one beyond the last that any of the queries start..stop-1 may see."""
+        """The range of keys, first and one beyond the last, that any of the queries start..stop-1 may see."""
         in_window = 0 if self.window is None else start - self.window + 1
         in_chunk = 0 if self.chunk is None else start // self.chunk * self.chunk
         return max(0, in_window, in_chunk), stop if self.causal else self.k.shape[2]
@@ -211,7 +211,7 @@ def attention_entropy(
         sinks: (H,) or (B, H, T), the score of one more place that attention goes to and that has no value (gpt-oss,
             arXiv 2508.10925). The weights of the keys then sum to less than 1, and the entropy is
             -sum_j p_ij ln p_ij over the keys as always: at most ln n for n >= 3 keys, and n/e for fewer.
-        method: ``exact`` is the materialised oracle in float64; ``chunked`` holds a block of queries at a time and
+        method: ``exact`` holds all scores at once, in float64; ``chunked`` holds a block of queries at a time and
             is accurate for any scores; ``lse`` takes the log-sum-exp of the flash kernel,
             H_i = LSE_i - scale q_i . sum_j p_ij k_j, in O(T K) memory, where nothing but ``causal`` hides keys and no
             ``softcap`` bends scores; ``flex`` does so with torch's compiled ``flex_attention``, which takes
@@ -231,7 +231,7 @@ def attention_entropy(
         raise NotImplementedError("method: 'lse' has no kernel for a mask, padding, a window or a softcap")
     if method in ("lse", "flex") or (method == "auto" and scores.plain and not differentiable):
         try:
-            return _streaming(scores, _flex if method == "flex" else _flash)
+            return _streaming(scores, method)
         except NotImplementedError:
             if method != "auto":
                 raise
@@ -249,8 +249,7 @@ def attention_rows(q: Tensor, k: Tensor, *, method: str = "auto", lowest: bool =
 
 
 def _rows(scores: Scores, exact: bool = False, lowest: bool = False) -> Rows:
-    """Rows from blocks of queries, and of sequences and heads, that together hold at most ``CHUNK_ELEMENTS`` scores in
-    float32; ``exact``: from all scores at once in float64."""
+    """Compute rows in float32 by blocks of ``CHUNK_ELEMENTS`` scores, or all at once in float64 (``exact``)."""
     with torch.autocast(scores.q.device.type, enabled=False):  # it would round matrix products to 8 bits
         entropy, lse, top, first, *low, keys = _blocks(scores, exact, lowest)
         whole, log_sum_exp = _with_sinks(scores, entropy, lse)
@@ -264,7 +263,7 @@ def _rows(scores: Scores, exact: bool = False, lowest: bool = False) -> Rows:
 
 
 def _with_sinks(scores: Scores, entropy: Tensor, log_sum_exp: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy and log-sum-exp of rows after sinks took their part: weights m p have entropy m (H - ln m)."""
+    """Correct entropy and log-sum-exp for sinks: weights m p of the keys have entropy m (H - ln m)."""
     if scores.sinks is None:
         return entropy, log_sum_exp
     whole = torch.logaddexp(log_sum_exp, scores.sinks_of_rows.to(log_sum_exp))
@@ -338,7 +337,7 @@ def _tile(values: Tensor, hidden: Tensor, edge: int, first: Tensor, lowest: bool
 # --- streaming: the log-sum-exp of a kernel ---------------------------------------------------------------------
 
 
-def _streaming(scores: Scores, attend: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+def _streaming(scores: Scores, method: str) -> Tensor:
     """H_i = LSE_i - E_p[s_ij] from one call of an attention kernel with the keys as values.
 
     In float32 and with centred keys, which leaves H unchanged and keeps the two terms small: their difference would
@@ -352,14 +351,11 @@ def _streaming(scores: Scores, attend: Callable[..., tuple[Tensor, Tensor]]) -> 
         k = k - centre
         if scale <= 0:  # the kernels take the largest score before they scale
             q, scale = scale * q, 1.0
-        mean_key, lse = attend(scores, q, k, scale)
+        flex = method == "flex"
+        mean_key, lse = _flex(scores, q, k, scale) if flex else flash_with_lse(q, k, k, scale, scores.causal)
         entropy = lse - scale * (q * mean_key).sum(-1)
         entropy = entropy.clamp_min(0.0).masked_fill(~entropy.isfinite(), torch.nan)
         return _with_sinks(scores, entropy, lse + scale * (q * centre).sum(-1))[0]
-
-
-def _flash(scores: Scores, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return flash_with_lse(q, k, k, scale, scores.causal)
 
 
 def flash_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
@@ -402,7 +398,7 @@ def _flex_with_lse(q: Tensor, k: Tensor, scale: float, block_mask: Any) -> tuple
 
 
 def _flex(scores: Scores, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """As :func:`_flash`, with a kernel that skips blocks of keys that no query sees."""
+    """As :func:`flash_with_lse`, with a kernel that skips blocks of keys that no query sees."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     device = q.device.type

@@ -1,7 +1,7 @@
-"""Attention entropy of whole models: what a model's own attention does, layer by layer, while it runs on a batch.
+"""Attention entropy of whole models, layer by layer, while a model runs on a batch.
 
-Nothing of a model is replaced. While it is measured, transformers' attention interface hands every call of the
-measuring thread to the meter first, which reads queries, keys, scale, mask, window, soft cap and sinks from it.
+The model itself is not changed. During a measurement, transformers' attention interface reports every call of the
+measuring thread to the meter, which reads queries, keys, scale, mask, window, soft cap and sinks from it.
 
 Axes: B batch, T query positions, L layers, H heads.
 """
@@ -295,8 +295,7 @@ def _real_tokens(model: Any, inputs: dict[str, Any], rows: Tensor) -> Tensor:
 
 def _stacked(rows: list[Tensor]) -> Tensor:
     """Rows (H,) or (T,) of all layers, (L, H) or (L, T); a layer with fewer of them ends in NaN (counts: 0)."""
-    empty = torch.nan if rows[0].is_floating_point() else 0
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=empty)
+    return nn.utils.rnn.pad_sequence(rows, True, torch.nan if rows[0].is_floating_point() else 0)
 
 
 @torch.no_grad()

@@ -60,11 +60,11 @@ class NormFreeConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __init__(self, **kwargs: Any) -> None:
-        settings = ModelSettings(
-            **{name: kwargs.pop(name) for name in ModelSettings.model_fields.keys() & kwargs.keys()}
-        )
+        fields = ModelSettings.model_fields.keys() & kwargs.keys()
+        settings = ModelSettings(**{name: kwargs.pop(name) for name in fields})
+        use_cache = kwargs.pop("use_cache", True)  # PreTrainedConfig drops it
         super().__init__(**kwargs)
-        for name, value in settings.to_dict().items():
+        for name, value in {**settings.to_dict(), "use_cache": use_cache}.items():
             setattr(self, name, value)
 
     @classmethod
@@ -185,7 +185,7 @@ class QKV(nn.Linear):
     """Queries, keys and values (B, T, 3 D) of x (B, T, D), with the bias of ``Attention`` in the same product.
 
     In half precision a sum that is added later is rounded twice, and the runs on record were rounded once. torchao and
-    quanto quantise this class too; torch's old ``quantize_dynamic`` replaces only ``nn.Linear`` itself, so not this.
+    quanto quantise this class too; torch's old ``quantize_dynamic`` replaces only ``nn.Linear`` itself.
     """
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -186,6 +186,36 @@ def test_special_ids_and_generation_settings_are_carried_over_both_ways(make, co
 
 
 @pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
+def test_dtypes_flags_and_frozen_weights_are_carried_over_both_ways(make, convert, back):
+    """Whatever dtype and device new modules have just then."""
+    hf, ids = make(use_cache=False, output_hidden_states=True).double(), tokens()
+    hf.set_attn_implementation("eager")
+    for p in hf.parameters():
+        p.data += 1e-10 * torch.randn_like(p)  # lost in float32
+    hf.get_input_embeddings().requires_grad_(False)
+    expected = hf(ids).logits
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            made = convert(hf), back(convert(hf))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weights = made[1].state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in hf.state_dict().items())
+    for m in made:
+        torch.testing.assert_close(m(ids).logits, expected, rtol=1e-5, atol=1e-5)
+        config = m.config
+        assert (config.use_cache, config.output_hidden_states, config._attn_implementation) == (False, True, "eager")
+        frozen = [name for name, p in m.named_parameters() if not p.requires_grad]
+        assert [m.get_parameter(name) is m.get_input_embeddings().weight for name in frozen] == [True]
+    half = make().bfloat16()
+    norms = [m for m in half.modules() if isinstance(m, nn.LayerNorm)]
+    norms[-1].float()
+    dtypes = {p.dtype for m in (convert(half), back(convert(half))) for p in m.parameters()}
+    assert dtypes == {torch.bfloat16, torch.float32}
+
+
+@pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
 def test_a_converted_model_stops_where_the_original_does(make, convert, back):
     hf, ids = make(), tokens(1, 4)
     long = hf.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=VOCAB + 1, pad_token_id=0)
@@ -223,6 +253,22 @@ def test_a_compiled_model_is_the_model():
     torch.testing.assert_close(from_gpt2(torch.compile(hf, backend="eager"))(ids).logits, from_gpt2(hf)(ids).logits)
 
 
+class Subclass(nn.Parameter):
+    """What torchao and FSDP put in the place of parameters."""
+
+
+def subclassed() -> Any:
+    hf = hf_gpt2()
+    hf.lm_head.weight = Subclass(hf.lm_head.weight.detach())
+    return hf
+
+
+def headless() -> Any:
+    network = ours(biases="all")
+    network.lm_head = nn.Sequential(network.lm_head)
+    return network
+
+
 def hf_classifier() -> Any:
     return GPT2ForSequenceClassification(hf_gpt2().config)
 
@@ -236,6 +282,8 @@ def hf_classifier() -> Any:
         (from_gpt2, lambda: nn.Linear(2, 2), "a Linear .no transformers model. is not"),
         (from_gpt2, lambda: hf_gpt2(add_cross_attention=True), "do not fit: transformer.h.0.crossattention"),
         (from_gpt2, lambda: hf_gpt2().to("meta"), "meta device"),
+        (from_gpt2, subclassed, "some weights are Subclass; convert before quantising or sharding"),
+        (to_gpt2, headless, r"do not fit: lm_head\.0\.weight"),
         (to_gpt2, lambda: hf_gpt2(), "a GPT2LMHeadModel .* is not a NormFreeForCausalLM"),
         (to_gpt2, lambda: ours("pythia"), "family 'pythia' is not gpt2"),
         (to_gpt2, lambda: ours(norm="none"), "norm 'none' is not layernorm"),

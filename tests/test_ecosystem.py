@@ -4,6 +4,7 @@ Where peft or lm_eval are not installed their tests are skipped.
 """
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,35 @@ def test_pruning_and_spectral_norm_old_and_new_are_in_the_result():
         close(network(ids).logits, expected(ids).logits)
 
 
+def test_a_parametrised_bias_and_functional_calls_are_in_the_result():
+    network, ids = spread(ours(biases="all", attn_implementation="eager")), tokens(3)
+    weights = {name: p.detach() for name, p in network.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], row: Tensor) -> Tensor:
+        options = dict(labels=row[None], use_cache=False)
+        return torch.func.functional_call(network, weights, (row[None],), options).loss
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, ids)
+    network(ids[1:2], labels=ids[1:2]).loss.backward()
+    for name, p in network.named_parameters():
+        close(each[name][1], p.grad)
+    half, twin = copy.deepcopy(network), pickle.loads(pickle.dumps(network))
+    nn.utils.parametrize.register_parametrization(half.blocks[0].attention, "qkv_bias", Half())
+    twin.blocks[0].attention.qkv_bias.data /= 2
+    close(half(ids).logits, twin(ids).logits, 0)
+
+
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 2
+
+
 @pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
 def test_dynamic_quantisation():
     network, ids = spread(ours(biases="all"), 0.1), tokens()
     small = torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8)
     assert "quantized" in type(small.blocks[0].ffn.up).__module__
+    assert type(small.blocks[0].attention.qkv) is type(network.blocks[0].attention.qkv)  # no nn.Linear, so it is left
     logits, exact = small(ids).logits, network(ids).logits
     assert 0 < (logits - exact).abs().max() < 0.3 * exact.std()
 
@@ -203,6 +228,12 @@ def test_the_loss_of_a_part_is_its_sum_over_the_items_of_the_whole(chunked):
         close(torch.stack(parts).sum(), whole)
 
 
+@pytest.mark.parametrize("shape", [(2, 10), (2, 20), (3, 16), (16,), (2, 16, 16)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"attention_mask: shape .* does not cover input_ids of shape \(2, 16\)"):
+        ours()(tokens(), attention_mask=torch.ones(shape))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "pythia"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_padding_on_the_left_shifts_nothing(family, attention):
@@ -247,17 +278,31 @@ def test_a_head_untied_or_tied_after_construction_survives_saving(tmp_path):
     only_weight.lm_head.weight = nn.Parameter(only_weight.embed.weight.detach() + 1.0)
     tied = ours(tie_word_embeddings=False)
     tied.lm_head.weight = tied.embed.weight
-    for i, network in enumerate((untied, only_weight, tied)):
-        again = reloaded(network, tmp_path / str(i))
+    shared = ours()
+    shared.load_state_dict(ours().state_dict(), assign=True)  # two parameters with the same memory
+    for i, network in enumerate((untied, only_weight, tied, shared)):
+        again, one = reloaded(network, tmp_path / str(i)), network in (tied, shared)
         close(again(ids).logits, network(ids).logits, 0)
-        assert (again.lm_head.weight is again.embed.weight) == (network is tied) == again.config.tie_word_embeddings
+        assert (again.lm_head.weight is again.embed.weight) == one == again.config.tie_word_embeddings
+    untied.lm_head = nn.Sequential(untied.lm_head)  # has no weight of its own
+    untied.save_pretrained(tmp_path / "sequential")
 
 
-def test_a_larger_vocabulary_is_trained_and_saved(tmp_path):
-    network, ids = ours().train(), tokens()
+@pytest.mark.parametrize("family", ["gpt2", "pythia"])
+def test_a_larger_vocabulary_is_trained_and_saved(family, tmp_path):
+    network, ids = ours(family).train(), tokens()
+    network.lm_head.multiple = 16
     network.resize_token_embeddings(VOCAB + 7)
     ids[0, 0] = VOCAB + 3
-    network(ids, labels=ids).loss.backward()
+    loss = network(ids, labels=ids).loss
+    loss.backward()
+    network.chunked_loss = True
+    close(network(ids, labels=ids).loss, loss)
+    assert network.lm_head.multiple == 16
+    network.lm_head = nn.Sequential(network.lm_head)
+    with pytest.raises(ValueError, match="chunked_loss: needs lm_head to be a Head, not Sequential"):
+        network(ids, labels=ids)
+    (network.lm_head,) = network.lm_head
     again = reloaded(network, tmp_path)
     close(again(ids).logits, network.eval()(ids).logits, 0)
     assert again.config.vocab_size == VOCAB + 7

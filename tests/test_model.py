@@ -85,12 +85,12 @@ def test_config_refuses_an_unknown_shape():
 
 def test_config_makes_the_round_trip(tmp_path):
     config = NormFreeConfig.from_shape(
-        "pythia-2x32", norm="none", activation="scaled_gelu", activation_scale=4, init="width"
+        "pythia-2x32", norm="none", activation="scaled_gelu", activation_scale=4, init="width", use_cache=False
     )
     config.save_pretrained(tmp_path)
     again = NormFreeConfig.from_pretrained(tmp_path)
     assert again.to_diff_dict() == config.to_diff_dict()
-    assert (again.activation_scale, again.norm, again.intermediate_size) == (4.0, "none", 128)
+    assert (again.activation_scale, again.norm, again.intermediate_size, again.use_cache) == (4.0, "none", 128, False)
 
 
 # --- biases, initialisation, heads ------------------------------------------------------------------------------
