@@ -89,7 +89,7 @@ def hero(runs: Runs) -> HTML:
     heads = {c: _by_step(runs.heads, run, "entropy") for c, run in ids.items()}
     losses = runs.metrics[runs.metrics["name"] == "eval_loss"]
     perplexity = {c: {s: math.exp(v[0]) for s, v in _by_step(losses, run, "value").items()} for c, run in ids.items()}
-    steps = sorted(set.intersection(*({*of} for of in (*heads.values(), *perplexity.values()))))
+    steps = sorted(set.intersection(*map(set, heads.values()), *map(set, perplexity.values())))
     layers = runs.layers[runs.layers["layer"] == 0]
     std = {step: float(v[0]) for step, v in _by_step(layers, ids["SM+G"], "preactivation_std").items()}
     ceiling = entropy_ceiling(int(runs.runs["data.context"].iloc[0]))
@@ -161,7 +161,7 @@ def _training(
     steps: Sequence[int], shares: Mapping[str, Mapping[int, np.ndarray]], perplexity: Mapping[str, Mapping[int, float]]
 ) -> tuple[str, list[dict[str, Any]]]:
     """The panels of heads and perplexities at the last step, and their stops over training."""
-    columns = dict(zip(MAIN, np.linspace(LEFT + 38, RIGHT - 38, len(MAIN)), strict=True))
+    columns = dict(zip(MAIN, np.linspace(LEFT + 38, RIGHT - 38, len(MAIN)).round(1).tolist(), strict=True))
     values = [v for of in perplexity.values() for v in of.values() if math.isfinite(v)]
     high, across = _scale(0, 1, HEADS[1], HEADS[0]), _scale(steps[0], steps[-1], LEFT, RIGHT)
     low = _scale(math.log(min(values)), math.log(max(values)), PERPLEXITY[1], PERPLEXITY[0])
@@ -198,6 +198,7 @@ def _training(
         _text((LEFT + RIGHT) / 2, HEIGHT - 6, "update", "middle"),
         *(_text(LEFT - 5, float(low(math.log(v))) + 4, f"{v:.0f}", "end") for v in (min(values), max(values))),
     ]
+    middle = {"text_anchor": "middle", "font_weight": "bold"}
     for number, c in enumerate(MAIN):
         color, course = STYLES[c]["color"], [(s, v) for s, v in perplexity[c].items() if math.isfinite(v)]
         line = _path(across([s for s, _ in course]), low(np.log([v for _, v in course])))
@@ -208,10 +209,7 @@ def _training(
             _tag("path", class_="nf-line", clip_path="url(#nf-hero-clip)", **stroke),
             _moved("path", f"nf-hero-now-{number}", last, class_="nf-dots nf-now", stroke=color),
             _text(columns[c], HEADS[1] + 15, NAMES[c], "middle"),
-            _moved(
-                *("text", f"nf-hero-value-{number}", last),
-                **dict(x=f"{columns[c]:.1f}", y=HEADS[1] + 31, text_anchor="middle", font_weight="bold"),
-            ),
+            _moved("text", f"nf-hero-value-{number}", last, x=columns[c], y=HEADS[1] + 31, **middle),
         ]
     ends = ", ".join(f"{name} {last[f'nf-hero-value-{number}']['text']}" for number, name in enumerate(NAMES.values()))
     words = "Above, a dot for each attention head: its entropy over the ceiling. Below, the perplexity over training."
