@@ -66,7 +66,7 @@ def _one_line(where: str) -> Iterator[None]:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
-        must = re.sub(r"^\w+ should", "must", first["msg"])
+        must = re.sub(r"^\w+ should", "must", first["msg"]).replace("a valid dictionary", "a mapping")
         own = first.get("ctx", {}).get("error")  # a SettingsError of our validators
         raise SettingsError(str(own) if own else f"{field}: {SHORT.repr(first['input'])} {must}") from None
 

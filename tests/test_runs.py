@@ -65,7 +65,7 @@ def test_tables_without_pyarrow_are_the_same_when_read(tmp_path: Path, monkeypat
         directory.mkdir()
         path = runs.write_table(directory, "metrics", rows)
         assert path.suffix == (".json" if missing else ".parquet")
-        tables.append(runs._stack([(directory, {"id": "x", "files": {path.name: ""}})], "metrics"))
+        tables.append(runs.stack([(directory, {"id": "x", "files": {path.name: ""}})], "metrics"))
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0], check_exact=True)
 

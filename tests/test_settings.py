@@ -159,8 +159,8 @@ def test_any_other_setting_is_another_run(field: str) -> None:
         ({"model": {"norm": "batchnorm"}}, "model.norm: 'batchnorm' is not one of layernorm, rmsnorm, none"),
         ({"model": {"shape": "gpt3"}}, f"model.shape: 'gpt3' is not one of {', '.join(SHAPES)}"),
         ({"seed": -1}, "seed: -1 must be greater than or equal to 0"),
-        ([1], "experiment: [1] must be a valid dictionary"),
-        ({"model": "gpt2"}, "model: 'gpt2' must be a valid dictionary"),
+        ([1], "experiment: [1] must be a mapping"),
+        ({"model": "gpt2"}, "model: 'gpt2' must be a mapping"),
         ({"modle": {}}, "experiment: unknown setting 'modle'; allowed: model, data, training, seed, name"),
         (
             {"model": {"hidden_size": 64, "num_attention_heads": 5}},

@@ -156,7 +156,7 @@ def test_a_stage_belongs_to_a_study() -> None:
         (("stages", "table", "SM+G", "seeds"), 3, r"SM\+G.seeds: 3 must be a valid list"),
         (("stages", "linear", "SM+G"), {}, r"stages.linear: cell 'SM\+G' is there twice"),
         (("stages", "table", "SM+G", "model"), {"norm": "x"}, "SM.G.model.norm: 'x' is not one of|model.norm: 'x'"),
-        (("stages", "table"), [1], r"stages.table: \[1\] must be a valid dictionary"),
+        (("stages", "table"), [1], r"stages.table: \[1\] must be a mapping"),
     ],
 )
 def test_wrong_design(path: tuple[str, ...], value: Any, message: str, params_root: Path) -> None:
