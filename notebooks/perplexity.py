@@ -36,6 +36,7 @@ from IPython.display import Markdown
 
 from nfbook.figures import STYLES, direct_labels, show_figure, use_style
 from nfbook.presets import FAMILIES, MAIN
+from nfbook.recorded import together
 from nfbook.report import (
     NAMES,
     against,
@@ -48,7 +49,6 @@ from nfbook.report import (
     relative_change,
     sources,
 )
-from nfcore.runs import together
 from nfcore.shares import entropy_ceiling
 
 

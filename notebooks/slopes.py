@@ -38,8 +38,8 @@ from IPython.display import Markdown
 from nfbook.claims import decay_sum
 from nfbook.figures import STYLES, show_figure, use_style
 from nfbook.presets import PAPER_TOKENS, Preset
+from nfbook.recorded import together
 from nfbook.report import banner, glue, markdown_table, published, sources
-from nfcore.runs import together
 
 
 use_style()
