@@ -7,8 +7,9 @@ import pytest
 
 from nfbook import notebook
 from nfbook.claims import contrast, interval, statistics, verdicts
+from nfbook.recorded import recorded_dir
 from nfbook.study import STUDIES, Study
-from nfcore.runs import read_records, recorded_dir
+from nfcore.runs import read_records
 from tests.test_book import BOOK, ROOT, toc
 
 
