@@ -320,6 +320,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # Documents are a million objects, hardly any of them garbage: looking for that takes a quarter of a build.
     gc.set_threshold(100_000, 50, 50)
     atexit.register(gc.freeze)
+    app.setup_extension("sphinx.ext.autodoc")  # whose events are listened to
     app.add_config_value("nf_front", {}, "env", dict)
     app.connect("config-inited", launch_buttons)
     app.connect("autodoc-process-docstring", add_fields)
