@@ -232,7 +232,7 @@ def test_launch_buttons_have_one_setting(tmp_path: Path) -> None:
     """Without an address there are none; with one, pages that are notebooks have that of Binder, on GitHub Colab's too,
     for the branch that is set."""
     config = (ROOT / "_config.yml").read_text()
-    assert config.count('url: ""') == 1
+    assert config.count('\n  url: ""') == 1
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "_toc.yml").write_text("format: jb-book\nroot: page\nchapters:\n  - file: notebooks/status\n")
     (tmp_path / "book" / "page.md").write_text("# A page\n")
@@ -241,7 +241,7 @@ def test_launch_buttons_have_one_setting(tmp_path: Path) -> None:
     (tmp_path / "book" / "notebooks").mkdir()
     shutil.copy(ROOT / "book" / "notebooks" / "status.ipynb", tmp_path / "book" / "notebooks")
     for address in ("", "https://github.com/someone/a-fork", "https://gitlab.com/someone/a-fork"):
-        changed = config.replace('url: ""', f'url: "{address}"').replace("branch: main", "branch: trunk")
+        changed = config.replace('\n  url: ""', f'\n  url: "{address}"').replace("branch: main", "branch: trunk")
         (tmp_path / "_config.yml").write_text(changed)
         command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(tmp_path / "book"), "--all"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -141,7 +141,7 @@ class Arena:
     def command(self, place: Path, *arguments: str, root: Path | None = None) -> subprocess.Popen[bytes]:
         variables = {"NFCORE_RUNS": str(place / "runs"), "NFCORE_DATA": str(place / "tokens")}
         return subprocess.Popen(
-            [sys.executable, "-m", "nfcore", *arguments],
+            [sys.executable, "-m", "nfbook" if arguments[0] == "notebook" else "nfcore", *arguments],
             cwd=root or project_root(),
             env={**os.environ, **variables},
             stdout=subprocess.DEVNULL,

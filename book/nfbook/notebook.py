@@ -12,7 +12,6 @@ import re
 import shutil
 import tempfile
 import types
-import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -37,8 +36,6 @@ def parameters(namespace: Mapping[str, Any]) -> Any:
     Raises:
         SettingsError: unknown parameter, wrong type or value.
     """
-    # From tqdm, for want of a widget; it would put a path of this machine into the notebook.
-    warnings.filterwarnings("ignore", "IProgress not found")
     shell = ("In", "Out", "exit", "quit", "get_ipython", "open")
     if isinstance(namespace.get("preset"), Preset | Study):
         raise SettingsError("preset: this notebook has read its parameters already; restart the kernel to change them")
