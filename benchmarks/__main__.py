@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.common import RESULTS, ROOT, Options, Section, Target, provenance
-from nfcore.runs import write_atomically
+from nfcore.store import write_atomically
 
 
 SECTIONS = ("training", "telemetry", "data", "startup", "scaling", "equality", "coverage")

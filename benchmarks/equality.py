@@ -191,7 +191,7 @@ def _losses(experiment: Experiment) -> list[float]:
         training.run()
     metrics = training.telemetry.tables["metrics"]
     found = [row["value"] for row in metrics if row["name"] == "train_loss"]
-    assert len(found) == steps, "a run that stopped being finite compares nothing"
+    assert len(found) == steps, "a run with a value that is not finite compares nothing"
     return found
 
 

@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nfcore.runs import write_atomically
 from nfcore.settings import SettingsError
-from nfcore.store import file_sha256
+from nfcore.store import file_sha256, write_atomically
 
 
 FORMAT = 3

@@ -39,7 +39,7 @@ from nfcore.settings import (
     digest,
     project_root,
 )
-from nfcore.store import file_sha256
+from nfcore.store import file_sha256, write_atomically
 
 
 if TYPE_CHECKING:
@@ -56,12 +56,6 @@ AGAIN = "delete the run's directory to train it again"
 def runs_dir() -> Path:
     """Where this machine's runs live: ``NFCORE_RUNS``, else ``runs`` in the project."""
     return Path(os.environ.get("NFCORE_RUNS") or project_root() / "runs")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def write_record(directory: Path, record: dict[str, Any], files: Iterable[Path]) -> None:

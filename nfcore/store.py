@@ -26,6 +26,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file that is whole or as it was before."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
 @contextmanager
 def made_whole(directory: Path) -> Iterator[Path | None]:
     """Give a hidden place in which ``directory`` can be made, and move it there at the end; None if it exists.

@@ -34,6 +34,7 @@ from nfcore import checkpoints, convert, faults, machine, runs
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
+from nfcore.store import write_atomically
 from nfcore.telemetry import Telemetry, Watch
 from nfcore.tokens import TokenData, prepare
 
@@ -338,9 +339,9 @@ def train(
 ) -> Path:
     """Train one run, or find it finished; returns its directory ``runs/<id>``.
 
-    A finished run is reused, saying so if nfcore's sources have changed since; ``fresh`` trains it again. An
-    interrupted one resumes from its last whole checkpoint. A run whose values stop being finite ends there, with
-    ``status`` "diverged" in its record, the first bad step and layer, and its telemetry.
+    A finished run is reused; it is said if it was made with another measurement version or from other tokens.
+    ``fresh`` trains it again. An interrupted one resumes from its last whole checkpoint. A run ends at the first value
+    that is not finite, with ``status`` "diverged" in its record, the first bad step and layer, and its telemetry.
 
     Of several processes that torchrun or ``accelerate launch`` started each calls this, and the update is the same as
     one process would make: the same sequences in the same order, each process taking its part of every batch. ``fsdp``
@@ -512,7 +513,7 @@ def _progress(training: Training, directory: Path, label: str, quiet: bool) -> I
 
         def show(step: int, values: dict[str, float]) -> None:
             if "train_loss" in values:
-                runs.write_atomically(directory / PROGRESS, str(step / training.steps))
+                write_atomically(directory / PROGRESS, str(step / training.steps))
                 bar.set_postfix_str(f"loss {values['train_loss']:.3f}", refresh=False)
                 bar.update(step * batch - bar.n)
 

@@ -12,6 +12,7 @@ from nfbook.recorded import export, recorded_dir
 from nfcore import runs
 from nfcore.runs import Runs, load_runs, read_record, verify, write_record
 from nfcore.settings import SettingsError
+from nfcore.store import write_atomically
 
 
 @pytest.fixture
@@ -121,10 +122,10 @@ def test_missing_and_tampered_files_are_named(tmp_path: Path) -> None:
 
 def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "record.json"
-    runs.write_atomically(path, "old")
+    write_atomically(path, "old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        runs.write_atomically(path, "new")
+        write_atomically(path, "new")
     assert path.read_text() == "old"
 
 

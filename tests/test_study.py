@@ -264,6 +264,20 @@ def test_train_record_and_judge(small: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["claims", "study", "--source", "local"]) == 0, "own runs are not held to the recorded verdicts"
 
 
+def test_a_run_that_the_design_gave_up_leaves_the_record(small: Path) -> None:
+    study = Study.load()
+    kept, dropped = study.experiments("core")[:2]
+    for e in (kept, dropped):
+        train(e, quiet=True)
+    study.record()
+    design = yaml.safe_load(params_file("study").read_text())
+    name = next(cell.name for cell in study.cells.values() if dropped in cell.experiments)
+    del design["stages"]["core"][name]
+    params_file("study").write_text(yaml.safe_dump(design, sort_keys=False))
+    Study.load().record()
+    assert [r["id"] for r in runs.read_records(recorded_dir("study"))] == [kept.id]
+
+
 def test_own_runs_replace_recorded_ones_on_a_page(small: Path) -> None:
     study = Study.load(source="local")
     run = train(study.experiments("core")[0], quiet=True)

@@ -30,6 +30,7 @@ import yaml
 
 from nfcore import runs
 from nfcore.settings import Experiment, SettingsError, project_root
+from nfcore.store import write_atomically
 from nfcore.tokens import open_tokens, prepare
 
 
@@ -374,7 +375,7 @@ def add(row: str, tried: int, losses: int) -> None:
     before = rows.get(row, {"tried": 0, "losses": 0})
     rows[row] = {"tried": before["tried"] + tried, "losses": before["losses"] + losses}
     made_by = {k: v for k, v in provenance(Options()).items() if k not in ("threads", "repeats")}
-    runs.write_atomically(RESULTS, json.dumps({"rows": rows, "provenance": made_by}, indent=1) + "\n")
+    write_atomically(RESULTS, json.dumps({"rows": rows, "provenance": made_by}, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -45,18 +45,18 @@ from typing import Any
 from pydantic import NonNegativeFloat
 
 from nfbook.cost import flops_per_token
-from nfbook.recorded import export
+from nfbook.recorded import export, recorded_dir
 from nfbook.study import Study
 from nfcore.runs import (
     MEASUREMENT_VERSION,
     read_record,
+    read_records,
     runs_dir,
     verify,
-    write_atomically,
     write_record,
 )
 from nfcore.settings import Experiment, SettingsError, check_type, project_root
-from nfcore.store import file_sha256
+from nfcore.store import file_sha256, write_atomically
 from nfcore.tokens import open_tokens, prepare
 
 
@@ -309,7 +309,8 @@ def collect(args: argparse.Namespace) -> int:
                 assert record is not None
                 verify(directory, record)
                 rewrite(directory, **made(record["provenance"]))
-            print(f"{len(directories)} runs: {export(name, (path.name for path in directories), keep=True)}")
+            before = [record["id"] for record in read_records(recorded_dir(name))]
+            print(f"{len(directories)} runs: {export(name, (path.name for path in directories), keep=before)}")
     return 0
 
 

@@ -20,6 +20,7 @@ from nfbook.study import SPARE, Study
 from nfcore import runs
 from nfcore.settings import SettingsError, check_keys, choice, project_root, read_yaml
 from nfcore.shares import entropy_ceiling
+from nfcore.store import write_atomically
 
 
 ALPHA = 0.05
@@ -336,7 +337,7 @@ def _recorded_verdicts(study: str) -> Path:
 def record(found: pd.DataFrame, study: str = "study") -> Path:
     """Write the verdicts of :func:`summary` beside the recorded runs."""
     path = _recorded_verdicts(study)
-    runs.write_atomically(path, found.drop(columns="statement").to_csv(index=False))
+    write_atomically(path, found.drop(columns="statement").to_csv(index=False))
     return path
 
 

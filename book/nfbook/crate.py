@@ -15,7 +15,7 @@ from typing import Any
 from nfbook.study import STUDIES, Study
 from nfcore import runs
 from nfcore.settings import SettingsError
-from nfcore.store import file_sha256
+from nfcore.store import file_sha256, write_atomically
 
 
 FILE = "ro-crate-metadata.json"
@@ -43,7 +43,7 @@ CONTENTS = {
 
 def write(folder: Path) -> Path:
     """Write the crate of a recorded set."""
-    runs.write_atomically(folder / FILE, text(folder))
+    write_atomically(folder / FILE, text(folder))
     return folder
 
 

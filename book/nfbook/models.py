@@ -18,7 +18,7 @@ import yaml
 from nfbook.presets import FAMILIES
 from nfcore import runs
 from nfcore.settings import SettingsError, project_root
-from nfcore.store import file_sha256
+from nfcore.store import file_sha256, write_atomically
 
 
 SUMS = "SHA256SUMS"
@@ -116,7 +116,7 @@ def pack(ids: Iterable[str], out: Path) -> list[Path]:
         packed.append(out / f"{name}.zip")
         packed[-1].write_bytes(zipped((f"{name}/{file}", data) for file, data in sorted(files.items())))
     sums = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(out.glob("*.zip"))]
-    runs.write_atomically(out / SUMS, "".join(sums))
+    write_atomically(out / SUMS, "".join(sums))
     return packed
 
 

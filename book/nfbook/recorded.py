@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nfcore import runs
 from nfcore.settings import SettingsError, project_root
-from nfcore.store import file_sha256
+from nfcore.store import file_sha256, write_atomically
 
 
 def recorded_dir(preset: str) -> Path:
@@ -31,10 +31,10 @@ def together(parts: Iterable[runs.Runs]) -> runs.Runs:
     return runs.Runs(*(pd.concat([getattr(r, t) for r in fresh], ignore_index=True) for t in ("runs", *runs.TABLES)))
 
 
-def export(preset: str, ids: Iterable[str], keep: bool = False) -> Path:
+def export(preset: str, ids: Iterable[str], keep: Iterable[str] = ()) -> Path:
     """Write the small tidy copy of finished runs to ``data/recorded/<preset>/``: records and tables, no models.
 
-    ``keep``: add to the runs that are recorded there; else they are replaced.
+    ``keep``: runs recorded there that stay; others go.
     """
     import pandas as pd
 
@@ -47,19 +47,18 @@ def export(preset: str, ids: Iterable[str], keep: bool = False) -> Path:
         runs.verify(runs.runs_dir() / run, record)
         found.append((runs.runs_dir() / run, record))
     records, tables = [record for _, record in found], {name: runs.stack(found, name) for name in runs.TABLES}
-    if keep and target.is_dir():
+    if kept := (set(keep) - set(ids)) & {r["id"] for r in runs.read_records(target)}:
         before = runs.load_runs(target)
-        old = [r for r in runs.read_records(target) if r["id"] not in set(ids)]
-        kept = {r["id"] for r in old}
+        old = [r for r in runs.read_records(target) if r["id"] in kept]
         records += old
         for name in runs.TABLES:
             table = getattr(before, name)
             tables[name] = pd.concat([tables[name], table[table["run"].isin(kept)]], ignore_index=True)
     target.mkdir(parents=True, exist_ok=True)
     records.sort(key=lambda record: record["id"])
-    runs.write_atomically(target / "records.json", json.dumps(records, indent=1))
+    write_atomically(target / "records.json", json.dumps(records, indent=1))
     for name, table in tables.items():
         table.sort_values("run", kind="stable").to_parquet(target / f"{name}.parquet", index=False)
     files = [target / "records.json", *(target / f"{name}.parquet" for name in runs.TABLES)]
-    runs.write_atomically(target / "checksums.json", json.dumps({f.name: file_sha256(f) for f in files}, indent=1))
+    write_atomically(target / "checksums.json", json.dumps({f.name: file_sha256(f) for f in files}, indent=1))
     return target

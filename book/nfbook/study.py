@@ -137,12 +137,14 @@ class Study:
         return pd.DataFrame(rows)
 
     def record(self) -> Path:
-        """Copy this machine's finished runs of the study to ``data/recorded/<name>``, beside what is there."""
-        return export(self.name, [e.id for e in self.experiments() if _finished(e)], keep=True)
+        """Copy this machine's finished runs of the study to ``data/recorded/<name>``. Runs of the design that are
+        recorded there stay; others go."""
+        designed = self.experiments()
+        return export(self.name, [e.id for e in designed if _finished(e)], keep=[e.id for e in designed])
 
 
 def _tokens(experiment: Experiment) -> int:
-    """Of a run of the design, which is given in updates."""
+    """The training tokens of a run whose length is given in updates."""
     return (experiment.training.steps or 0) * experiment.training.batch_size * experiment.data.context
 
 
