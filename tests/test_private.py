@@ -189,7 +189,7 @@ def test_decoder_in_jax_is_the_one_in_torch(tmp_path: Path) -> None:
         (folder / "model").mkdir(parents=True)
         state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
         save_file(state, folder / "model" / "model.safetensors")
-        settings = {key: getattr(config, key) for key in ModelSettings.__dataclass_fields__}
+        settings = {key: getattr(config, key) for key in ModelSettings.model_fields}
         (folder / "record.json").write_text(json.dumps({"settings": {"model": settings}}))
         np.save(folder / "tokens.npy", tokens[0].numpy())
         np.save(folder / "logits.npy", logits.numpy())
