@@ -5,6 +5,7 @@ Axes: B batch, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import sys
@@ -290,6 +291,15 @@ class Training:
         if torch.cuda.is_available():
             torch.cuda.set_rng_state(random["cuda"])
 
+    def close(self) -> None:
+        """Part from the other processes. DDP's wrapper has to go first: whoever drops the group with it holds Python's
+        lock and waits for a thread of gloo, which may wait for that lock to drop its last tensor."""
+        if dist.is_initialized():
+            self.wrapped = self.model
+            self.accelerator.free_memory()
+            gc.collect()
+        self.accelerator.end_training()
+
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
@@ -450,7 +460,7 @@ def _run(
         if done:
             with faults.disk_watched(directory, 8 * training.parameters):
                 _finish(experiment, directory, training, tokens)
-    training.accelerator.end_training()
+    training.close()
     if training.received:
         reached = "finished" if done else f"stopped at step {training.step} of {steps}"
         raise faults.Stopped(training.received[0], f"{label}: {reached}; {faults.RESUME}")
