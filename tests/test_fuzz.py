@@ -55,7 +55,8 @@ def fuzz(kind: str, check: Callable[[Any], None], strategy: st.SearchStrategy[An
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
     profile = hypothesis_settings(max_examples=examples, deadline=None, database=None, suppress_health_check=slow)
     if not CASES:
-        profile = hypothesis_settings(profile, phases=[Phase.explicit, Phase.generate, Phase.shrink])
+        phases = [Phase.explicit, Phase.generate, Phase.shrink]
+        profile = hypothesis_settings(profile, phases=phases, derandomize=True)  # the suite draws the same each time
     with counted(kind) as count:
 
         @profile
@@ -440,10 +441,9 @@ def test_token_files_are_whole_or_refused(tiny: Callable[..., Experiment], cache
         path.write_bytes(content)
         found = attempt(prepare, tiny().data)
         path.write_bytes(whole[path])
-        assert (
-            found is None or (path.name == "meta.json" and json.loads(content) == tokens.meta) or content == whole[path]
-        )
-        assert found is None or found.train.tolist() == train
+        if found is not None:
+            assert content == whole[path] if path.name != "meta.json" else found.meta == tokens.meta
+            assert found.train.tolist() == train
 
     fuzz("tokens", check, st.data())
 
