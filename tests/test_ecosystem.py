@@ -418,4 +418,4 @@ def test_log_likelihoods_of_lm_eval_are_ours(run):
         ids = torch.tensor([[0, *whole]] if not context else [whole])
         count = len(tokenizer(continuation)["input_ids"])
         log_p = network(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
-        assert found == pytest.approx(float(log_p[-count:].sum()), abs=1e-5)
+        assert found == pytest.approx(log_p[-count:].sum().item(), abs=1e-5)
