@@ -210,11 +210,12 @@ def _take_over(
 def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
     """Convert ``model`` to the family's own class, which must be able to represent it."""
     config, where = model.config, f"to_{family.theirs.config_class.model_type}"
-    wanted = dict(family=[family.name], norm=["layernorm"], final_norm=["layernorm"], residual_dtype=["float32"])
-    for name, allowed in (wanted | {"activation": [*ACTIVATIONS.values()]}).items():
+    wanted: dict[str, list[Any]] = dict(family=[family.name], norm=["layernorm"], final_norm=["layernorm"])
+    wanted |= dict(residual_dtype=["float32"], activation=[*ACTIVATIONS.values()], attention_scales=[None])
+    for name, allowed in wanted.items():
         value = getattr(config, name)
         if value not in allowed:
-            raise SettingsError(f"{where}: {name} {value!r} is not {' or '.join(dict.fromkeys(allowed))}")
+            raise SettingsError(f"{where}: {name} {value!r} is not {' or '.join(map(str, dict.fromkeys(allowed)))}")
     given = {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
     given[family.fields["activation"]] = next(t for t, ours in ACTIVATIONS.items() if ours == config.activation)
     with torch.device(model.device):

@@ -206,6 +206,9 @@ class Attention(nn.Module):
         self.qkv_bias = nn.Parameter(torch.zeros(self.biased * d)) if self.biased else None
         self.out = nn.Linear(d, d, bias=config.biases == "all")
         self.out.writes_residual = True  # type: ignore[assignment]
+        self.scaling = self.head_width**-0.5 * (config.attention_scales[layer_idx] if config.attention_scales else 1)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (nn.RMSNorm(self.head_width, eps=config.norm_eps) for _ in "qk")
 
     def forward(
         self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None
@@ -217,12 +220,14 @@ class Attention(nn.Module):
             qkv = self.qkv(x)
             qkv = qkv if bias is None else qkv + bias.to(qkv.dtype)
         q, k, v = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in qkv.chunk(3, -1))
+        if self.config.qk_norm:
+            q, k = self.q_norm(q.to(x.dtype)).to(v.dtype), self.k_norm(k.to(x.dtype)).to(v.dtype)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)  # (B, H, T, K)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)  # (B, H, S, K)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, causal_attention)
-        y, weights = attend(self, q, k, v, mask, scaling=self.head_width**-0.5, dropout=0.0)  # (B, T, H, K)
+        y, weights = attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)  # (B, T, H, K)
         return self.out(y.flatten(-2)), weights
 
 

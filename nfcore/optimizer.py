@@ -67,19 +67,24 @@ class HFAdamW(torch.optim.Optimizer):
 def optimizer_and_schedule(
     model: NormFreeForCausalLM, settings: TrainingSettings, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW with decay on matrices and embeddings, none on biases and norms, its own on learnable slopes; linear
-    warm-up, then linear decay to ``final_learning_rate`` at the last step."""
-    slopes = model.slopes
-    slope_ids = {id(p) for p in slopes}
-    rest = [p for p in model.parameters() if id(p) not in slope_ids]
+    """AdamW with decay on matrices and embeddings, none on biases and norms, its own on learnable slopes, and with
+    ``ffn_rate``; linear warm-up, then linear decay to ``final_learning_rate`` at the last step."""
+    slopes, factor, decay, rate = model.slopes, settings.ffn_rate, settings.weight_decay, settings.learning_rate
+    blocks: Iterable[Any] = model.blocks if factor != 1 else []
+    up, down = ([getattr(block.ffn, name).weight for block in blocks] for name in ("up", "down"))
+    named = {id(p) for p in [*slopes, *up, *down]}
+    rest = [p for p in model.parameters() if id(p) not in named]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.dim() > 1], "weight_decay": decay},
         {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
         {"params": slopes, "weight_decay": settings.slope_weight_decay},
+        # The factor is one on the rate alone: an update decays these matrices as much as all others.
+        {"params": up, "lr": rate * factor, "weight_decay": decay / factor},
+        {"params": down, "lr": rate / factor, "weight_decay": decay * factor},
     ]
     groups = [g for g in groups if g["params"]]
     common: dict[str, Any] = {
-        "lr": settings.learning_rate,
+        "lr": rate,
         "betas": (settings.beta1, settings.beta2),
         "eps": settings.epsilon,
     }
@@ -94,9 +99,9 @@ def optimizer_and_schedule(
     warmup = whole(settings.warmup_fraction * steps)
     floor = settings.final_learning_rate / settings.learning_rate
 
-    def factor(step: int) -> float:
+    def share(step: int) -> float:
         if step < warmup:
             return (step + first) / warmup
         return floor + (1 - floor) * max(0, steps - step) / max(1, steps - warmup)
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)

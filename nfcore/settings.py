@@ -189,12 +189,18 @@ class ModelSettings(Section):
     """Factor on the initial first FFN matrices."""
     ffn_output_gain: Annotated[PositiveFloat, LATER] = 1.0
     """Factor on the initial second FFN matrices."""
+    qk_norm: Annotated[bool, LATER] = False
+    """RMSNorm with a weight on the query and key of each head, before rotary positions."""
+    attention_scales: Annotated[list[PositiveFloat] | None, LATER] = None
+    """Factor on the attention logits of each layer, an inverse temperature; null is 1 in all."""
 
     def model_post_init(self, context: Any) -> None:
         for name, known in REGISTERED.items():
             choice(f"model.{name}", getattr(self, name), known)
         if self.hidden_size % self.num_attention_heads:
             raise self._wrong("num_attention_heads", f"divide model.hidden_size {self.hidden_size}")
+        if self.attention_scales is not None and len(self.attention_scales) != self.num_hidden_layers:
+            raise self._wrong("attention_scales", f"have a number for each of {self.num_hidden_layers} layers")
         self._default(intermediate_size=4 * self.hidden_size, tie_word_embeddings=self.family == "gpt2")
 
     @property
@@ -283,6 +289,15 @@ class TrainingSettings(Section):
     """Of matrices, per unit of the learning rate."""
     slope_weight_decay: NonNegativeFloat | None = None
     """Of learnable slopes; null is ``weight_decay``."""
+    ffn_rate: Annotated[PositiveFloat, LATER] = 1.0
+    """Factor on the learning rate of the first FFN matrices; that of the second ones is divided by it. With
+    ``model.ffn_gain`` s, ``model.ffn_output_gain`` 1/s and this s, GELU(x) trains like GELU(s x)/s as long as no
+    gradient is clipped."""
+    entropy_penalty: Annotated[NonNegativeFloat, LATER] = 0.0
+    """Weight in the loss of the mean over heads of max(0, E / ceiling - ``entropy_target``)^2, where E is a head's
+    entropy."""
+    entropy_target: Annotated[Share, LATER] = 0.5
+    """Of the causal ceiling, up to which ``entropy_penalty`` costs nothing."""
     max_grad_norm: PositiveFloat = 1.0
     """Longer gradients are cut to this norm."""
     precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"

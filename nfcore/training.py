@@ -35,6 +35,7 @@ from nfcore import checkpoints, convert, faults, machine, runs
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
+from nfcore.shares import entropy_ceiling
 from nfcore.store import write_atomically
 from nfcore.telemetry import Telemetry, Watch
 from nfcore.tokens import TokenData, prepare
@@ -138,6 +139,8 @@ class Training:
             self.model.lm_head.multiple = VOCABULARY_MULTIPLE
         elif self.precision == "bfloat16" and context <= PLAIN_ATTENTION:
             self.model.set_attn_implementation("eager")
+        if self.settings.entropy_penalty:  # needs the maps
+            self.model.set_attn_implementation("eager")
         self.model.loss_alone = True  # accelerate would copy the logits to float32
         self.model.chunked_loss = self.settings.chunked_loss
         if self.settings.gradient_checkpointing:
@@ -187,12 +190,15 @@ class Training:
         self.wrapped.train()
         self.watch.step.fill_(self.step + 1)
         batch, micro = self.batches[self.step], faults.micro_batch(settings)
+        penalised = settings.entropy_penalty > 0
         mine = range(accelerator.process_index * micro, len(batch), accelerator.num_processes * micro)
         for start in mine:
             ids = as_ids(batch[start : start + micro]).to(accelerator.device)
             with nullcontext() if start == mine[-1] else accelerator.no_sync(self.wrapped):
-                loss = self.wrapped(input_ids=ids, labels=ids).loss / len(mine)
-                accelerator.backward(loss)
+                output = self.wrapped(input_ids=ids, labels=ids, output_attentions=penalised)
+                loss = output.loss / len(mine)
+                penalty = self.entropy_excess(output.attentions) / len(mine) if penalised else 0
+                accelerator.backward(loss + penalty)
             self.loss_sum += loss.detach()
         self.watch.check_gradients()
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.max_grad_norm)
@@ -203,6 +209,15 @@ class Training:
         self.optimizer.zero_grad()
         self.step += 1
         return cast(Tensor, norm), rate
+
+    def entropy_excess(self, maps: Sequence[Tensor]) -> Tensor:
+        """``entropy_penalty`` times the mean of max(0, E / ceiling - ``entropy_target``)^2 over layers, sequences and
+        heads, where E is the mean entropy of a head's rows. From the maps (B, H, T, T) of a model that attends eagerly.
+        """
+        weights = torch.stack([m.float() for m in maps])  # (L, B, H, T, T)
+        rows = -(weights * weights.clamp_min(1e-30).log()).sum(-1)
+        excess = F.relu(rows.mean(-1) / entropy_ceiling(weights.shape[-1]) - self.settings.entropy_target)
+        return self.settings.entropy_penalty * excess.square().mean()
 
     def log(self, **values: float) -> None:
         self.telemetry.add(self.step, **values)

@@ -103,6 +103,8 @@ def allowed(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         bounds = {"min_value": low if above is None else above, "max_value": high if below is None else below}
         ends = {"exclude_min": above is not None, "exclude_max": below is not None}
         return st.floats(**bounds, **ends, allow_nan=False, allow_infinity=False)
+    if schema["type"] == "array":
+        return st.lists(allowed(schema["items"]), min_size=1, max_size=8)
     return {"boolean": st.booleans(), "null": st.none(), "string": st.text(min_size=1, max_size=8)}[schema["type"]]
 
 
@@ -121,6 +123,7 @@ def valid(draw: Any) -> dict[str, Any]:
     """Settings of a run, made to agree where several fields must."""
     model, data, training = (draw(section(cls)) for cls in SECTIONS.values())
     model["vocab_size"] = data.get("vocab_size", 1024)
+    model["num_hidden_layers"] = len(model.get("attention_scales") or []) or model.get("num_hidden_layers", 12)
     model["hidden_size"] = model.get("num_attention_heads", 12) * draw(st.integers(1, 64))
     model["max_position_embeddings"] = data.get("context", 128) + draw(st.integers(0, 64))
     training["batch_size"] = (training.get("micro_batch_size") or 1) * draw(st.integers(1, 64))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from nfcore import NormFreeConfig, NormFreeForCausalLM, model, settings
+from nfcore import NormFreeConfig, NormFreeForCausalLM, head_entropy, model, settings
 from nfcore.settings import SHAPES, SettingsError
 from tests.conftest import ROOT
 
@@ -319,6 +319,34 @@ def test_gain_with_relu_changes_nothing_where_it_is_taken_back():
 def test_impossible_gains_are_refused(name, value):
     with pytest.raises(SettingsError, match=f"model.{name}: .* must be (greater than 0|a finite number)"):
         settings.ModelSettings(**{name: value})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_scale_of_a_layers_logits_is_one_of_its_queries(family):
+    network, scaled, ids = spread(ours(family)), ours(family, attention_scales=[1.0, 3.0]), tokens()
+    scaled.load_state_dict(network.state_dict())
+    attention, width = network.blocks[1].attention, network.config.hidden_size
+    with torch.no_grad():
+        attention.qkv.weight[:width] *= 3
+        attention.qkv_bias[:width] *= 3
+    torch.testing.assert_close(scaled(ids).logits, network(ids).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head_entropy(scaled, ids), head_entropy(network, ids))
+    with pytest.raises(SettingsError, match=r"model.attention_scales: \[2.0\] must have a number for each of 2 layers"):
+        ours(family, attention_scales=[2.0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_qk_norm_makes_attention_blind_to_the_length_of_queries_and_keys(family):
+    network, ids = spread(ours(family, qk_norm=True)), tokens()
+    before = network(ids).logits
+    attention, width = network.blocks[0].attention, network.config.hidden_size
+    with torch.no_grad():
+        attention.qkv.weight[: 2 * width] *= 100
+        attention.qkv_bias[: 2 * width] *= 100
+    torch.testing.assert_close(network(ids).logits, before, rtol=1e-3, atol=1e-3)
+    assert head_entropy(ours(family, qk_norm=True), ids).max() < head_entropy(ours(family), ids).min()
+    made = network.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.equal(made, greedy(network, ids, 4))
 
 
 @pytest.mark.parametrize("name", ["learnable_scaled_gelu", "learnable_input_gelu"])

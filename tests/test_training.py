@@ -22,6 +22,7 @@ from nfcore import (
     NormFreeConfig,
     NormFreeForCausalLM,
     checkpoints,
+    entropy_ceiling,
     head_entropy,
     machine,
     prepare,
@@ -178,6 +179,47 @@ def test_the_setting_chooses_the_optimiser_with_the_same_groups() -> None:
     for group, expected in zip(ours.param_groups, torchs.param_groups, strict=True):
         assert list(map(id, group["params"])) == list(map(id, expected["params"]))
         assert all(group[name] == expected[name] for name in ("lr", "betas", "eps", "weight_decay"))
+
+
+def test_the_first_ffn_matrices_have_a_rate_of_their_own_and_the_second_its_inverse() -> None:
+    model = network()
+    optimizer, schedule = optimizer_and_schedule(model, TrainingSettings(learning_rate=0.01, ffn_rate=4.0), 10)
+    plain, _ = optimizer_and_schedule(model, TrainingSettings(learning_rate=0.01), 10)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            factor = {"ffn.up": 4, "ffn.down": 1 / 4}.get(".".join(names[id(p)].split(".")[2:4]), 1)
+            assert group["initial_lr"] == pytest.approx(0.01 * factor), names[id(p)]
+            assert group["initial_lr"] * group["weight_decay"] == pytest.approx(0.001 if p.dim() > 1 else 0)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+    assert schedule.get_last_lr()[0] == plain.param_groups[0]["lr"]  # what is logged
+
+
+def test_gains_and_rates_of_the_ffn_matrices_train_like_the_scaled_activation(tiny: Tiny) -> None:
+    """W1' = s W1 and W2' = W2 / s: under Adam the rates take the same factors. Gradients do not, so nothing is cut."""
+    same = {"epsilon": 1e-20, "max_grad_norm": 1e9, "learning_rate": 1e-2}
+    gains = {"activation": "gelu", "ffn_gain": 4.0, "ffn_output_gain": 0.25}
+    scaled = train(tiny(model={"activation": "scaled_gelu", "activation_scale": 4.0}, training=same), quiet=True)
+    both = train(tiny(model=gains, training={**same, "ffn_rate": 4.0}), quiet=True)
+    alone = train(tiny(model=gains, training=same), quiet=True)
+    np.testing.assert_allclose(metric(both, "train_loss"), metric(scaled, "train_loss"), rtol=1e-5)
+    assert abs(metric(alone, "eval_loss") - metric(scaled, "eval_loss")).max() > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_entropy_penalty_is_that_of_the_measured_entropies_and_lowers_them(tiny: Tiny, precision: str) -> None:
+    model, penalty = {"qk_norm": True}, {"entropy_penalty": 1000.0, "entropy_target": 0.3}
+    experiment = tiny(model=model, training={"precision": precision, **penalty})
+    plain = tiny(model=model, training={"precision": precision})
+    means = [table(train(e, quiet=True), "heads").query("step == 10")["entropy"].mean() for e in (plain, experiment)]
+    assert means[1] < 0.98 * means[0], means
+
+    made = Training(experiment, prepare(experiment.data), Path("none"), 10)
+    ids, _ = probe_and_validation(experiment)
+    with torch.no_grad(), made.accelerator.autocast():
+        found = float(made.entropy_excess(made.model(ids, output_attentions=True).attentions))
+    shares = [head_entropy(made.model, row[None]) / entropy_ceiling(32) for row in ids]
+    assert found == pytest.approx(1000 * float((torch.stack(shares) - 0.3).relu().square().mean()), rel=1e-2)
 
 
 # --- equal runs -------------------------------------------------------------------------------------------------
