@@ -126,7 +126,8 @@ def _how(
     causal = getattr(module, "is_causal", True) if causal is None else causal
     queries = query.shape[2]
     how: dict[str, Any] = dict(scale=None if scaling is None else float(scaling), causal=False)
-    how["softcap"] = options.get("softcap")
+    sdpa = implementation == "sdpa"  # which has no soft cap and no sinks, whatever transformers hands to it
+    how["softcap"] = None if sdpa else options.get("softcap")
     if "flash" in implementation:
         how |= dict(window=options.get("sliding_window"), causal=causal, padding=attention_mask)
     elif attention_mask is None:
@@ -135,9 +136,9 @@ def _how(
         key = key[:, :, :queries] if how["causal"] else key
     else:
         how["mask"] = getattr(attention_mask, "mask_mod", attention_mask)  # flex_attention's mask holds a function
-    # SDPA has no sinks, whatever it is given; and where weights sum to 1, sinks scale the output later (Granite).
+    # Where weights sum to 1, sinks scale the output later (Granite).
     tolerance = 0.0 if weights is None else max(1e-5, 4 * torch.finfo(weights.dtype).eps)
-    if implementation != "sdpa" and (weights is None or bool(((weights.sum(-1) - 1).abs() >= tolerance).any())):
+    if not sdpa and (weights is None or bool(((weights.sum(-1) - 1).abs() >= tolerance).any())):
         how["sinks"] = options.get("s_aux") if sinks is None else sinks.squeeze(-1)
     if bias is not None:
         mask = how.get("mask", torch.zeros((), device=bias.device))
