@@ -40,7 +40,8 @@ def test_every_run_has_the_least_tokens_and_every_cell_the_least_seeds(name: str
         assert all(spare) or (not any(spare) and len(cell.seeds) >= (5 if cell.name in MAIN else 3)), cell.name
         for e in cell.experiments:
             assert e.training.steps is not None
-            assert e.training.steps >= (min(steps, 1200) if all(spare) or cell.stage == "quick" else steps)
+            short = all(spare) or cell.stage in ("quick", "causes")
+            assert e.training.steps >= (min(steps, 1200) if short else steps)
             assert e.training.batch_size * e.data.context >= 4096
 
 
@@ -136,7 +137,7 @@ def test_a_stage_belongs_to_a_study() -> None:
     assert Study.with_stage("table")[0].name == "study"
     other, stage = Study.with_stage("transient/core")
     assert (other.name, stage) == ("transient", "core")
-    with pytest.raises(SettingsError, match="stage: 'core' is not one of rates, table, pythia, linear, sizes, quick"):
+    with pytest.raises(SettingsError, match="stage: 'core' is not one of rates, table, causes, pythia, linear, sizes, quick"):
         Study.with_stage("core")
     with pytest.raises(SettingsError, match="study: 'other' is not one of study, transient"):
         Study.with_stage("other/core")
@@ -294,4 +295,4 @@ def test_own_runs_replace_recorded_ones_on_a_page(small: Path) -> None:
 
 def test_unknown_stage_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "cores", "--dry-run"]) == 2
-    assert "stage: 'cores' is not one of rates, table, pythia, linear, sizes, quick" in capsys.readouterr().err
+    assert "stage: 'cores' is not one of rates, table, causes, pythia, linear, sizes, quick" in capsys.readouterr().err
