@@ -12,15 +12,8 @@
 # ```{admonition} These runs are in a transient
 # :class: warning
 # They are 2.5 M tokens long and end in a {term}`transient` in which LayerNorm does not help yet, so no verdict on the paper is taken
-# from them; [Claims](claims.ipynb) has the verdicts, on longer runs.
+# from them; [Claims](claims.ipynb) has the verdicts.
 # ```
-#
-# Set any two {term}`cells <cell (of the study)>` of the first study side by side: loss, {term}`entropy <head entropy>` by layer, maps of
-# the heads, their shares in the quarters of the entropy range {eq}`eq-quarters`, and learnable slopes. A cell is a configuration with
-# changes to it; its runs differ only in the {term}`seed`.
-#
-# Means are over the {term}`trained` runs of a cell. Where it has none, they are over all its runs and stop where the first of them did. The
-# address in the browser names the two cells: keep it to come back, or send it to somebody.
 
 # %% tags=["parameters"]
 preset = "transient"  # this page shows the first study, notebooks/params/transient.yaml
@@ -34,7 +27,9 @@ study = parameters(globals())
 
 # %% tags=["remove-input"]
 import json
+import re
 from dataclasses import replace
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -43,7 +38,7 @@ from IPython.display import HTML, Markdown
 from nfbook.claims import statistics
 from nfbook.figures import STYLES
 from nfbook.presets import FAMILIES
-from nfbook.report import markdown_table, study_banner
+from nfbook.report import folded, markdown_table, study_banner
 from nfbook.study import SPARE
 from nfcore.shares import QUARTERS, entropy_ceiling, quartile_shares
 
@@ -54,10 +49,49 @@ spare = replace(study, cells={name: cell for name, cell in study.cells.items() i
 outcomes = pd.concat([statistics(shown, part) for part in (spare, study)])
 outcomes = outcomes.drop_duplicates("run").set_index("run")["outcome"]
 tables = {name: dict(iter(getattr(shown, name).groupby("run"))) for name in ("metrics", "layers", "heads")}
-study_banner(shown, study)
+STAGES = {
+    "core": "Main configurations",
+    "mechanism": "Mechanism: scales and other activations",
+    "sizes": "Depth and width",
+    "confounds": "Possible confounds",
+    "learning-rate": "Learning rates and number formats",
+    "follow-up": "Follow-up",
+    "spare": "Choice of the learning rate, one seed each",
+}
+NORMED, BARE = " with LayerNorm", " without LayerNorm"
+FUNCTIONS = {"G": "GELU", "R": "ReLU", "SiLU": "SiLU", "softplus": "softplus", "": "no activation"}
+CHANGES = {
+    r"^tanh": "in its tanh form",
+    r"lr=(\S+)": r"learning rate \1",
+    r"own best": "at its own best learning rate",
+    r"rate x4": "four times the learning rate",
+    r"^s=": "scaled by s = ",
+    r"residual bf16": "residual stream in bfloat16",
+    r"residual fp16": "residual stream in float16",
+    r"T=256": "context 256",
+    r"final none": "no norm at the end either",
+    r"final RMSNorm": "RMSNorm at the end",
+    r"dropout (\S+)": r"embedding dropout \1",
+    r"embeddings x(\d+)": r"initial embeddings times \1",
+    r"FFN input x(\d+)": r"initial first feed-forward matrix times \1",
+    r"FFN x(\d+), /\d+": r"first feed-forward matrix times \1, second divided by it",
+}
 
 
-# %% tags=["remove-input"]
+def plain(name):
+    """The name of a cell in words."""
+    code = re.match(r"(Pythia )?(T=256 )?SM(\+LN)?(?:\+([^ ]+))?(?: (.*))?$", name)
+    if not code:  # learnable slopes, which have names in words
+        return f"ReLU{BARE}, learnable {name}"
+    family, context, norm, function, change = code.groups(default="")
+    leaky = re.fullmatch(r"L\(([\d.]+)\)", function)
+    words = (f"leaky ReLU {leaky[1]}" if leaky else FUNCTIONS[function]) + (NORMED if norm else BARE)
+    changes = [context.strip(), change]
+    for pattern, said in CHANGES.items():
+        changes = [re.sub(pattern, said, part) for part in changes]
+    return ", ".join(filter(None, [family.strip() and f"Pythia: {words}" or words, *changes]))
+
+
 def rounded(values):
     """Nested lists with four significant digits; what is not finite is null."""
     if isinstance(values, (list, np.ndarray)):
@@ -65,88 +99,83 @@ def rounded(values):
     return float(f"{values:.4g}") if np.isfinite(values) else None
 
 
-def over_runs(name, ids, keys, column):
-    """A column of some runs by ``keys``, a column each run; missing where a run has ended."""
-    table = pd.concat([tables[name][run] for run in ids])
+def over_steps(name, run, keys, column):
+    """A column of a run, (steps, *keys), by step."""
+    table = tables[name][run]
     if name == "metrics":
         table = table[table["name"] == "eval_loss"]
-    return table.pivot(index=keys, columns="run", values=column).astype(float)
+    shape = [table[key].nunique() for key in keys]
+    return {
+        int(step): part.sort_values(keys)[column].to_numpy(dtype=float).reshape(shape) if keys else part[column].iloc[0]
+        for step, part in table.groupby("step")
+    }
 
 
-def by_step(name, ids, keys, column):
-    """Steps, and the mean over runs at each as an array (steps, *keys); steps at which a run is not finite are left out."""
-    mean = over_runs(name, ids, ["step", *keys], column).mean(axis=1, skipna=False).unstack("step")
-    mean = mean.dropna(axis=1, how="all")
-    shape = [mean.index.get_level_values(key).nunique() for key in keys]
-    return [int(step) for step in mean.columns], mean.T.to_numpy().reshape(-1, *shape)
+def padded(by_step, steps):
+    """The values at these steps; missing where the run has ended."""
+    missing = np.full(np.shape(next(iter(by_step.values()))), np.nan)
+    return np.array([by_step.get(step, missing) for step in steps])
 
 
-def learned(ids, steps):
-    """The learnable slopes or scales of a cell, (steps, layers); None where it has neither."""
-    for column in ("slope", "scale"):
-        at, values = by_step("layers", ids, ["layer"], column)
-        if len(at):
-            return {"name": column, "values": rounded([values[at.index(s)] if s in at else [np.nan] for s in steps])}
-    return None
+def ranked(heads):
+    """Heads (steps, layers, heads) of each layer in the order of their entropy at the last step, the highest first."""
+    order = np.argsort(-np.nan_to_num(heads[-1]), axis=-1, kind="stable")
+    return np.take_along_axis(heads, order[None], axis=-1)
 
 
 def settings(row):
     """What tells the cells of the study apart, in words."""
-    changes = {
+    return {
+        "model": f"{FAMILIES[row['model.family']]} {row['configuration']}",
+        "layers, width, context": f"{row['model.num_hidden_layers']}, {row['model.hidden_size']}, {row['data.context']}",
+        "learning rate": f"{row['training.learning_rate']:g}",
         "final norm": row["model.final_norm"],
         "embedding dropout": f"{row['model.embd_pdrop']:g}",
         "residual stream": row["model.residual_dtype"],
         "slope decay": f"{row['training.slope_weight_decay']:g}",
         "embedding, FFN gain": f"{row['model.embedding_gain']:g}, {row['model.ffn_gain']:g}",
     }
-    return {
-        "model": f"{FAMILIES[row['model.family']]} {row['configuration']}",
-        "layers, width, context": f"{row['model.num_hidden_layers']}, {row['model.hidden_size']}, {row['data.context']}",
-        "learning rate": f"{row['training.learning_rate']:g}",
-        **changes,
-    }
 
 
 def described(cell):
-    """All that the page shows of a cell."""
+    """All that the page shows of a cell, run by run."""
     ids = [e.id for e in cell.experiments if e.id in rows.index]
-    trained = [run for run in ids if outcomes[run] == "trained"]
-    used = trained or ids
     row = rows.loc[ids[0]]
     ceiling = entropy_ceiling(int(row["data.context"]))
-    perplexity = rows.loc[trained, "perplexity"].astype(float)
-    loss = over_runs("metrics", used, "step", "value").dropna()
-    steps, heads = by_step("heads", used, ["layer", "head"], "entropy")
-    last = [tables["heads"][run].query("step == step.max()")["entropy"] for run in trained]
-    shares = np.mean([quartile_shares(h, ceiling) for h in last], axis=0) if last else np.full(len(QUARTERS), np.nan)
-    ends = {
-        name: rounded(getattr(perplexity, how)()) for name, how in (("mean", "mean"), ("low", "min"), ("high", "max"))
-    }
+    losses = {run: over_steps("metrics", run, [], "value") for run in ids}
+    heads = {run: over_steps("heads", run, ["layer", "head"], "entropy") for run in ids}
+    x, steps = (sorted(set().union(*of.values())) for of in (losses, heads))
+    learned = next((c for c in ("slope", "scale") if tables["layers"][ids[0]][c].notna().any()), None)
+    runs = []
+    for run in ids:
+        last = heads[run][max(heads[run])]
+        entropies = ranked(np.array([heads[run][step] for step in sorted(heads[run])])) / ceiling
+        entropies = dict(zip(sorted(heads[run]), entropies, strict=True))
+        thousandths = np.round(1000 * padded(entropies, steps))
+        runs.append(
+            {
+                "run": run,
+                "seed": int(rows.loc[run, "seed"]),
+                "outcome": outcomes[run],
+                "perplexity": rounded(float(rows.loc[run, "perplexity"])),
+                "loss": rounded(padded(losses[run], x)),
+                "heads": [[[int(v) if v == v else None for v in h] for h in la] for la in thousandths.tolist()],
+                "shares": rounded(quartile_shares(last, ceiling)),
+                "learned": learned and rounded(padded(over_steps("layers", run, ["layer"], learned), steps)),
+            }
+        )
     style = STYLES.get(row["configuration"], {})
     return {
         "label": cell.name,
-        "configuration": row["configuration"],
-        "family": FAMILIES[cell.family],
-        "stage": cell.stage,
+        "words": plain(cell.name),
+        "stage": "spare" if min(cell.seeds) >= SPARE else cell.stage,
         "color": style.get("color"),
         "marker": style.get("marker"),
         "settings": settings(row),
-        "seeds": [int(rows.loc[run, "seed"]) for run in ids],
-        "left out": len(ids) - len(trained),
-        "runs": ids,
-        "ceiling": rounded(ceiling),
-        "perplexity": ends if trained else None,
-        "loss": {
-            "x": [int(step) for step in loss.index],
-            **{
-                k: rounded(getattr(loss, how)(axis=1).to_numpy())
-                for k, how in (("y", "mean"), ("low", "min"), ("high", "max"))
-            },
-        },
+        "learned": learned,
+        "x": x,
         "steps": steps,
-        "heads": rounded(heads),
-        "shares": rounded(shares),
-        "learned": learned(used, steps),
+        "runs": runs,
     }
 
 
@@ -155,51 +184,89 @@ cells = [
     for cell in study.cells.values()
     if any(experiment.id in rows.index for experiment in cell.experiments)
 ]
+by_label = {cell["label"]: cell for cell in cells}
+start = ([name for name in ("SM+G", "SM+R") if name in by_label] + [*by_label])[:2]
 
-# %% [markdown]
-# ## Two cells side by side
+
+def perplexities(cell):
+    return {run["seed"]: run["perplexity"] for run in cell["runs"] if run["outcome"] == "trained"}
+
+
+first, second = (perplexities(by_label[name]) for name in start)
+pairs = [second[seed] / first[seed] - 1 for seed in first if seed in second]
+Markdown(
+    f"**{by_label[start[1]]['words']} ends with {'a lower' if np.mean(pairs) < 0 else 'a higher'} perplexity than "
+    f"{by_label[start[0]]['words']} on {sum((p < 0) == (np.mean(pairs) < 0) for p in pairs)} of {len(pairs)} seeds.** "
+    f"Choose any two of the {len(cells)} configurations; what you see is over the seeds that both have."
+)
+
 
 # %% tags=["remove-input"]
-names = [cell["label"] for cell in cells]
-start = [name for name in ("SM+G", "SM+R") if name in names]
-page = {"start": (start + names)[:2], "quarters": QUARTERS, "cells": cells}
-content = json.dumps(page, separators=(",", ":")).replace("</", "<\\/")
+def menu(side, words, chosen):
+    groups = []
+    for stage, title in STAGES.items():
+        options = [
+            f'<option value="{escape(cell["label"])}"{" selected" * (cell["label"] == chosen)}>{escape(cell["words"])}</option>'
+            for cell in cells
+            if cell["stage"] == stage
+        ]
+        groups.append(f'<optgroup label="{title}">{"".join(options)}</optgroup>' if options else "")
+    return f'<label>{words} <select id="nf-{side}">{"".join(groups)}</select></label>'
+
+
+QUARTERS_IN_WORDS = [f"{name} quarter of the range" for name in ("the lowest", "the second", "the third", "the highest")]
+assert len(QUARTERS_IN_WORDS) == len(QUARTERS)
+page = {"start": start, "quarters": QUARTERS_IN_WORDS, "cells": cells}
+content = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")
+menus = menu("a", "First", start[0]) + menu("b", "Second", start[1])
 HTML(
-    f'<div class="nf-explorer"><script type="application/json">{content}</script>'
-    "<noscript><p>The comparison needs JavaScript. The table below has the final perplexity of every cell.</p></noscript></div>"
+    f'<div class="nf-explorer"><div class="nf-choices">{menus}</div><script type="application/json">{content}</script>'
+    "<noscript><p>The comparison needs JavaScript. The table below has the final perplexity of every configuration.</p></noscript></div>"
 )
 
 # %% [markdown]
-# ## All cells
+# ## How to read it
 #
-# Final perplexity: mean over the trained runs, with the lowest and the highest.
+# The slider moves through training. It reads the loss at that update, and it sets the {term}`entropy <head entropy>` of layers and heads
+# to that of the nearest {term}`probe`. Entropies are divided by their {term}`ceiling`.
+#
+# Equal {term}`seeds <seed>` saw the same data in the same order, so perplexities are compared seed by seed. Runs that are not
+# {term}`trained` are left out. Where no seed is trained in both, each configuration shows its own runs, up to where the first of them
+# stopped.
+#
+# Heads are interchangeable: the first head of one seed has nothing to do with the first head of another. So the heads of each layer are
+# put in the order of their final entropy before they are averaged.
+#
+# The address in the browser names the two configurations. Keep it to come back, or send it to somebody.
+
+# %% tags=["remove-input"]
+study_banner(shown, study)
 
 
 # %% tags=["remove-input"]
 def table_row(cell):
-    ends = cell["perplexity"] or dict.fromkeys(("mean", "low", "high"), np.nan)
+    values = list(perplexities(cell).values()) or [np.nan]
     return {
-        "cell": cell["label"],
-        "model": cell["settings"]["model"],
-        "runs": len(cell["runs"]),
-        "left out": cell["left out"],
-        "perplexity": ends["mean"],
-        "lowest": ends["low"],
-        "highest": ends["high"],
+        "code": f"`{cell['label']}`",
+        "configuration": cell["words"],
+        "runs": str(len(cell["runs"])),
+        "left out": str(len(cell["runs"]) - len(perplexities(cell))),
+        "perplexity, mean": float(np.mean(values)),
+        "lowest": min(values),
+        "highest": max(values),
     }
 
 
-markdown_table(pd.DataFrame([table_row(cell) for cell in cells]), digits=2)
+folded(f"Final perplexity of all {len(cells)} configurations", markdown_table(pd.DataFrame(map(table_row, cells)), digits=2))
 
 # %% [markdown]
 # ## What to remember
 
 # %% tags=["remove-input"]
-trained = [cell for cell in cells if cell["perplexity"]]
-best = min(trained, key=lambda cell: cell["perplexity"]["mean"])
-most = max(trained, key=lambda cell: cell["shares"][-1])
+complete = [cell for cell in cells if len(perplexities(cell)) == len(cell["runs"]) > 1]
+best = min(complete, key=lambda cell: np.mean(list(perplexities(cell).values())))
+without = sum(not perplexities(cell) for cell in cells)
 Markdown(
-    f"{len(cells) - len(trained)} of {len(cells)} cells have no trained run. `{best['label']}` has the lowest mean perplexity, "
-    f"{best['perplexity']['mean']:.2f}; `{most['label']}` has the most heads in the top quarter of the entropy range, "
-    f"{100 * most['shares'][-1]:.0f} %."
+    f"Of the configurations whose seeds are all trained, {best['words']} ends lowest, at a perplexity of "
+    f"{np.mean(list(perplexities(best).values())):.2f}; {without} of {len(cells)} have no trained seed at all."
 )

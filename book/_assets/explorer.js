@@ -1,29 +1,22 @@
-/* The explorer: two cells of the study side by side, from the JSON in the page (notebooks/explorer.py writes it).
+/* The explorer: two configurations of the first study side by side, seed by seed (notebooks/explorer.py writes the menus
+ * and the data).
  *
- * The two names stand in the address (#a=...&b=...), so that a comparison can be linked to and Back undoes a choice.
- * Curves and maps are those of interactive.js.
+ * The two names stand in the address (#a=...&b=...), so that a comparison can be linked to and Back undoes a choice. One
+ * slider over training moves all pictures, which are those of interactive.js.
  */
 (function () {
   "use strict";
   const root = document.querySelector(".nf-explorer");
   if (!root) return;
-  const { el, number, lines, heat, frames, PALETTE } = window.nfFigures;
+  const { el, number, slider, lines, heat, frames, PALETTE } = window.nfFigures;
   const { start, quarters, cells } = JSON.parse(root.querySelector("script").textContent);
   const byName = new Map(cells.map((cell) => [cell.label, cell]));
-  const SIDES = ["a", "b"];
-
-  const option = (cell) => el("option", { value: cell.label }, cell.label);
-  const options = () => [...new Set(cells.map((cell) => cell.stage))].map((stage) =>
-    el("optgroup", { label: stage }, cells.filter((cell) => cell.stage === stage).map(option)));
-  const selects = SIDES.map((side) => el("select", { id: `nf-${side}`, change: () => choose() }, options()));
-  const status = el("p", { class: "nf-status", "aria-live": "polite" });
-  const body = el("div");
-  const labels = selects.map((select, i) => el("label", { for: select.id }, ["First", "Second"][i], select));
-  root.append(el("div", { class: "nf-choices" }, labels), status, body);
-
-  function choose() {
+  const selects = [...root.querySelectorAll("select")], SIDES = ["a", "b"];
+  const status = el("p", { class: "nf-status", "aria-live": "polite" }), body = el("div");
+  root.append(status, body);
+  selects.forEach((select) => select.addEventListener("change", () => {
     location.hash = new URLSearchParams(SIDES.map((side, i) => [side, selects[i].value])).toString();
-  }
+  }));
 
   /** Show what the address names; where it names nothing, the page's own pair. */
   function follow() {
@@ -31,127 +24,113 @@
     const unknown = SIDES.map((side) => asked.get(side)).filter((name) => name !== null && !byName.has(name));
     const names = SIDES.map((side, i) => (byName.has(asked.get(side)) ? asked.get(side) : start[i]));
     names.forEach((name, i) => (selects[i].value = name));
-    show(...names.map((name) => byName.get(name)));
     const missing = unknown.map((name) => `There is no \u201c${name}\u201d here. `).join("");
-    status.textContent = `${missing}${names[0]} beside ${names[1]}.`;
+    status.textContent = missing + show(...new Set(names.map((name) => byName.get(name))));
   }
 
-  const section = (title, draw) => {
-    const place = el("div");
-    body.append(el("h3", {}, title), place);
-    draw(place);
-  };
-  const note = (place, text) => place.replaceChildren(el("p", {}, text));
+  /** The mean of numbers, or place by place of nested lists of them; null where one is missing. */
+  const mean = (values) => Array.isArray(values[0]) ? values[0].map((_, i) => mean(values.map((v) => v[i])))
+    : values.length && values.every(Number.isFinite) ? values.reduce((sum, v) => sum + v, 0) / values.length : null;
+  const trained = (cell) => cell.runs.filter((run) => run.outcome === "trained");
+  const percent = (share, digits = 3) => `${number(100 * share, digits)} %`;
+  const section = (title, ...content) => body.append(el("h3", {}, title), ...content);
 
-  function show(a, b) {
-    const pair = a === b ? [a] : [a, b];
+  /** Draw one or two cells, and return in a sentence how they compare. */
+  function show(...pair) {
+    // Seeds that both have: equal seeds saw the same data in the same order. Else each cell's own, and if none is trained all.
+    const common = new Set(trained(pair[0]).map((r) => r.seed).filter((s) => pair.every((c) => trained(c).some((r) => r.seed === s))));
+    const own = (cell) => (trained(cell).length ? trained(cell) : cell.runs);
+    const used = pair.map((cell) => (common.size ? trained(cell).filter((run) => common.has(run.seed)) : own(cell)));
+    const over = (name, i) => used[i].map((run) => run[name]);
     // The book's colour of a configuration; black (white in the dark) where it has none or both have the same.
     const look = pair.map((cell, i) => {
-      const twice = i === 1 && (cell.color || "") === (a.color || "");
-      const marker = twice ? "X" : cell.marker || "o";
-      return { name: cell.label, color: (!twice && cell.color) || "#000000", marker, dash: twice };
+      const twice = i === 1 && (cell.color || "") === (pair[0].color || "");
+      return { name: cell.label, color: (!twice && cell.color) || "#000000", marker: twice ? "X" : cell.marker || "o", dash: twice };
     });
+    const [first, ...rest] = pair.map((cell) => cell.steps), steps = [first, ...rest].reduce((a, b) => (a.length < b.length ? b : a));
+    const heads = pair.map((_, i) => mean(over("heads", i))); // [step][layer][rank], in thousandths of the ceiling
+    const at = (i, step) => heads[i][step]?.map((layer) => layer.map((v) => (v === null ? null : v / 1000)));
+    const places = { loss: el("div"), layers: el("div"), maps: el("div") };
     body.replaceChildren();
 
-    section("At the end", (place) => place.append(summary(pair)));
-
-    section("Evaluation loss", (place) => lines(place, {
-      x: { label: "optimiser step" }, y: { label: "nats per token" },
+    const follows = el("div", { class: "nf-together" });
+    body.append(follows);
+    section("Evaluation loss", places.loss);
+    const loss = lines(places.loss, {
+      x: { label: "update" }, y: { label: "nats per token" },
       panels: [{
         title: "Mean, and smallest to largest over seeds",
-        series: pair.map((cell, i) => ({ ...look[i], ...cell.loss })),
+        series: pair.map((cell, i) => {
+          const all = cell.x.map((_, k) => over("loss", i).map((values) => values[k]));
+          const ends = (f) => all.map((values) => (mean(values) === null ? null : f(...values)));
+          return { ...look[i], x: cell.x, y: all.map(mean), low: ends(Math.min), high: ends(Math.max) };
+        }),
       }],
-    }));
-
-    const steps = [...new Set(pair.flatMap((cell) => cell.steps))].sort((m, n) => m - n);
-    const at = (cell, step) => cell.heads[cell.steps.indexOf(step)];
-    const last = Math.max(...pair.map((cell) => steps.indexOf(cell.steps.at(-1))));
-
-    section("Entropy of the layers", (place) => frames(place, {
-      label: "step", start: last,
-      frames: steps.map((step) => ({
-        name: String(step), x: { label: "layer" }, y: { label: "entropy over ceiling" },
+    });
+    section("Entropy of the layers", places.layers);
+    const layers = frames(places.layers, {
+      linked: true, start: steps.length - 1,
+      frames: steps.map((_, step) => ({
+        x: { label: "layer" }, y: { label: "entropy over ceiling" },
         panels: [{
           title: "Mean over the heads of a layer", rules: [{ y: 1, label: "ceiling" }, { y: 0, label: "one token" }],
-          series: pair.map((cell, i) => {
-            const means = cell.heads[0].map((_, layer) => mean(at(cell, step)?.[layer]) / cell.ceiling);
-            return { ...look[i], x: means.map((_, layer) => layer), y: means };
-          }),
+          series: pair.map((_, i) => ({ ...look[i], x: heads[i][0].map((_, layer) => layer), y: heads[i][0].map((_, layer) => mean(at(i, step)?.[layer] ?? [])) })),
         }],
       })),
-    }));
-
-    section("Maps of the heads", (place) => {
-      // Of different contexts only the shares of the ceilings can be compared.
-      const same = pair.every((cell) => cell.ceiling === a.ceiling);
-      const scale = (cell, value) => (same || value === null ? value : value / cell.ceiling);
-      const map = (cell, step) => cell.heads[0].map((heads, layer) =>
-        heads.map((_, head) => scale(cell, at(cell, step)?.[layer][head] ?? null)));
-      heat(place, {
-        unit: same ? "nats" : "of the ceiling", top: same ? a.ceiling : 1, steps,
-        panels: pair.map((cell, i) => ({
-          title: cell.label, color: look[i].color, marker: look[i].marker, dash: look[i].dash,
-          values: steps.map((step) => map(cell, step)),
-        })),
-      });
     });
+    section("Entropy of the heads", el("p", {}, "The heads of a layer in the order of their entropy at the end, rank 1 the highest, in each seed by itself."), places.maps);
+    const maps = heat(places.maps, {
+      linked: true, unit: "of the ceiling", top: 1, steps, column: "rank",
+      panels: pair.map((cell, i) => ({ ...look[i], title: cell.label, values: steps.map((_, step) => at(i, step) || []) })),
+    });
+    follows.append(slider("update", steps, steps.length - 1, (i) => { loss.at(steps[i]); layers(i); maps(i); }));
 
-    section("Shares of heads in quarters of the entropy range", (place) => place.append(shares(pair)));
-
-    section("Learnable slopes and scales", (place) => {
-      const learning = pair.filter((cell) => cell.learned);
-      if (!learning.length) return note(place, "Neither has learnable slopes or scales.");
+    for (const [i, cell] of pair.entries()) {
+      const values = cell.learned && mean(over("learned", i)), place = el("div");
+      if (!values) continue;
+      section(`Learned ${cell.learned} of ${cell.label}`, place);
       lines(place, {
-        x: { label: "optimiser step" },
-        panels: learning.map((cell) => ({
-          title: cell.label, y: { label: `mean ${cell.learned.name}` },
-          series: cell.learned.values[0].map((_, layer) => {
+        x: { label: "update" },
+        panels: [{
+          title: "", y: { label: `mean ${cell.learned}` },
+          series: values[0].map((_, layer) => {
             const [color, marker] = PALETTE[layer % PALETTE.length];
-            const y = cell.learned.values.map((values) => values[layer]);
-            return { name: `layer ${layer}`, color, marker, dash: layer >= PALETTE.length, x: cell.steps, y };
+            return { name: `layer ${layer}`, color, marker, dash: layer >= PALETTE.length, x: cell.steps, y: values.map((v) => v[layer]) };
           }),
-        })),
+        }],
       });
-    });
+    }
 
-    section("Runs", (place) => place.append(...pair.map((cell) =>
-      el("p", { class: "nf-runs" }, `${cell.label}: `, cell.runs.flatMap((run) => [el("code", {}, run), " "])))));
-  }
-
-  const whole = (values) => values && values.every((v) => v !== null);
-  const mean = (values) => (whole(values) ? values.reduce((sum, v) => sum + v, 0) / values.length : NaN);
-
-  function table(pair, caption, rows) {
-    return el("table", {},
-      el("caption", {}, caption),
-      el("thead", {}, el("tr", {}, el("td"), pair.map((cell) => el("th", { scope: "col" }, cell.label)))),
-      el("tbody", {}, rows.map(([word, values]) =>
-        el("tr", { class: values.every((v) => v instanceof Node || v === values[0]) ? "" : "nf-differs" },
-          el("th", { scope: "row" }, word), values.map((value) => el("td", {}, value))))));
-  }
-
-  function summary(pair) {
-    const interval = ({ perplexity: p }) => (p ? `${number(p.mean)} [${number(p.low)}, ${number(p.high)}]` : "none");
-    const rows = [
-      ["final perplexity, mean [lowest, highest]", pair.map(interval)],
-      ["seeds", pair.map((cell) => cell.seeds.join(", "))],
-      ["not trained, left out", pair.map((cell) => `${cell["left out"]} of ${cell.runs.length} runs`)],
+    const shares = pair.map((_, i) => mean(over("shares", i)));
+    const perplexity = (i) => (trained(pair[i]).length ? number(mean(over("perplexity", i))) : "none: no seed is trained");
+    section("In numbers", table(pair, [
+      ["seeds shown", used.map((runs) => runs.map((run) => run.seed).join(", "))],
+      ["final perplexity, mean", pair.map((_, i) => perplexity(i))],
+      ...quarters.map((quarter, k) => [`heads in ${quarter} at the end`, shares.map((s) => (s[k] === null ? "no value" : percent(s[k])))]),
+      ["runs left out", pair.map((cell) => `${cell.runs.length - trained(cell).length} of ${cell.runs.length}`)],
       ...Object.keys(pair[0].settings).map((name) => [name, pair.map((cell) => cell.settings[name])]),
-    ];
-    const [p, q] = pair.map((cell) => cell.perplexity);
-    const by = () => `${number(Math.abs(100 * (q.mean / p.mean - 1)), 3)} % ${q.mean < p.mean ? "lower" : "higher"}`;
-    const change = p && q ? `The perplexity of ${pair[1].label} is ${by()} than that of ${pair[0].label}.` : "";
-    return table(pair, `What differs is in bold. ${change}`, rows);
+      ["runs", used.map((runs) => runs.flatMap((run) => [el("code", {}, run.run), " "]))],
+    ]));
+    return compared(pair, used, common);
   }
 
-  function shares(pair) {
-    const bar = (cell, share) => {
-      const bar = el("div", { class: "nf-bar" });
-      bar.style.cssText = `width: ${100 * (share ?? 0)}%; background: ${cell.color || "currentColor"}`;
-      return el("div", {}, share === null ? "no value" : `${number(100 * share, 3)} %`, bar);
-    };
-    const rows = quarters.map((quarter, i) => [quarter, pair.map((cell) => bar(cell, cell.shares[i]))]);
-    return table(pair, "Max is the causal ceiling; last probe, mean over seeds.", rows);
+  function compared([a, b], used, common) {
+    if (!b) return `${a.words}, next to itself.`;
+    if (!common.size) return `No seed is trained in both, so ${b.words} and ${a.words} cannot be compared: each has its own runs below.`;
+    const perplexity = (runs, seed) => runs.find((run) => run.seed === seed).perplexity;
+    const ratios = [...common].map((seed) => perplexity(used[1], seed) / perplexity(used[0], seed));
+    const ratio = Math.exp(mean(ratios.map(Math.log))), word = ratio < 1 ? "lower" : "higher";
+    const agree = ratios.filter((r) => r < 1 === ratio < 1).length;
+    return `${b.words} ends with a perplexity ${percent(Math.abs(ratio - 1))} ${word} than ${a.words}, ` +
+      `and it is ${word} on ${agree} of the ${common.size} seeds that both have.`;
+  }
+
+  function table(pair, rows) {
+    const same = (values) => values.every((v) => v instanceof Array || v === values[0]);
+    return el("table", {}, el("caption", {}, "What differs is in bold."),
+      el("thead", {}, el("tr", {}, el("td"), pair.map((cell) => el("th", { scope: "col" }, cell.label)))),
+      el("tbody", {}, rows.map(([word, values]) => el("tr", { class: same(values) ? "" : "nf-differs" },
+        el("th", { scope: "row" }, word), values.map((value) => el("td", {}, value))))));
   }
 
   addEventListener("hashchange", follow);

@@ -1,13 +1,21 @@
-/* The interactive versions of the book's figures, drawn on demand from JSON in the page.
+/* The interactive versions of the book's figures, drawn from JSON in the page.
  *
- * Below a figure, a notebook may leave a SPEC in `.nf-figure script.nf-spec` (book/nfbook/figures.py writes them). Of each a
- * button among the figure's links puts the drawing in the place of the static picture, and back. Three kinds:
+ * Why uPlot and not Vega-Lite (vega 6.4.0, vega-lite 6.4.3, vega-embed 7.3.0, minified, not compressed): 51 kB against
+ * 832 kB on demand, next to a first page of 1.5 MB at most. Vega evaluates strings, which the pages' policy forbids, so it
+ * would need vega-interpreter as well. It labels marks for screen readers but has no keys to walk through them: reading by
+ * keys and touch, the grid of heads and the explorer would still be written here, about two thirds of these lines. Both
+ * work offline and rebuild byte for byte. Scripts before this was decided: 780 lines; after: LINES.
+ *
+ * Below a figure, a notebook may leave a SPEC in `.nf-figure script.nf-spec` (book/nfbook/figures.py writes them). A button
+ * above the picture changes between it and the drawing, which comes first where it shows the same. Three kinds:
  *
  * lines   {x: {label, log}, y: {label, log}, panels: [{title, x?, y?, rules?: [{y, label}],
  *          series: [{name, color, marker, x, y, low?, high?, dash?, hollow?, line?}]}]}
- *         `low` and `high` make a band; `hollow` empties the markers; `line: false` leaves the points alone.
- * heat    {unit, top, steps, panels: [{title, values: [step][layer][head], color?, marker?}]}
- * frames  {label, start?, frames: [{name, ...lines}]}: a slider over pictures whose axes stay fixed.
+ *         `low` and `high` make a band, or bars where `line: false` leaves the points alone; `hollow` empties the markers. A
+ *         panel whose y has no label shares that of the panel before it.
+ * heat    {unit, top, steps, panels: [{title, values: [step][layer][head], color?, marker?}], column?, linked?}
+ * frames  {label, start?, frames: [{name, ...lines}], linked?}: a slider over pictures whose axes stay fixed; without it
+ *         where it is `linked`, that is moved by the caller.
  *
  * Everything is in the page and works from file://. Other scripts find the parts in the global `nfFigures`.
  */
@@ -29,11 +37,6 @@
     "P": "M-.35 -1H.35V-.35H1V.35H.35V1H-.35V.35H-1V-.35H-.35Z",
     "X": "M-1 -.6L-.6 -1L0 -.4L.6 -1L1 -.6L.4 0L1 .6L.6 1L0 .4L-.6 1L-1 .6L-.4 0Z",
   };
-  // matplotlib's cividis at nine even stops.
-  const CIVIDIS = [
-    [0, 34, 78], [26, 56, 111], [67, 78, 108], [98, 100, 111], [125, 124, 120], [154, 148, 118], [187, 174, 108],
-    [221, 203, 89], [254, 232, 56],
-  ];
 
   // ---- Small tools -------------------------------------------------------------------------------------------------
 
@@ -73,40 +76,12 @@
     return inside.length > 1 ? inside : [from, Math.sqrt(from * to), to];
   }
 
+  const WHOLE = [1, 2, 3, 5].flatMap((n) => [0, 1, 2, 3, 4, 5, 6, 7, 8].map((p) => n * 10 ** p)).sort((a, b) => a - b);
+  const FAINT = "rgba(128, 128, 128, 0.25)"; // of the lines behind a picture, in both themes
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-  function cividis(share) {
-    const place = clamp(share, 0, 1) * (CIVIDIS.length - 1);
-    const below = Math.min(Math.floor(place), CIVIDIS.length - 2);
-    const mixed = CIVIDIS[below].map((c, i) => Math.round(c + (place - below) * (CIVIDIS[below + 1][i] - c)));
-    return `rgb(${mixed.join(", ")})`;
-  }
-
-  /** Red, green and blue of `#rrggbb`, `rgb(...)` or `rgba(...)`. */
-  function channels(color) {
-    if (color.startsWith("#")) return [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
-    return color.match(/[\d.]+/g).slice(0, 3).map(Number);
-  }
-
-  function luminance(color) {
-    const [r, g, b] = channels(color).map((c) => (c <= 10 ? c / 3295 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  }
-
-  /** Colours of the theme in force where an element stands, and how a series' colour is shown on it. */
-  function theme(element) {
-    const text = getComputedStyle(element).color;
-    let behind = element;
-    const ground = () => (behind ? getComputedStyle(behind).backgroundColor : "#ffffff");
-    while (behind && /^(transparent|rgba\(.*, 0\))$/.test(ground())) behind = behind.parentElement;
-    const back = luminance(ground()) + 0.05;
-    const faint = `rgba(${channels(text).join(", ")}, 0.14)`;
-    const shown = (color) => {
-      const front = luminance(color) + 0.05;
-      return Math.max(front / back, back / front) < 2 ? text : color; // black in the dark theme is white
-    };
-    return { text, faint, shown };
-  }
+  /** A colour as it is shown on an element: black is the colour of the text, which is white in the dark theme. */
+  const shown = (element, color) => (/^#([0-3].){3}$/.test(color) ? getComputedStyle(element).color : color);
 
   /** Call `redraw` when the theme changes, as long as `element` is in the page. */
   function onTheme(element, redraw) {
@@ -134,7 +109,7 @@
   function lines(root, spec, frames = [spec]) {
     const hidden = new Set();
     const charts = spec.panels.map((_, i) => chart(i));
-    let colors = null;
+    const ink = (s) => shown(whole, s.color);
 
     const named = new Map();
     for (const series of frames.flatMap((f) => f.panels.flatMap((p) => p.series))) {
@@ -157,7 +132,6 @@
     root.replaceChildren(whole);
 
     function refresh() {
-      colors = theme(whole);
       legend.replaceChildren(...[...named.values()].map((series) => button(series.name, () => {
         if (!hidden.delete(series.name)) hidden.add(series.name);
         refresh();
@@ -165,7 +139,7 @@
       }, { "aria-pressed": String(!hidden.has(series.name)), "data-name": series.name })));
       for (const b of legend.children) {
         const series = named.get(b.dataset.name);
-        b.prepend(swatch(series, colors.shown(series.color)));
+        b.prepend(swatch(series, ink(series)));
       }
       for (const b of scales) b.setAttribute("aria-pressed", String(charts.every((c) => c.log[b.dataset.axis])));
       reset.disabled = !charts.some((c) => c.view.x || c.view.y);
@@ -174,18 +148,20 @@
 
     /** One panel: its state (scales, part in view) and its drawing, made anew on every change. */
     function chart(index) {
-      const axis = (name) => ({ ...(spec[name] || {}), ...(spec.panels[index][name] || {}) });
-      const words = { x: axis("x").label || "x", y: axis("y").label || "y" };
+      const axis = (name, i = index) => ({ ...(spec[name] || {}), ...(spec.panels[i][name] || {}) });
+      /** The panel whose y this one has: its own, or where that has no label the one before's. */
+      const owner = (i) => (i === 0 || spec.panels[i].y?.label ? i : owner(i - 1));
+      const words = { x: axis("x").label || spec.x?.label, y: axis("y", owner(index)).label };
       const title = spec.panels[index].title || "";
       const described = `${title ? title + ": " : ""}${words.y} over ${words.x}. `;
       const wrap = el("div", {
-        class: "nf-plot", tabindex: 0, role: "group", keydown: keys,
+        class: "nf-plot", tabindex: 0, role: "group", keydown: keys, pointermove: drag,
         "aria-label": described + "Left and right arrow read values, plus and minus zoom, 0 resets.",
       });
       const readout = el("p", { class: "nf-readout", "aria-live": "polite" });
       const note = el("p", {}), heading = title ? el("p", { class: "nf-title" }, title) : [];
       const box = el("div", { class: "nf-panel" }, heading, wrap, readout, note);
-      const self = { box, draw, zoom, log: { x: !!axis("x").log, y: !!axis("y").log }, view: { x: null, y: null } };
+      const self = { box, draw, zoom, at: (x) => point((at = x)), log: { x: !!axis("x").log, y: !!axis("y").log }, view: { x: null, y: null } };
       let plot = null, width = 0, data = [[]], at = null; // `at`: the x that is read
 
       const series = () => spec.panels[index].series;
@@ -205,12 +181,13 @@
 
       function range(name) {
         if (self.view[name]) return self.view[name];
-        const all = frames.map((f) => f.panels[index]).flatMap((p) => p.series);
+        const alike = frames.flatMap((f) => f.panels.filter((_, i) => name === "x" ? i === index : owner(i) === owner(index)));
+        const all = alike.flatMap((p) => p.series);
         if (name === "x") return span("x", all.flatMap((s) => s.x), 0.02);
         const [from, to] = range("x");
         const values = all.filter((s) => !hidden.has(s.name)).flatMap((s) =>
           [s.y, s.low || [], s.high || []].flatMap((ys) => ys.filter((_, i) => s.x[i] >= from && s.x[i] <= to)));
-        return span("y", self.view.x ? values : [...values, ...rules().map((r) => r.y)], 0.05);
+        return span("y", self.view.x ? values : [...values, ...alike.flatMap((p) => p.rules || []).map((r) => r.y)], 0.05);
       }
 
       /** uPlot's table, a row for each x of any series, repeated where a series has it repeatedly; and what is lost. */
@@ -244,22 +221,21 @@
         if (plot) plot.destroy();
         let lost;
         [data, lost] = table();
-        const main = series(), color = (s) => colors.shown(s.color);
+        const main = series(), text = getComputedStyle(whole).color;
         const line = (s) => ({ show: !hidden.has(s.name), points: { show: false } });
         const drawn = (s) => ({
-          ...line(s), stroke: color(s), width: 1.6, dash: s.dash ? [6, 4] : undefined,
+          ...line(s), stroke: ink(s), width: 1.6, dash: s.dash ? [6, 4] : undefined,
           ...(s.line === false ? { paths: () => null } : {}),
         });
         const banded = main.filter((s) => s.low);
-        const bands = banded.map((s, i) => {
-          const low = 1 + main.length + 2 * i;
-          return { series: [low + 1, low], fill: `rgba(${channels(color(s)).join(", ")}, 0.2)` };
-        });
+        const bands = banded.filter((s) => s.line !== false).map((s) => (
+          { series: edges(s).reverse(), fill: ink(s).startsWith("#") ? `${ink(s)}33` : FAINT }));
         const axis = (name) => ({
-          stroke: colors.text, grid: { stroke: colors.faint, width: 1 }, ticks: { stroke: colors.faint, width: 1 },
+          stroke: text, grid: { stroke: FAINT, width: 1 }, ticks: { stroke: FAINT, width: 1 },
           font: "12px sans-serif", labelFont: "12px sans-serif", label: words[name], labelSize: 18, labelGap: 0,
           size: (_, texts) => (name === "x" ? 30 : 18 + 7 * Math.max(3, ...(texts || []).map((t) => t.length))),
           space: name === "x" ? 50 : 28,
+          ...(name === "x" && data[0].every(Number.isInteger) ? { incrs: WHOLE } : {}), // of layers and steps
           ...(self.log[name] ? { splits: (_, __, from, to) => ticks(from, to), filter: (_, splits) => splits } : {}),
           values: (_, splits) => splits.map((v) => (v === null ? "" : number(v, 4, true))),
         });
@@ -277,7 +253,7 @@
             y: false, drag: { x: true, y: true, uni: 30, setScale: false },
             dataIdx: (_, i, __, x) => nearest(data[i], x),
             points: {
-              size: 9, fill: (_, i) => color(main[i - 1]),
+              size: 9, fill: (_, i) => (main[i - 1] ? ink(main[i - 1]) : FAINT), // the edges of bands are series too
               show: (_, i) => (i > 0 && i <= main.length ? el("div") : false),
             },
           },
@@ -287,6 +263,12 @@
         }, data, wrap);
         note.textContent = lost ? `At or below zero, and so not on this scale: ${lost} of the points.` : "";
         readout.textContent = "Point at the picture to read values, drag to zoom.";
+      }
+
+      /** The columns with the low and the high ends of a series. */
+      function edges(s) {
+        const first = 1 + series().length + 2 * series().filter((other) => other.low).indexOf(s);
+        return [first, first + 1];
       }
 
       /** The row with the x nearest to `x` in which a column has a value. */
@@ -309,7 +291,11 @@
         u.ctx.beginPath();
         u.ctx.rect(left - size, top - size, width + 2 * size, height + 2 * size);
         u.ctx.clip();
-        u.ctx.strokeStyle = u.ctx.fillStyle = colors.shown(s.color);
+        u.ctx.strokeStyle = u.ctx.fillStyle = ink(s);
+        for (const row of s.low && s.line === false ? rows : []) {
+          const [x, ...ends] = [u.valToPos(data[0][row], "x", true), ...edges(s).map((e) => u.valToPos(data[e][row], "y", true))];
+          u.ctx.fillRect(x - ratio / 2, Math.min(...ends), ratio, Math.abs(ends[0] - ends[1]));
+        }
         for (const row of rows.filter((_, n) => n % every === 0)) {
           u.ctx.save();
           u.ctx.translate(u.valToPos(data[0][row], "x", true), u.valToPos(data[i][row], "y", true));
@@ -325,7 +311,7 @@
       function drawRules(u) {
         const { left, top, width, height } = u.bbox, ratio = uPlot.pxRatio;
         u.ctx.save();
-        u.ctx.strokeStyle = u.ctx.fillStyle = colors.text;
+        u.ctx.strokeStyle = u.ctx.fillStyle = getComputedStyle(whole).color;
         u.ctx.setLineDash([4 * ratio, 4 * ratio]);
         u.ctx.font = `${11 * ratio}px sans-serif`;
         u.ctx.textAlign = "right";
@@ -345,7 +331,7 @@
       /** Put the cursor at an x, if that is in view. */
       function point(x) {
         const [from, to] = range("x");
-        if (x !== null && x >= from && x <= to) plot.setCursor({ left: plot.valToPos(x, "x"), top: 0 });
+        if (plot && x !== null && x >= from && x <= to) plot.setCursor({ left: plot.valToPos(x, "x"), top: 0 });
       }
 
       function read(u) {
@@ -359,12 +345,17 @@
         const near = data[0][found.map(({ row }) => row).reduce((a, b) => (away(a) <= away(b) ? a : b))];
         readout.replaceChildren(`${words.x} ${number(near)}: `, ...found.map(({ s, i, row }) => {
           const elsewhere = data[0][row] === near ? "" : ` (at ${number(data[0][row])})`;
-          const edge = 1 + series().length + 2 * series().slice(0, i).filter((other) => other.low).length;
-          const [low, high] = s.low ? [data[edge][row], data[edge + 1][row]] : [];
+          const [low, high] = s.low ? edges(s).map((edge) => data[edge][row]) : [];
           const within = finite(low) && finite(high) && high > low ? ` [${number(low)}, ${number(high)}]` : "";
           const text = `${s.name} ${number(data[i + 1][row])}${within}${elsewhere}`;
-          return el("span", { class: "nf-value" }, swatch(s, colors.shown(s.color)), text);
+          return el("span", { class: "nf-value" }, swatch(s, ink(s)), text);
         }));
+      }
+
+      /** A finger that goes sideways reads; uPlot knows the mouse only. */
+      function drag(event) {
+        if (event.pointerType !== "touch" || !plot) return;
+        plot.setCursor({ left: event.clientX - plot.over.getBoundingClientRect().left, top: 0 });
       }
 
       function select(u) {
@@ -413,7 +404,7 @@
 
     refresh();
     onTheme(whole, refresh);
-    return { show(next) { spec = next; refresh(); } };
+    return { show(next) { spec = next; refresh(); }, at(x) { charts.forEach((c) => c.at(x)); } };
   }
 
   // ---- Sliders -----------------------------------------------------------------------------------------------------
@@ -461,8 +452,9 @@
   function frames(root, spec) {
     const place = el("div"), start = spec.start ?? 0;
     root.replaceChildren(place); // in the page before it is drawn: colours come from there
-    const chart = lines(place, spec.frames[start], spec.frames);
-    root.prepend(slider(spec.label, spec.frames.map((f) => f.name), start, (i) => chart.show(spec.frames[i])));
+    const chart = lines(place, spec.frames[start], spec.frames), set = (i) => chart.show(spec.frames[i]);
+    if (!spec.linked) root.prepend(slider(spec.label, spec.frames.map((f) => f.name), start, set));
+    return set;
   }
 
   // ---- Heat maps ---------------------------------------------------------------------------------------------------
@@ -472,27 +464,28 @@
     const readout = el("p", { class: "nf-readout", "aria-live": "polite" },
       "Point at a cell to read it, select it to follow that head over training.");
     const below = el("div", { class: "nf-chosen" });
-    const stops = CIVIDIS.map((_, i) => cividis(i / (CIVIDIS.length - 1))).join(", ");
-    const bar = el("div", { class: "nf-colorbar", "aria-hidden": "true" },
-      "0", el("span", { style: `background: linear-gradient(to right, ${stops})` }),
-      `${number(spec.top, 3)} ${spec.unit}`);
+    const column = spec.column || "head";
+    const bar = el("div", { class: "nf-colorbar", "aria-hidden": "true" }, "0", el("span"), `${number(spec.top, 3)} ${spec.unit}`);
     const grids = spec.panels.map(grid);
     const cells = grids.flatMap((g) => g.cells);
     const said = ({ panel, layer, head }) => {
       const value = spec.panels[panel].values[step]?.[layer]?.[head];
       const share = `${Math.round((100 * value) / spec.top)} % of ${number(spec.top, 3)}`;
-      return `layer ${layer}, head ${head}: ${number(value)}${finite(value) ? ` ${spec.unit} (${share})` : ""}`;
+      return `layer ${layer}, ${column} ${head}: ${number(value)}${finite(value) ? ` ${spec.unit} (${share})` : ""}`;
     };
-    root.replaceChildren(el("div", { class: "nf-heat" },
-      slider("step", spec.steps, step, (i) => { step = i; paint(); }),
+    const set = (i) => { step = i; paint(); };
+    const own = spec.linked ? [] : slider("update", spec.steps, step, set);
+    root.replaceChildren(el("div", { class: "nf-heat" }, own,
       el("div", { class: "nf-panels" }, grids.map((g) => g.box)), bar, readout, below));
+    paint();
+    return set;
 
     function grid(panel, index) {
       const cells = [], shape = panel.values[0];
-      const box = el("div", { class: "nf-map", role: "grid", "aria-label": `${panel.title}: layers by heads` });
+      const box = el("div", { class: "nf-map", role: "grid", "aria-label": `${panel.title}: layers by ${column}s` });
       box.style.setProperty("--heads", shape[0].length);
-      box.append(el("div", { role: "row" }, el("span", { role: "columnheader", "aria-label": "layer" }),
-        shape[0].map((_, h) => el("span", { role: "columnheader", "aria-label": `head ${h}` }, String(h)))));
+      box.append(el("div", { role: "row" }, el("span", { role: "columnheader", title: "layer" }, "L"),
+        shape[0].map((_, h) => el("span", { role: "columnheader", "aria-label": `${column} ${h}` }, String(h)))));
       shape.forEach((heads, layer) => box.append(el("div", { role: "row" },
         el("span", { role: "rowheader", "aria-label": `layer ${layer}` }, String(layer)),
         heads.map((_, head) => {
@@ -505,13 +498,14 @@
           cells.push(cell);
           return cell.box;
         }))));
-      return { cells, box: el("div", { class: "nf-panel" }, el("p", { class: "nf-title" }, panel.title), box) };
+      const across = el("p", { class: "nf-across" }, column);
+      return { cells, box: el("div", { class: "nf-panel" }, el("p", { class: "nf-title" }, panel.title), across, box) };
     }
 
     function paint() {
       for (const cell of cells) {
         const value = spec.panels[cell.panel].values[step]?.[cell.layer]?.[cell.head];
-        cell.box.style.backgroundColor = finite(value) ? cividis(value / spec.top) : "";
+        cell.box.style.setProperty("--share", clamp(value / spec.top, 0, 1)); // its place in the colours, see the styles
         cell.box.classList.toggle("nf-none", !finite(value));
         cell.box.setAttribute("aria-label", said(cell));
       }
@@ -547,9 +541,9 @@
       }
       if (same) return below.replaceChildren();
       lines(below, {
-        x: { label: "optimiser step" }, y: { label: `entropy (${spec.unit})` },
+        x: { label: "update" }, y: { label: `entropy (${spec.unit})` },
         panels: [{
-          title: `Layer ${layer}, head ${head}`,
+          title: `Layer ${layer}, ${column} ${head}`,
           rules: [{ y: spec.top, label: "ceiling" }],
           series: spec.panels.map((panel, i) => {
             const [color, marker] = PALETTE[i % PALETTE.length];
@@ -569,25 +563,21 @@
     KINDS[spec.kind](root, spec);
   }
 
-  /** The button that puts the interactive version in the place of the figure before `.nf-figure`. */
+  /** A button above the picture of a figure that changes between it and its interactive version. */
   function attach(script) {
-    const beside = script.closest(".nf-figure"), figure = beside.previousElementSibling;
-    let place = null;
-    const toggle = button("Interactive", () => {
-      if (!place) {
-        const caption = figure.querySelector("figcaption")?.cloneNode(true);
-        caption?.querySelectorAll(".headerlink").forEach((link) => link.remove());
-        const picture = el("div");
-        const words = caption ? el("div", { class: "nf-caption" }, ...caption.childNodes) : [];
-        place = el("div", { class: "nf-interactive" }, picture, words);
-        place.hidden = true;
-        beside.before(place);
-        figure.hidden = !(place.hidden = false);
-        draw(picture, JSON.parse(script.textContent));
-      } else figure.hidden = !(place.hidden = !place.hidden);
-      toggle.textContent = place.hidden ? "Interactive" : "Static";
-    });
-    beside.querySelector(".nf-links").prepend(toggle);
+    const beside = script.closest(".nf-figure"), figure = beside.previousElementSibling, picture = figure.querySelector("img");
+    const place = el("div", { class: "nf-interactive", id: `${figure.id}-interactive`, hidden: true });
+    const toggle = button("Interactive", change, { "aria-expanded": "false", "aria-controls": place.id });
+    figure.prepend(el("div", { class: "nf-toggle" }, toggle), place);
+
+    function change() {
+      const opens = (picture.hidden = !picture.hidden);
+      place.hidden = !opens;
+      toggle.textContent = opens ? "Static" : "Interactive";
+      toggle.setAttribute("aria-expanded", String(opens));
+      if (opens && !place.hasChildNodes()) draw(place, JSON.parse(script.textContent));
+    }
+    if (script.dataset.same !== undefined) change();
   }
 
   /** The sliders of the first page's picture. A stop has, by the ids of elements, the attributes and the text they get. */
@@ -603,7 +593,10 @@
     }
   }
 
-  window.nfFigures = { draw, lines, heat, frames, slider, el, button, number, cividis, PALETTE };
+  // On the page of the search: the glossary explains a word, so it comes first.
+  if (window.Scorer) Scorer.score = ([page, , , what, score]) => score + (what && page === "glossary" ? 1000 : 0);
+
+  window.nfFigures = { lines, heat, frames, slider, el, number, PALETTE };
   document.querySelectorAll(".nf-figure script.nf-spec").forEach(attach);
   document.querySelectorAll(".nf-hero script").forEach(hero);
 })();

@@ -149,9 +149,18 @@ def _is_rule(line: Any) -> bool:
 
 
 def lines_of(figure: Figure) -> dict[str, Any] | None:
-    """The named lines of a figure as the interactive kind ``lines``; None where there is no curve among them."""
+    """The named lines of a figure as the interactive kind ``lines``, with their intervals (named ``LINE, ...``).
+
+    None where there is no curve among them, or where something else is named: an interactive version draws all that the
+    caption speaks of.
+    """
     panels = [panel for axes in figure.axes if (panel := _panel(axes))["series"]]
-    return {"kind": "lines", **panels[0]["axes"], "panels": [_without_axes(p) for p in panels]} if panels else None
+    curves = any(len(series["x"]) > 1 for panel in panels for series in panel["series"])
+    drawn = sum(len(panel["series"]) + len(panel["rules"]) + panel.pop("intervals") for panel in panels)
+    named = len(figure_numbers(figure)[["panel", "series"]].drop_duplicates())
+    if not curves or drawn != named:
+        return None
+    return {"kind": "lines", **panels[0]["axes"], "panels": [_without_axes(p) for p in panels]}
 
 
 def _without_axes(panel: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +170,8 @@ def _without_axes(panel: dict[str, Any]) -> dict[str, Any]:
 def _panel(axes: Axes) -> dict[str, Any]:
     from matplotlib.colors import to_hex
 
-    series, rules = [], []
+    series: list[dict[str, Any]] = []
+    rules: list[dict[str, Any]] = []
     for line in axes.lines:
         name = _name(line)
         if name is None:
@@ -169,7 +179,7 @@ def _panel(axes: Axes) -> dict[str, Any]:
         x, y = (np.asarray(v, dtype=float) for v in line.get_data(orig=False))
         if _is_rule(line):
             rules.append({"y": _number(y[0]), "label": name})
-        elif len(x) > 1:
+        else:
             marker = line.get_marker()
             series.append(
                 {
@@ -182,13 +192,26 @@ def _panel(axes: Axes) -> dict[str, Any]:
                     "hollow": str(line.get_markerfacecolor()) in ("white", "none"),
                 }
             )
+            if line.get_linestyle() == "None":
+                series[-1]["line"] = False
+    intervals = [c for c in axes.collections if _name(c) and hasattr(c, "get_segments") and _add_interval(c, series)]
     words = {
         "x": {"label": axes.get_xlabel(), "log": axes.get_xscale() == "log"},
         "y": {"label": axes.get_ylabel(), "log": axes.get_yscale() == "log"},
     }
     # Beside others, what shares their labels (as of twin axes) goes by the name of its one curve.
     title = axes.get_title() or (series[0]["name"] if len(series) == 1 and len(axes.figure.axes) > 1 else "")
-    return {"title": title, "series": series, "rules": rules, "axes": words}
+    return {"title": title, "series": series, "rules": rules, "axes": words, "intervals": len(intervals)}
+
+
+def _add_interval(collection: Any, series: list[dict[str, Any]]) -> bool:
+    """Give the line that it is named after its ends; False where there is no such line at these x."""
+    ends = {_number(x): (_number(low), _number(high)) for (x, low), (_, high) in collection.get_segments()}
+    for line in series:
+        if str(_name(collection)).startswith(f"{line['name']}, ") and line["x"] == [*ends]:
+            line["low"], line["high"] = map(list, zip(*ends.values(), strict=True))
+            return True
+    return False
 
 
 def _number(value: float) -> float | None:

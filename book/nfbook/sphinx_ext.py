@@ -12,10 +12,13 @@ Pages may load nothing but the book's own files (:data:`POLICY`). What the theme
 
 from __future__ import annotations
 
+import ast
 import atexit
 import base64
+import csv
 import gc
 import html
+import io
 import json
 import math
 import re
@@ -26,7 +29,9 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.domains.std import StandardDomain
 
+import nfcore
 from nfbook import SPEC
 from nfcore.settings import REGISTERED, Section
 
@@ -38,6 +43,8 @@ POLICY = (
     f"default-src 'self'; script-src {INLINE}; style-src {INLINE}; img-src 'self' data:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'"
 )
+UNDOCUMENTED = {"__init__", "__main__", "sphinx_ext"}
+MODULES = "<!-- modules -->"
 PREVIEW = "fig-main"  # the figure that other sites show with a link to the book
 MOVED = {  # old addresses, and the pages that have what was there
     "claims-of-the-paper": "notebooks/claims",
@@ -69,6 +76,37 @@ def launch_buttons(app: Sphinx, config: Any) -> None:
         if address.startswith("https://github.com/"):  # Colab opens nothing else
             places["colab_url"] = "https://colab.research.google.com"
         options["launch_buttons"] = {**options.get("launch_buttons", {}), **places}
+
+
+def modules() -> dict[str, Path]:
+    """The modules of both packages by their names, but for those that serve commands and this extension."""
+    files = [*sorted(Path(nfcore.__file__).parent.glob("*.py")), *sorted(Path(__file__).parent.glob("*.py"))]
+    return {f"{path.parent.name}.{path.stem}": path for path in files if path.stem not in UNDOCUMENTED}
+
+
+def write_api_pages(app: Sphinx, config: Any) -> None:
+    """A page for each module that has none written by hand."""
+    folder = Path(app.srcdir, "api")
+    folder.mkdir(exist_ok=True)
+    for name in modules():
+        page = folder / f"{name.rpartition('.')[2]}.md"
+        if not page.exists():
+            page.write_text(f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n", encoding="utf-8")
+
+
+def list_modules(app: Sphinx, docname: str, source: list[str]) -> None:
+    """In place of ``MODULES`` on the page of the API: each module, the first sentence of its docstring, and what of it
+    can be imported from ``nfcore``."""
+    if MODULES not in source[0]:
+        return
+    lines = ["| module | what it has | names in `nfcore` |", "|---|---|---|"]
+    for name, path in modules().items():
+        package, _, module = name.partition(".")
+        words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first = re.sub(r":\w+:`|``", "`", re.split(r"\.\s|\n\n", f"{words} ")[0]).replace("\n", " ")
+        names = [f"`{n}`" for n, owner in nfcore._EXPORTS.items() if package == "nfcore" and owner == module]
+        lines.append(f"| [{name}](api/{module}.md) | {first.strip().rstrip('.')} | {', '.join(names)} |")
+    source[0] = source[0].replace(MODULES, "\n".join(lines))
 
 
 def text(value: Any) -> str:
@@ -119,8 +157,22 @@ def beside(name: str, data: dict[str, Any], up: str, docname: str) -> str:
     if spec["interactive"]:
         # Without any "<", no text of a run can end the script or hide its end.
         content = json.dumps(spec["interactive"], separators=(",", ":")).replace("<", "\\u003c")
-        script = f'<script type="application/json" class="nf-spec">{content}</script>'
+        same = " data-same" if shows_the_same(data) else ""
+        script = f'<script type="application/json" class="nf-spec"{same}>{content}</script>'
     return f'<div class="nf-figure" data-figure="{name}"><div class="nf-links">{"".join(links)}</div>{script}</div>'
+
+
+def shows_the_same(data: dict[str, Any]) -> bool:
+    """Whether the interactive version of a figure has all that its caption speaks of: the panels of a map, or every
+    named series of the picture. Such a version comes first on the page."""
+    spec = data[SPEC]["interactive"]
+    rows = csv.DictReader(io.StringIO(text(data["text/csv"])))
+    drawn = {(row["panel"], row["series"]) for row in rows if not row.get("low")}  # intervals belong to their series
+    if spec["kind"] == "heat":
+        return {panel["title"] for panel in spec["panels"]} == {panel for panel, _ in drawn}
+    panels = spec.get("panels", [])
+    shown = [s["name"] for p in panels for s in p["series"]] + [r["label"] for p in panels for r in p.get("rules", [])]
+    return sorted(shown) == sorted(name for _, name in drawn)
 
 
 def add_top(app: Sphinx, docname: str, path: Path, doctree: nodes.document, up: str) -> None:
@@ -322,7 +374,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
     atexit.register(gc.freeze)
     app.setup_extension("sphinx.ext.autodoc")  # whose events are listened to
     app.add_config_value("nf_front", {}, "env", dict)
+    # Terms of the glossary are results of the search, as names of the API are; interactive.js puts them first.
+    StandardDomain.object_types["term"].attrs["searchprio"] = 0
     app.connect("config-inited", launch_buttons)
+    app.connect("config-inited", write_api_pages)
+    app.connect("source-read", list_modules)
     app.connect("autodoc-process-docstring", add_fields)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("autodoc-skip-member", leave_out_fields)
