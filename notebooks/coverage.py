@@ -9,9 +9,8 @@
 # %% [markdown]
 # # Coverage
 #
-# The meter reads the attention of most causal language models in transformers, and refuses the others by name. To see that, each
-# class is built with a tiny random configuration and measured twice on the same tokens: by {py:func}`~nfcore.meter.head_entropy`,
-# and from the attention maps that the class itself returns with eager attention. `python -m benchmarks coverage` measures again.
+# {py:func}`~nfcore.meter.head_entropy` measures the attention of most causal language models in transformers, and refuses the others by
+# name.
 
 # %% tags=["remove-input"]
 import json
@@ -19,7 +18,7 @@ import json
 import pandas as pd
 from IPython.display import Markdown
 
-from nfbook.report import glue, markdown_table
+from nfbook.report import folded, glue, markdown_table
 from nfcore.settings import project_root
 
 
@@ -29,9 +28,14 @@ made = results["provenance"]
 right = found[found["outcome"] == "right"]
 glue(coverage_right=f"{len(right)}", coverage_all=f"{len(found)}")
 Markdown(
-    f"*transformers {made['transformers']}, torch {made['torch']}, {made['measured']}: {len(right)} of {len(found)} classes"
-    f" agree with their own maps to {right['largest_error_nats'].max():.0e} nats in every head.*"
+    f"**For {len(right)} of {len(found)} classes the measured entropy agrees with the class's own attention maps, to "
+    f"{right['largest_error_nats'].max():.0e} nats in every head. {(found['outcome'] == 'wrong').sum()} are wrong.** *transformers "
+    f"{made['transformers']}, torch {made['torch']}, measured on {made['measured']}.*"
 )
+
+# %% [markdown]
+# We build each class with a tiny random configuration and measure it twice on the same tokens: with `head_entropy`, and from the attention
+# maps that the class returns with eager attention. `python -m benchmarks coverage` measures again.
 
 # %% [markdown]
 # ## Outcomes
@@ -41,7 +45,7 @@ meanings = {
     "right": "entropy agrees with the maps to 1e-5 nats in every head",
     "refused": "the meter says in one line that it does not measure this class",
     "wrong": "entropies differ, or layers are missing",
-    "crashed": "anything else happened",
+    "crashed": "the class raised an error of its own",
     "no maps": "the meter measures, but the class returns no maps to compare with",
     "not built": "no tiny configuration of the class could be made to run",
 }
@@ -54,8 +58,8 @@ markdown_table(table)
 # %% [markdown]
 # ## Measured
 #
-# Layers are those with causal self-attention, under their own numbers; hybrid models have others between them. *sdpa* and *eager*
-# are the attention that the class runs by default. The error is the largest over layers and heads.
+# The table names the layers with causal self-attention by their own numbers; hybrid models have other layers between them. *sdpa* and
+# *eager* are the attention that the class runs by default. The error is the largest over layers and heads.
 
 # %% tags=["remove-input"]
 table = [
@@ -68,7 +72,7 @@ table = [
     }
     for _, row in right.iterrows()
 ]
-markdown_table(pd.DataFrame(table))
+folded(f"The {len(right)} classes that are measured", markdown_table(pd.DataFrame(table)))
 
 # %% [markdown]
 # ## Not measured
@@ -82,9 +86,9 @@ table = [
     {"class": row["class"], "outcome": row["outcome"], "reason": str(row["reason"]).split("Error: ", 1)[-1]}
     for _, row in rest.iterrows()
 ]
-markdown_table(pd.DataFrame(table))
+folded(f"The other {len(rest)} classes, with the reason", markdown_table(pd.DataFrame(table)))
 
 # %% [markdown]
 # ## What to remember
 #
-# A model behind transformers' attention interface is measured as it runs, and a model that is not is refused rather than guessed at.
+# A model that uses transformers' attention interface is measured as it runs; any other model is refused by name.

@@ -9,9 +9,8 @@
 # %% [markdown]
 # # Presets, time and cost
 #
-# This page shows how large each {term}`preset` is and what it takes. There is one set of notebooks and one grid of runs, in four sizes.
-# A preset is a file in `notebooks/params/`; its keys are the parameters of every notebook. The tables below are computed from those
-# files.
+# Choose a {term}`preset` by the machine you have: `quick` for two processor cores, `gpu` or `paper` for a GPU. There is one set of
+# notebooks and one grid of runs, in four sizes. A preset is a file in `notebooks/params/`, and the tables below are computed from it.
 
 # %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -95,15 +94,14 @@ for name, preset_of in presets.items():
 markdown_table(pd.DataFrame(rows).set_index("preset").T.reset_index(names=""))
 
 # %% [markdown]
-# The context experiment also runs Pythia at twice T. Runs with the same settings are one run, whichever notebooks show
-# them, which is why the number of runs differs between presets.
+# The context experiment also runs Pythia at twice T. Runs with the same settings are one run, whichever notebooks show them, so the number
+# of runs differs between presets.
 #
 # ## Time and cost, estimated
 #
-# Training takes about 6 floating-point operations for each token and each parameter in a matrix product {cite}`kaplan2020scaling`;
-# attention adds a few per cent at T = 128 and is left out. Two numbers are assumptions: 2 × 10¹⁴ operations a second, about a fifth of
-# the 16-bit peak that the maker of the H100 states, and 2 dollars a GPU-hour. A model this small may get less, and evaluation comes on
-# top.
+# Training takes about 6 floating-point operations for each token and each parameter in a matrix product {cite}`kaplan2020scaling`.
+# Attention adds a few per cent at T = 128 and is left out. Two numbers are assumptions: 2 × 10¹⁴ operations a second, about a fifth of
+# the 16-bit peak in the data sheet of the H100, and 2 dollars a GPU-hour. A model this small may reach less, and evaluation comes on top.
 
 # %% tags=["remove-input"]
 RATE, PRICE = 2e14, 2.0
@@ -128,18 +126,18 @@ markdown_table(pd.DataFrame(rows))
 frame = preset.runs().runs
 seconds, seen = frame["provenance.seconds"].sum(), frame["provenance.tokens"].sum()
 devices = ", ".join(sorted(frame["provenance.device"].unique()))
-threads = ", ".join(map(str, sorted(frame["provenance.threads"].unique())))
+threads = sorted(frame["provenance.threads"].unique())
+threads = f"{', '.join(map(str, threads))} thread{'s' if threads != [1] else ''}"
 glue(
     grid_minutes=f"{seconds / 60:.0f}", grid_tokens=count(seen), grid_rate=f"{seen / seconds:,.0f}", grid_device=devices
 )
 Markdown(
-    f"The runs of preset `{preset.preset}` that this book shows took {seconds / 60:.1f} minutes of training, added over the {len(frame)} runs, for "
-    f"{count(seen)} tokens: {seen / seconds:,.0f} tokens a second a run, on {devices}, with {threads} thread(s) a run. As many runs go at the "
-    "same time as there are cores. [Status](status.ipynb) has each run."
+    f"The {len(frame)} runs of preset `{preset.preset}` in this book took {seconds / 60:.1f} minutes of training together, for {count(seen)} "
+    f"tokens. That is {seen / seconds:,.0f} tokens a second for each run, on {devices}, with {threads} a run. As many runs train at the same "
+    "time as there are cores. [Status](status.ipynb) lists each run."
 )
 
 # %% [markdown]
 # ## What to remember
 #
-# `quick` is for two processor cores and an afternoon's curiosity, `study` for verdicts, `gpu` and `paper` for the paper's sizes.
-# Estimates above rest on an assumed speed; [Speed](speed.ipynb) measures.
+# `quick` gives an answer in half an hour on two processor cores; `study` gives the verdicts; `gpu` and `paper` have the paper's sizes.

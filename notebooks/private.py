@@ -9,12 +9,10 @@
 # %% [markdown]
 # # Private inference, measured
 #
-# The paper wants models without LayerNorm because of {term}`private inference`, where every non-linear operation is paid for in
-# messages. Its numbers are those of AERO {cite}`jha2024aero`, and we could not check them by reading. So we ran the operations, and
-# whole small models, between two processes and counted what they sent.
-#
-# This page asks three things. What does each operation cost? Which of the models in this book would a person choose who pays for
-# bytes? And how do our counts compare with the published ones?
+# A clinic wants a language model's answer to a letter about a patient. It may not show the letter to anyone, and the owner of the model
+# does not give the weights away. {term}`Private inference <private inference>` solves this: the two computers work out the answer
+# together, and neither sees what the other has. The price is what they send each other. It is the reason why the paper wants models
+# without LayerNorm.
 
 # %% tags=["parameters"]
 preset = "transient"  # whose perplexities the frontier shows: study, transient, or a preset that is recorded
@@ -71,6 +69,36 @@ def megabytes(count):
     return f"{count / 1e6:,.1f}"
 
 
+def summed(protocol, model, context, configuration):
+    """The bytes of a whole pass, added up from measured operations."""
+    found = sums[
+        (sums["protocol"] == protocol)
+        & (sums["model"] == model)
+        & (sums["context"] == context)
+        & (sums["configuration"] == configuration)
+    ]
+    return None if found.empty else found.iloc[0]
+
+
+def saved(less, more):
+    """Percent of the bytes of GPT-2 with 128 tokens that one configuration saves against another."""
+    a, b = (summed("SEMI2K", "gpt2-124m", 128, configuration)["bytes"] for configuration in (less, more))
+    return 100 * (1 - a / b)
+
+
+replaced = [summed("SEMI2K", "gpt2-124m", 128, c)["bytes"] for c in ("SM+DyT+R", "SM+LN+R")]
+Markdown(
+    f"**ReLU in place of GELU takes {saved('SM+LN+R', 'SM+LN+G'):.0f} % off what GPT-2 sends. Leaving LayerNorm out takes "
+    f"{saved('SM+G', 'SM+LN+G'):.0f} % off. Replacing LayerNorm by a tanh of each element does not save: with ReLU it makes the whole "
+    f"pass {100 * (replaced[0] / replaced[1] - 1):.0f} % dearer.**"
+)
+
+# %% [markdown]
+# The published numbers are those of AERO {cite}`jha2024aero`, which cannot be checked by reading. So we ran the operations, and whole
+# small models, between two processes, and counted what they sent. Three questions follow. What does each operation cost? Which model
+# gives the lowest perplexity for its bytes? How do our counts compare with the published ones?
+
+# %% tags=["remove-input"]
 made = recorded["operations"]["provenance"]
 Markdown(
     f"*Recorded with SPU {made['spu']} on {made['system']}, last on {made['measured']}: {len(operations)} operations and "
@@ -81,26 +109,27 @@ Markdown(
 # %% [markdown]
 # ## What happens between the two parties
 #
-# A {term}`party` is one of the two computers: the client, who has a text, and the server, who has the weights. Neither may see what the
-# other has.
+# A {term}`party` is one of the two computers: the client, who has a text, and the server, who has the weights.
 #
 # A {term}`share` is one of two numbers that add up to a secret one. The client draws a random number r, keeps x - r and sends r. Each
-# share by itself is noise. To add two secrets, each party adds its own shares, and nothing is sent. To multiply by a number that both
-# know costs no more than cutting the result to its digits.
+# share by itself is noise.
 #
-# A product of two secrets, or a comparison of one with zero, cannot be done on one's own shares. The parties exchange masked values,
-# compute, and exchange again. One exchange is a {term}`round`. Every message costs bytes, and every round costs the delay of the line,
-# however short the message.
+# - **Adding is free.** To add two secrets, each party adds its own shares. Nothing is sent.
+# - **Multiplying and comparing are not.** A product of two secrets, or the sign of one, needs both parties: they exchange masked values,
+#   compute, and exchange again. One exchange is a {term}`round`. Every message costs bytes, and every round costs the delay of the line.
 #
-# Products can be prepared before the inputs are known, with random numbers that are related to each other
-# {cite}`beaver1991efficient`. What is left to do when the inputs arrive is the {term}`online phase`.
+# So sums are free, and every bend in a function is expensive. ReLU needs one comparison. GELU needs an erf or a tanh, which the engine
+# builds from many products and comparisons.
+#
+# Products can be prepared before the inputs are known, with related random numbers {cite}`beaver1991efficient`. What is left to do when
+# the inputs arrive is the {term}`online phase`.
 #
 # The engine is SPU {cite}`ma2023secretflow`, the one that AERO uses. It has two protocols for two parties:
 #
-# - **SEMI2K**, after {cite:t}`cramer2018spdz2k`, counts the online phase only. The related random numbers come from a {term}`trusted
-#   dealer`: a third computer that both trust and that sees no data. What the dealer sends is not counted.
-# - **CHEETAH** {cite}`huang2022cheetah` needs no dealer. Homomorphic encryption and oblivious transfer do its work between the
-#   two parties, and all of it is counted.
+# - **SEMI2K**, after {cite:t}`cramer2018spdz2k`, counts the online phase only. A {term}`trusted dealer`, a third computer that sees no
+#   data, hands out the related random numbers; what it sends is not counted.
+# - **CHEETAH** {cite}`huang2022cheetah` needs no dealer. Homomorphic encryption and oblivious transfer do its work between the two
+#   parties, and all of it is counted.
 #
 # Both are safe against a party that follows the protocol and is curious, not against one that cheats. Numbers are integers that stand
 # for fixed-point fractions, so each result has an error, which we measure too.
@@ -108,8 +137,8 @@ Markdown(
 # %% [markdown]
 # ## What each operation costs
 #
-# Each function runs on standard normal inputs, all of them secret, between two processes on one machine. The bytes are those that both
-# parties send, the messages those of one party. The messages bound the number of rounds from above.
+# Each function runs on standard normal inputs, all of them secret, between two processes on one machine. We count the bytes that both
+# parties send, and the messages of one party, which are at least as many as the rounds.
 
 
 # %% tags=["remove-input"]
@@ -137,12 +166,12 @@ same = each["SEMI2K"]["scaled_gelu"] / each["SEMI2K"]["gelu"]
 glue(**{f"gelu_over_relu_{p.lower()}": f"{over[p]:.1f}" for p in PROTOCOLS})
 Markdown(
     f"GELU costs {over['SEMI2K']:.1f} times as many bytes as ReLU under SEMI2K and {over['CHEETAH']:.0f} times under CHEETAH. "
-    f"The tanh form, an approximation, costs {tanh['SEMI2K']:.1f} and {tanh['CHEETAH']:.0f} times as many. Scaling the input "
-    f"changes nothing to speak of: GELU(16 x)/16 costs {same:.3f} times what GELU costs. It lets GELU keep up with ReLU in "
-    "a model without norms ([Mechanism](mechanism.ipynb)), at the price of GELU."
+    f"Its tanh form, an approximation, costs {tanh['SEMI2K']:.1f} and {tanh['CHEETAH']:.0f} times as many. Scaling the input "
+    f"changes little: GELU(16 x)/16 costs {same:.3f} times as much as GELU. So a rescaled GELU keeps up with ReLU in "
+    "a model without norms ([Mechanism](mechanism.ipynb)), but it costs as much as GELU."
 )
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-growth", "caption": "Bytes an element against the number of elements, on logarithmic axes; left under SEMI2K, right under CHEETAH. A flat line means that the cost is proportional to the size. The last axis is the width of a norm, and the context of a softmax."}, "image": {"alt": "Two panels of lines, one line an operation. Under SEMI2K all are flat or nearly so. Under CHEETAH they fall with size."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-growth", "caption": "Bytes an element against the number of elements, on logarithmic axes; left under SEMI2K, right under CHEETAH. A flat line means that the cost is proportional to the size. The last axis is the width for a norm and the context for a softmax."}, "image": {"alt": "Two panels of lines, one line an operation. Under SEMI2K all are flat or nearly so. Under CHEETAH they fall with size."}}
 shown_lines = {
     "relu": ("#009E73", "D"),
     "gelu_tanh": ("#E69F00", "v"),
@@ -176,7 +205,7 @@ show_figure(
 )
 
 # %% [markdown]
-# Every count comes from the engine, which adds up what it hands to the network. The kernel counts the same traffic with its headers.
+# The engine adds up what it hands to the network, and all counts come from it. The kernel counts the same traffic with its headers.
 
 # %% tags=["remove-input"]
 big = operations[(operations["bytes"] > 2**23) & operations["kernel_bytes"].notna()]
@@ -197,8 +226,7 @@ Markdown(
 # %% [markdown]
 # ### The same function, written in two ways
 #
-# The engine computes what it is given, instruction by instruction. Two standard formulas of one function can differ in price several
-# times over.
+# The engine computes a formula instruction by instruction. Two standard formulas of one function can differ in price several times.
 
 
 # %% tags=["remove-input"]
@@ -220,16 +248,16 @@ ways = pd.DataFrame([two_ways("gelu", "gelu_erfc", "GELU, exact"), two_ways("sof
 markdown_table(ways)
 
 # %% [markdown]
-# A GELU through erfc computes both tails of it and picks one. A softmax that divides every element by its row's sum divides as often as
-# there are elements; one reciprocal a row and a product for each element give the same numbers. SPU has a compiler option for the
-# second, which is off by default. **Everything below uses the cheaper form.** Published totals may rest on either.
+# A GELU through erfc computes both tails and picks one. A softmax that divides every element by the sum of its row needs a division for
+# each element; one reciprocal for each row and a product for each element give the same numbers. SPU has a compiler option for this, which
+# is off by default. **Everything below uses the cheaper form.** The published totals may use either.
 
 # %% [markdown]
 # ## Does it pay to replace LayerNorm?
 #
-# DyT {cite}`zhu2025transformers` and Derf {cite}`chen2025stronger` replace LayerNorm by a function of each element by itself, tanh or
-# erf with a learned scale; here all learned numbers are secret, as LayerNorm's are. On a GPU that avoids sums over the row. In private inference the sums are free, since adding shares sends
-# nothing, and LayerNorm needs one inverse root for a whole row. A tanh or an erf is needed for every element.
+# No. DyT {cite}`zhu2025transformers` and Derf {cite}`chen2025stronger` replace LayerNorm by a function of each element: a tanh or an erf
+# with a learned scale. On a GPU that avoids sums over the row. In private inference the sums are free, and LayerNorm needs only one
+# inverse root for a whole row. A tanh or an erf is needed for every element. Here all learned numbers are secret, as LayerNorm's are.
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-norms", "caption": "Bytes of each replacement over the bytes of the LayerNorm that it replaces, at equal shape, against the width of the model. Left SEMI2K, right CHEETAH. Above the line at one, replacing costs more than keeping."}, "image": {"alt": "Two panels of lines over the width. Derf is highest, DyT next, both above one at every width. HardTanh is above one on the left and about one on the right. RMSNorm lies on one."}}
 replacements = {
@@ -268,7 +296,7 @@ def span(protocol, operation, digits=1):
 pointwise_norms = ratios[ratios["operation"].isin(["dyt", "derf"])]
 show_figure(
     figure,
-    finding=f"DyT costs {span('SEMI2K', 'dyt')} times its LayerNorm under SEMI2K and {span('CHEETAH', 'dyt')} times under "
+    finding=f"DyT costs {span('SEMI2K', 'dyt')} times as much as LayerNorm under SEMI2K and {span('CHEETAH', 'dyt')} times under "
     f"CHEETAH; Derf {span('SEMI2K', 'derf')} and {span('CHEETAH', 'derf')} times.",
 )
 
@@ -280,57 +308,25 @@ glue(
     derf_cheetah=span("CHEETAH", "derf"),
 )
 Markdown(
-    f"**Replacing LayerNorm pointwise costs more than keeping it** in {(pointwise_norms['ratio'] > 1).sum()} of "
-    f"{len(pointwise_norms)} cases: DyT and Derf, both protocols, all measured shapes. Leaving the norm out saves. Clipping (HardTanh) costs "
-    f"{span('SEMI2K', 'hardtanh')} times a LayerNorm under SEMI2K and {span('CHEETAH', 'hardtanh', 2)} times under CHEETAH, and "
+    f"**Replacing LayerNorm by a function of each element costs more than keeping it** in {(pointwise_norms['ratio'] > 1).sum()} of "
+    f"{len(pointwise_norms)} cases: DyT and Derf, both protocols, all measured shapes. Clipping (HardTanh) costs "
+    f"{span('SEMI2K', 'hardtanh')} times as much as a LayerNorm under SEMI2K and {span('CHEETAH', 'hardtanh', 2)} times under CHEETAH, and "
     f"RMSNorm {span('SEMI2K', 'rmsnorm', 2)} and {span('CHEETAH', 'rmsnorm', 2)} times."
 )
 
 # %% [markdown]
-# The limits of this statement: one engine and its general formulas for tanh and erf, 64-bit shares, errors as in the table above. A
-# protocol made for one of these functions, or a coarser approximation, can be cheaper. It would have to be so by the factor shown.
+# This holds for one engine with its general formulas for tanh and erf, for 64-bit shares, and for the errors in the table above. A
+# protocol made for one of these functions, or a coarser approximation, can be cheaper; it would have to be so by the factor shown.
 
 # %% [markdown]
 # ## Whole models
 #
-# Models of the study's shape run from tokens to logits under SEMI2K: the tokens come in as secret one-hot rows, the weights are
-# secret too, and the logits are put together at the end and compared with those of the same model in the open. The forward pass is
-# written in JAX from the weights of a run, and a test compares it with the torch model.
+# The costs of the operations add up to the cost of a whole model. To check this, models of the study's shape run from tokens to logits
+# under SEMI2K. Tokens and weights are secret. At the end the logits are put together and compared with those of the same model in the
+# open. The forward pass is written in JAX from the weights of a run, and a test compares it with the torch model.
 
 # %% tags=["remove-input"]
 PARTS = {"softmax": "#666666", "norms": "#0072B2", "activation": "#D55E00", "products": "#009E73", "other": "#E69F00"}
-
-
-def summed(protocol, model, context, configuration):
-    found = sums[
-        (sums["protocol"] == protocol)
-        & (sums["model"] == model)
-        & (sums["context"] == context)
-        & (sums["configuration"] == configuration)
-    ]
-    return None if found.empty else found.iloc[0]
-
-
-rows = []
-for _, row in models.iterrows():
-    whole = summed(row["protocol"], row["model"], row["context"], row["configuration"])
-    rows.append(
-        {
-            "model": f"{row['model']}, T = {row['context']}",
-            "configuration": row["configuration"],
-            "weights": "random" if pd.isna(row["run"]) else f"run `{row['run']}`",
-            "MB": megabytes(row["bytes"]),
-            "messages": f"{row['messages']:,}",
-            "sum of operations minus measured, bytes": f"{whole['bytes'] - row['bytes']:,}",
-            "and messages": f"{whole['messages'] - row['messages']:,.0f}",
-            "largest logit": f"{row['largest_logit']:.1f}",
-            "largest error": f"{row['largest_error']:.4f}",
-            "same next token": f"{row['same_next_token']} of {row['context']}",
-        }
-    )
-markdown_table(pd.DataFrame(rows))
-
-# %% tags=["remove-input"]
 trained = models[models["run"].notna()]
 random = models[models["run"].isna()].set_index(["model", "context", "configuration"])["bytes"]
 equal = [
@@ -354,11 +350,31 @@ def agreement(rows):
 
 untrained = models[models["run"].isna()]
 Markdown(
-    f"With trained weights the most likely next token is the same as in the open at {agreement(trained)}. With random weights, "
-    f"whose logits lie closer together, it is the same at {agreement(untrained)}. A model with trained weights sends exactly as many bytes as one with random "
-    f"weights of the same shape, in {sum(equal)} of {len(equal)} comparisons. The sum of separately measured operations "
-    f"{exactly}, in all {len(misses)} passes. So we can add up models that are too large to run here."
+    f"The sum of separately measured operations {exactly}, in all {len(misses)} passes. So we can add up models that are too large to run "
+    f"here. With trained weights the most likely next token is the same as in the open at {agreement(trained)}. With random weights, "
+    f"whose logits lie closer together, it is the same at {agreement(untrained)}. Trained and random weights of the same shape send the "
+    f"same number of bytes, in {sum(equal)} of {len(equal)} comparisons."
 )
+
+# %% tags=["remove-input"]
+rows = []
+for _, row in models.iterrows():
+    whole = summed(row["protocol"], row["model"], row["context"], row["configuration"])
+    rows.append(
+        {
+            "model": f"{row['model']}, T = {row['context']}",
+            "configuration": row["configuration"],
+            "weights": "random" if pd.isna(row["run"]) else f"run `{row['run']}`",
+            "MB": megabytes(row["bytes"]),
+            "messages": f"{row['messages']:,}",
+            "sum of operations minus measured, bytes": f"{whole['bytes'] - row['bytes']:,}",
+            "and messages": f"{whole['messages'] - row['messages']:,.0f}",
+            "largest logit": f"{row['largest_logit']:.1f}",
+            "largest error": f"{row['largest_error']:.4f}",
+            "same next token": f"{row['same_next_token']} of {row['context']}",
+        }
+    )
+folded("Every pass of a whole model", markdown_table(pd.DataFrame(rows)))
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-parts", "caption": "Bytes of one pass by part of the model under SEMI2K, added up from measured operations. Left: a small model of the study, T = 128. Right: GPT-2 124M, T = 128. Products of two secret matrices open both of them, so at width 768 the weights are most of the products."}, "image": {"alt": "Two panels of stacked bars, one bar a configuration. The activation is the largest part with GELU and small with ReLU; the norms are a thin slice."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.4))
@@ -378,13 +394,6 @@ for panel, (model, title) in zip(
     panel.set_xticks(range(len(chosen)), chosen, rotation=45, ha="right", fontsize=8)
     panel.grid(axis="x", visible=False)
 axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-gpt2 = shares["gpt2-124m"]
-
-
-def saved(less, more, where=gpt2):
-    return 100 * (1 - where[less]["bytes"] / where[more]["bytes"])
-
-
 show_figure(
     figure,
     finding=f"From SM+LN+G of GPT-2, ReLU in place of GELU saves {saved('SM+LN+R', 'SM+LN+G'):.0f} % of the bytes, and leaving "
@@ -424,18 +433,18 @@ glue(
     saved_norms=f"{saved('SM+G', 'SM+LN+G'):.0f}",
     saved_both=f"{saved('SM+R', 'SM+LN+G'):.0f}",
 )
-markdown_table(pd.DataFrame(table))
+folded("Bytes by part of the model, both protocols", markdown_table(pd.DataFrame(table)))
 
 # %% [markdown]
-# GB are 10⁹ bytes in both directions, one pass over T tokens. Under SEMI2K the sums are exact. Under CHEETAH they take the price of an
-# element at the largest size at which all functions of a kind were measured, which is an upper estimate, and leave the products out: what they cost depends on how
-# the engine packs a matrix into ciphertexts, and follows no simple rule in its size.
+# GB are 10⁹ bytes in both directions, for one pass over T tokens. Under SEMI2K the sums are exact. Under CHEETAH an element costs what it
+# does at the largest size at which all functions of a kind were measured, which is an upper estimate. Matrix products are left out there,
+# because their cost depends on how the engine packs a matrix into ciphertexts and follows no simple rule.
 
 # %% [markdown]
 # ## Perplexity for bytes
 #
-# A person who pays for bytes wants the lowest perplexity for them. The perplexities are those of the runs that the parameter `preset`
-# names; all runs have the shape of the small model above and differ in norm and activation alone.
+# Which model gives the lowest perplexity for its bytes? All runs below have the shape of the small model above and differ only in norm and
+# activation.
 
 # %% tags=["remove-input"]
 runs = records.runs().runs
@@ -487,7 +496,7 @@ Markdown(
     + ".*"
 )
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-frontier", "caption": "Final perplexity against the bytes of one token, in a pass over 128; both better to the lower left. Points are means over seeds, vertical lines 95 % intervals. The stepped line joins the configurations that no other beats in both. Left SEMI2K, all operations; right CHEETAH, without matrix products."}, "image": {"alt": "Two panels of points. A stepped line runs along the lower left edge from the cheapest configuration to the one with the lowest perplexity."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-frontier", "caption": "Final perplexity against the bytes of one token, in a pass over 128 tokens; lower and further left is better. Points are means over seeds, vertical lines 95 % intervals. The stepped line joins the configurations that no other beats in both. Left SEMI2K, all operations; right CHEETAH, without matrix products."}, "image": {"alt": "Two panels of points. A stepped line runs along the lower left edge from the cheapest configuration to the one with the lowest perplexity."}}
 
 
 def efficient(frame):
@@ -540,9 +549,9 @@ axes[0].set_ylabel("final perplexity")
 axes[0].set_ylim(0.95 * points["estimate"].min(), 1.04 * points["estimate"].max())
 show_figure(
     figure,
-    finding="No other configuration beats, in bytes and perplexity at once, "
+    finding="Configurations that no other beats in bytes and perplexity at once, from cheap to dear: "
     + "; under CHEETAH ".join(", ".join(edges[p]["configuration"]) for p in PROTOCOLS)
-    + " (from cheap to dear, first under SEMI2K).",
+    + " (first under SEMI2K).",
     interactive=False,
 )
 
@@ -564,19 +573,18 @@ table = [
     for configuration, point in own.sort_values("megabytes").iterrows()
 ]
 glue(frontier=", ".join(edges["SEMI2K"]["configuration"]), frontier_set=name)
-markdown_table(pd.DataFrame(table))
+folded("Every configuration", markdown_table(pd.DataFrame(table)))
 
 # %% [markdown]
-# At this size and after so few tokens, the models without block norms are ahead of those with them, so leaving the norms out saves
-# bytes and perplexity at once. The published models have it the other way round ([Perplexity](perplexity.ipynb)). Longer runs may move
-# every point up or down; the bytes stay where they are.
+# At this size and after so few tokens, models without LayerNorm in the blocks are ahead of those with it, so leaving it out saves bytes and
+# perplexity at once. In the paper LayerNorm still lowers the perplexity ([Perplexity](perplexity.ipynb)). Longer runs may move every point
+# up or down; the bytes stay.
 
 # %% [markdown]
 # ## Against the published numbers
 #
-# AERO's table {cite}`jha2024aero` gives totals, not operations. Two differences can be taken from it. GELU minus ReLU in the same
-# model leaves the price of one activation's GELU above that of its ReLU. The model with ReLU and LayerNorm minus the one with neither
-# leaves the price of both.
+# AERO's table {cite}`jha2024aero` gives totals, not operations. Two differences follow from it. GELU minus ReLU in the same model is the
+# price of GELU above that of ReLU. The model with ReLU and LayerNorm minus the model with neither is the price of both.
 
 # %% tags=["remove-input"]
 aero = published("private_inference")
@@ -663,7 +671,7 @@ Markdown(
 )
 
 # %% [markdown]
-# What differs, or is not known to be equal:
+# These things differ, or are not known to be equal:
 #
 # | | AERO | here |
 # |---|---|---|
@@ -677,14 +685,14 @@ Markdown(
 # %% [markdown]
 # ## Time over a slow line: a projection
 #
-# We have one machine, and it was busy. A time over AERO's line {cite}`jha2024aero` follows from bytes and messages,
+# We have one machine, and it was busy. A time over AERO's line {cite}`jha2024aero` follows from bytes and messages:
 #
 # $$
 # \text{seconds} = \frac{8 \times \text{bytes}}{\text{bandwidth}} + \text{messages} \times \text{delay},
 # $$ (eq-wan)
 #
-# if the line carries one direction at a time and every message waits for the one before it. Both make it an upper estimate, and
-# computing comes on top. It is a projection and not a measurement.
+# This assumes that the line carries one direction at a time and that every message waits for the one before it. Both make it an upper
+# estimate of the time on the line; computing comes on top. It is a projection, not a measurement.
 
 # %% tags=["remove-input"]
 BANDWIDTH, DELAY = (float(re.search(rf"([\d.]+) {unit}", aero["_setup"])[1]) for unit in ("Mbps", "ms"))
@@ -787,6 +795,6 @@ folded("All counts, as measured", markdown_table(counts))
 
 # %% tags=["remove-input"]
 Markdown(
-    f"In private inference the activation is the part to save on: ReLU in place of GELU takes {saved('SM+LN+R', 'SM+LN+G'):.0f} % off "
-    f"GPT-2's bytes, leaving the norms out {saved('SM+G', 'SM+LN+G'):.0f} %, and replacing them by tanh or erf adds to the bill."
+    f"In private inference save on the activation first: ReLU in place of GELU takes {saved('SM+LN+R', 'SM+LN+G'):.0f} % off GPT-2's bytes, "
+    f"leaving LayerNorm out {saved('SM+G', 'SM+LN+G'):.0f} %, and replacing it by tanh or erf costs more than keeping it."
 )

@@ -9,10 +9,7 @@
 # %% [markdown]
 # # Speed
 #
-# This page shows how fast this package trains, what its telemetry costs, and whether what makes it fast changes what is learnt.
-# Everything here is measured by `make bench` and read from `benchmarks/results/`: the committed results, or those of your machine
-# once you have run it. Both sides of a comparison run in the same process in alternating order; a figure is the median of
-# the rounds, a ratio the median of the ratios round by round.
+# Training is fast enough to repeat a study over seeds on two processor cores, and what makes it fast does not change what is learnt.
 
 # %% tags=["remove-input"]
 import json
@@ -26,7 +23,7 @@ from nfbook import cost
 from nfbook.figures import show_figure, use_style
 from nfbook.presets import FAMILIES, Preset
 from nfbook.recorded import recorded_dir
-from nfbook.report import glue, markdown_table
+from nfbook.report import folded, glue, markdown_table
 from nfcore import runs
 from nfcore.settings import Experiment, project_root
 
@@ -48,52 +45,112 @@ def spread(value, digits=3):
     return f"{value['median']:,.{digits}g} ({value['low']:,.{digits}g} to {value['high']:,.{digits}g})"
 
 
+def percent(share):
+    """In percent to two significant digits, without an exponent."""
+    return f"{float(f'{100 * share:.2g}'):g} %"
+
+
 def whole(value):
     return f"{value['median']:,.0f} ({value['low']:,.0f} to {value['high']:,.0f})"
 
 
 made = pd.DataFrame({name: results[name]["provenance"] for name in order}).T
+fast = [row["over_eager"]["median"] for row in rows("training", "training") if row["side"] == "ours, bf16"]
+moved = [abs(row["difference"]) for row in rows("equality", "precision")]
+spare = [row["seed_sd"] for row in rows("equality", "precision")]
 Markdown(
-    "*Measured on "
-    + "; ".join(sorted(made["device"].unique()))
-    + f", {made['threads'].iloc[0]} threads, torch {made['torch'].iloc[0]}, transformers {made['transformers'].iloc[0]}, "
-    + f"{made['repeats'].iloc[0]} rounds.*"
+    f"**With bfloat16 products a run trains {min(fast):.1f} to {max(fast):.1f} times as fast as the public code's way of training, and "
+    f"its final loss moves by at most {max(moved):.3f} nats. The seed alone moves it by {min(spare):.3f} to {max(spare):.3f}.**"
+)
+
+# %% [markdown]
+# `make bench` measures everything on this page and writes `benchmarks/results/`, which the page reads. The sides of a comparison run
+# in one process, in alternating order. A figure is the median over rounds, and a ratio the median of the ratios of single rounds.
+
+# %% tags=["remove-input"]
+threads = made["threads"].iloc[0]
+Markdown(
+    f"*Measured on {'; '.join(sorted(made['device'].unique()))}, with {threads} thread{'s' if int(threads) > 1 else ''}, torch "
+    f"{made['torch'].iloc[0]} and transformers {made['transformers'].iloc[0]}, in {made['repeats'].iloc[0]} rounds.*"
 )
 
 # %% [markdown]
 # ## Targets
 #
-# What was wanted before it was measured. *Beside* marks a figure without a target of its own; *not measured* one that
-# needs a GPU, which this machine has not.
+# Targets were set in advance.
 
 # %% tags=["remove-input"]
 table = []
 for name in order:
     for target in results[name]["targets"]:
         sign = "at least" if target["at_least"] else "at most"
-        word = {True: "met", False: "**missed**", None: "not measured" if target["measured"] is None else "beside"}
+        word = {True: "met", False: "**missed**", None: "needs a GPU" if target["measured"] is None else "no target"}
         table.append(
             {
                 "section": name,
                 "figure": target["name"],
                 "measured": "" if target["measured"] is None else f"{target['measured']:,.3g} {target['unit']}",
-                "wanted": "" if target["wanted"] is None else f"{sign} {target['wanted']:,g} {target['unit']}",
-                "": word[target["met"]],
+                "target": "" if target["wanted"] is None else f"{sign} {target['wanted']:,g} {target['unit']}",
+                "outcome": word[target["met"]],
             }
         )
 targets = pd.DataFrame(table)
-decided = targets[targets[""].isin(["met", "**missed**"])]
-glue(targets_met=str((decided[""] == "met").sum()), targets_all=str(len(decided)))
-markdown_table(targets)
+decided = targets[targets["outcome"].isin(["met", "**missed**"])]
+missed = decided[decided["outcome"] != "met"]
+glue(targets_met=str((decided["outcome"] == "met").sum()), targets_all=str(len(decided)))
+Markdown(
+    f"{(decided['outcome'] == 'met').sum()} of {len(decided)} targets are met"
+    + (". Missed: " + "; ".join(f"{r['figure']}, {r['measured']}, {r['target']}" for _, r in missed.iterrows()) if len(missed) else "")
+    + f". {(targets['outcome'] == 'needs a GPU').sum()} more need a GPU, which this machine does not have."
+)
+
+# %% tags=["remove-input"]
+folded("Every target, with what was measured", markdown_table(targets))
 
 # %% [markdown]
 # ## Training
 #
-# Tokens a second of one training run, without evaluation, probes and checkpoints, of SM+LN+G, the one configuration that all
-# sides have. *eager* is the way of the public code {cite}`jha2024code`: Hugging Face's GPT-2 {cite}`wolf2020transformers` with the
-# attention maps returned on every update, under its Trainer. *sdpa* is the same with fused attention {cite}`dao2022flashattention`.
-# *loop* is a plain loop in the manner of nanoGPT {cite}`karpathy2022nanogpt` around our model, without
-# the Trainer. *ours* is `nfcore.train` in float32, then with bfloat16 products, compiled, and both.
+# The speed is that of one training run, without evaluation, probes and checkpoints. The model is GPT-2 with LayerNorm and GELU, the one
+# configuration that all sides have.
+#
+# *eager*
+# : The way of the public code {cite}`jha2024code`: Hugging Face's GPT-2 {cite}`wolf2020transformers` under its Trainer, which returns the
+#   attention maps on every update.
+#
+# *sdpa*
+# : The same with fused attention {cite}`dao2022flashattention`.
+#
+# *loop*
+# : A plain loop in the manner of nanoGPT {cite}`karpathy2022nanogpt` around our model, without the Trainer.
+#
+# *ours*
+# : `nfcore.train` in float32, then with bfloat16 products, compiled, and both.
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-training-speed", "caption": "Training speed of each side over that of the public code's way, eager, at four shapes. Points are medians over rounds, lines reach from the lowest to the highest round. The dashed line is eager itself."}, "image": {"alt": "A panel for each of four shapes with a row for each side. The sides with bfloat16 products are far to the right of one, the others near it."}}
+timed = rows("training", "training")
+shapes = list(dict.fromkeys(row["shape"] for row in timed))
+sides = [side for side in dict.fromkeys(row["side"] for row in timed) if side != "eager"]
+figure, axes = plt.subplots(1, len(shapes), figsize=(8.4, 2.4), sharey=True, sharex=True)
+for panel, shape in zip(axes, shapes, strict=True):
+    for row in timed:
+        if row["shape"] == shape and row["side"] != "eager":
+            ratio, color = row["over_eager"], "#D55E00" if "bf16" in row["side"] else "#0072B2"
+            place = sides.index(row["side"])
+            panel.plot([ratio["low"], ratio["high"]], [place, place], color=color, linewidth=1.2, gid=f"{row['side']}, rounds")
+            panel.plot([ratio["median"]], [place], "o", color=color, markersize=4, gid=row["side"])
+    panel.axvline(1, color="#666666", linestyle="--", linewidth=0.8)
+    panel.set(title=shape, xlim=(0, None))
+    panel.set_yticks(range(len(sides)), sides)
+axes[0].invert_yaxis()
+figure.supxlabel("tokens a second over those of eager", fontsize=9)
+best = max(timed, key=lambda row: row["over_eager"]["median"])
+plain = [row["over_eager"]["median"] for row in timed if row["side"] == "ours"]
+show_figure(
+    figure,
+    finding=f"In float32 this package trains {min(plain):.2f} to {max(plain):.2f} times as fast as eager; with bfloat16 products it "
+    f"trains up to {best['over_eager']['median']:.1f} times as fast ({best['shape']}, {best['side']}).",
+    interactive=False,
+)
 
 # %% tags=["remove-input"]
 table = []
@@ -101,7 +158,7 @@ for row in rows("training", "training"):
     table.append(
         {
             "shape": row["shape"],
-            "T x sequences": f"{row['context']} x {row['sequences_a_step']}",
+            "tokens × sequences": f"{row['context']} × {row['sequences_a_step']}",
             "side": row["side"],
             "tokens/s": whole(row["tokens_per_second"]),
             "over eager": spread(row["over_eager"]),
@@ -113,44 +170,42 @@ for row in rows("training", "training"):
             else f"{row['pays_after_updates']:,.0f}",
         }
     )
-markdown_table(pd.DataFrame(table))
+folded("Tokens a second of every side", markdown_table(pd.DataFrame(table)))
 
 # %% tags=["remove-input"]
 lines = []
 for shape in dict.fromkeys(row["shape"] for row in rows("training", "training")):
     rates = {r["side"]: r["tokens_per_second"]["samples"] for r in rows("training", "training") if r["shape"] == shape}
     over = [loop / own for loop, own in zip(rates["loop"], rates["ours"], strict=True)]
-    word = "differ by no more than the rounds do" if min(over) < 1 < max(over) else "differ in every round"
-    lines.append(f"{shape} {median(over):.2f} ({min(over):.2f} to {max(over):.2f}): they {word}")
+    word = "no more than the rounds differ" if min(over) < 1 < max(over) else "in every round"
+    lines.append(f"{median(over):.2f} at {shape} ({min(over):.2f} to {max(over):.2f}, {word})")
 Markdown(
-    "What the Trainer itself costs is the speed of the plain loop over ours, here with its smallest and largest round: "
+    "The Trainer itself costs little. The speed of the plain loop over ours, with the smallest and the largest round, is "
     + "; ".join(lines)
     + "."
 )
 
 # %% [markdown]
-# The last column of the table is the rule for `training.compile` on this machine: compile where a run has more updates than that. It
-# counts from an empty cache of compiled code; a second run of the same model compiles in a fraction of the time.
+# The last column of the table says when `training.compile` pays on this machine: for runs with more updates than that. It counts from
+# an empty cache of compiled code; a second run of the same model compiles in a fraction of the time.
 
 # %% tags=["remove-input"]
 lines = []
 for row in rows("training", "allocator"):
     kept, back = (row["tokens_per_second"][name]["median"] for name in ("kept", "given back"))
     lines.append(
-        f"Training tells the C library to keep what it frees. Otherwise the kernel hands out the same pages again at every "
-        f"update: {kept:,.0f} tokens/s instead of {back:,.0f} at the quick shape in bfloat16 "
-        f"({row['speedup']['median']:.2f} times as many, {row['speedup']['low']:.2f} to {row['speedup']['high']:.2f}). The sides "
-        "above all have this, since it is a setting of the process."
+        f"Training tells the C library to keep freed memory, because the kernel would otherwise hand out the same pages again at every "
+        f"update. This gives {kept:,.0f} tokens/s instead of {back:,.0f} at the quick shape in bfloat16 "
+        f"({row['speedup']['median']:.2f} times as many, {row['speedup']['low']:.2f} to {row['speedup']['high']:.2f}). All sides "
+        "above have it, since it is a setting of the process."
     )
 Markdown("\n\n".join(lines))
 
 # %% [markdown]
 # ## The same losses
 #
-# Each fast path against float32 as the Trainer computes it, from the same weights over the same batches: the largest
-# difference of a training loss at any update. And, for precision, whole runs: the final evaluation loss of the main
-# configurations in bfloat16 less that of the recorded float32 runs of the same seeds, beside the standard deviation
-# over seeds.
+# Each fast path is compared with float32 under the Trainer, from the same weights over the same batches. What counts is the largest
+# difference of a training loss at any update.
 
 # %% tags=["remove-input"]
 table = [
@@ -164,14 +219,27 @@ table = [
     }
     for row in rows("equality", "path")
 ]
-markdown_table(pd.DataFrame(table))
+paths = pd.DataFrame(rows("equality", "path"))
+largest = paths.groupby("path", sort=False)["largest_difference"].max()
+exact, rounding = largest[~largest.index.str.contains("bfloat16")], largest[largest.index.str.contains("bfloat16")]
+Markdown(
+    f"In float32 no path moves a loss by more than {exact.max():.0e} nats ({', '.join(exact.index)}). With bfloat16 products a loss moves "
+    f"by up to {rounding.max():.3f} nats. All are within their bounds: {'yes' if (paths['largest_difference'] <= paths['bound']).all() else 'no'}."
+)
+
+# %% tags=["remove-input"]
+folded("Every path", markdown_table(pd.DataFrame(table)))
+
+# %% [markdown]
+# For precision we also compare whole runs: the final evaluation loss of each main configuration in bfloat16 minus that of the recorded
+# float32 run of the same seed.
 
 # %% tags=["remove-input"]
 table = [
     {
         "configuration": row["configuration"],
         "seeds": ", ".join(map(str, row["seeds"])),
-        "bfloat16 less float32 (nats), mean": f"{row['difference']:+.4f}",
+        "bfloat16 minus float32 (nats), mean": f"{row['difference']:+.4f}",
         "each": ", ".join(f"{x:+.4f}" for x in row["differences"]),
         "SD over seeds, float32": f"{row['seed_sd']:.4f}",
     }
@@ -182,8 +250,8 @@ markdown_table(pd.DataFrame(table))
 # %% [markdown]
 # ## Telemetry
 #
-# A {term}`probe` measures the {term}`entropy <head entropy>` of every head on the held-out batch and on random tokens, and the state of every layer. Its
-# cost is a share of training time that falls with the number of updates between probes.
+# A {term}`probe` measures the {term}`entropy <head entropy>` of every head and the state of every layer. Its cost, as a fraction of
+# training time, falls with the number of updates between probes.
 
 # %% tags=["remove-input"]
 table = [
@@ -191,13 +259,16 @@ table = [
         "shape": row["shape"],
         "update (s)": spread(row["step_seconds"]),
         "probe (s)": spread(row["probe_seconds"]),
-        **{f"every {n} updates": f"{100 * row[f'share_every_{n}_steps']['median']:.2g} %" for n in (1, 10, 100)},
+        **{
+            f"every {n} updates" if n > 1 else "every update": percent(row[f"share_every_{n}_steps"]["median"])
+            for n in (1, 10, 100)
+        },
     }
     for row in rows("telemetry", "probe")
 ]
 markdown_table(pd.DataFrame(table))
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-entropy-cost", "caption": "Cost of the entropy of attention over the context. Left: time over one forward of torch's fused attention. Right: peak memory of one call; twelve heads of width 64 up to T = 4,096, one head beyond. The materialised map stops where it needs more than 6 GiB."}, "image": {"alt": "Two log-log panels against the context length, with a curve for each way to compute the entropy."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-entropy-cost", "caption": "Cost of the entropy of attention against the context. Left: time over one forward of torch's fused attention. Right: peak memory of one call; twelve heads of width 64 up to T = 4,096, one head beyond. The materialised map stops where it needs more than 6 GiB."}, "image": {"alt": "Two log-log panels against the context length, with a curve for each way to compute the entropy."}}
 found = rows("telemetry", "entropy")
 looks = {"lse": ("#009E73", "D"), "chunked": ("#0072B2", "o"), "materialised": ("#D55E00", "^")}
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0))
@@ -227,30 +298,31 @@ show_figure(
 )
 
 # %% [markdown]
-# The largest error in {term}`nats` against float64, over the standard deviation of the scores. In float32 the difference of the two
-# terms of {eq}`eq-lse` loses digits when scores are large; centring the keys keeps that small.
+# The entropy is a difference of two terms {eq}`eq-lse`, which loses digits when scores are large. Centring the keys keeps the error
+# small: the table has the largest error in {term}`nats` against float64, by the standard deviation of the scores.
 
 # %% tags=["remove-input"]
 found = pd.DataFrame(rows("telemetry", "error"))
 found["column"] = found["method"] + ", " + found["dtype"]
 found = found.pivot(index="score_std", columns="column", values="largest_error_nats")
-markdown_table(found.map(lambda x: f"{x:.1e}").reset_index(names="standard deviation of the scores"))
+table = markdown_table(found.map(lambda x: f"{x:.1e}").reset_index(names="standard deviation of the scores"))
+folded(f"Errors of each method: at most {found.to_numpy().max():.1e} nats", table)
 
 # %% [markdown]
 # ## From text to tokens
 #
-# The same JSON lines, tokenizer and threads: `nfcore.prepare`, and `datasets.map` as Hugging Face's own language-model example
-# uses it. *Cold* starts from nothing, *cached* finds what the first call left.
+# `nfcore.prepare` and `datasets.map`, as Hugging Face's own language-model example uses it, get the same JSON lines, tokenizer and
+# threads. A *cold* call starts from nothing; a *cached* one finds what the first call left.
 
 # %% tags=["remove-input"]
 table = [
     {
-        "": row["kind"],
+        "call": row["kind"],
         "side": row["side"],
         "seconds": spread(row["seconds"]),
         "documents/s": f"{row['documents_per_second']['median']:,.0f}",
         "M tokens/s": f"{row['tokens_per_second']['median'] / 1e6:.2f}",
-        "datasets.map takes": f"{row['speedup']['median']:.2f} x",
+        "speed over datasets.map": f"{row['speedup']['median']:.2f}",
     }
     for kind in ("cold", "cached")
     for row in rows("data", kind)
@@ -258,7 +330,7 @@ table = [
 markdown_table(pd.DataFrame(table))
 
 # %% [markdown]
-# The tokenizer alone, on texts that are in memory already, is what neither side can do without: its line bounds the other two.
+# Neither side can be faster than the tokenizer on texts that are in memory already.
 
 # %% tags=["remove-input"]
 sizes = "; ".join(f"{row['megabytes']} MB of text: {row['peak_mib']:.0f} MiB" for row in rows("data", "memory"))
@@ -276,9 +348,9 @@ names = {
     "resume": "a run that resumes one update before its end",
     "rebuild": "`make book` with nothing to do (preset smoke)",
 }
-table = [{"": names[row["what"]], "seconds": spread(row["seconds"])} for row in rows("startup", "startup")]
+table = [{"what": names[row["what"]], "seconds": spread(row["seconds"])} for row in rows("startup", "startup")]
 table += [
-    {"": f"a checkpoint of {row['shape']}, {row['bytes'] / 1e6:,.0f} MB", "seconds": spread(row["seconds"])}
+    {"what": f"a checkpoint of {row['shape']}, {row['bytes'] / 1e6:,.0f} MB", "seconds": spread(row["seconds"])}
     for row in rows("startup", "checkpoint")
 ]
 markdown_table(pd.DataFrame(table))
@@ -286,58 +358,37 @@ markdown_table(pd.DataFrame(table))
 # %% [markdown]
 # ## How cost grows
 #
-# One size changes at a time, the others stay at width 256, depth 4, T = 128, 16 sequences and a vocabulary of 4,096. The
-# roofline of the machine is measured too: what one large matrix product reaches, and the bandwidth of a copy.
+# One size changes at a time. The others stay at width 256, depth 4, 128 tokens, 16 sequences and a vocabulary of 4,096. The peak of this
+# machine is measured too, as the speed of one large matrix product.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-scaling", "caption": "Training speed over width, depth, context, batch and vocabulary. Above: tokens a second, and peak memory (dashed, right axis). Below: model operations a second over the measured peak of a matrix product in the same precision (dotted line: all of it)."}, "image": {"alt": "Panels of tokens a second, peak memory and share of the measured peak, a column for each size that is changed."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-scaling", "caption": "Training speed (top), peak memory (middle) and model operations a second over the measured peak of a matrix product in the same precision (bottom), each against one size of the run."}, "image": {"alt": "Three rows of panels, a column for each size that is changed: width, depth, context, batch and vocabulary."}}
 found = rows("scaling", "scaling")
 overs = list(dict.fromkeys(row["over"] for row in found))
-figure, axes = plt.subplots(2, len(overs), figsize=(2.0 * len(overs), 4.4), sharey="row")
+drawn = {
+    "tokens/s": (lambda row: row["tokens_per_second"]["median"], "#0072B2", "o"),
+    "peak memory (MiB)": (lambda row: row["peak_bytes"] / 2**20, "#D55E00", "s"),
+    "share of the peak": (lambda row: row["of_measured_peak"]["median"], "#009E73", "D"),
+}
+
+
+def short(size):
+    return f"{size / 1024:g}k" if size >= 1024 else f"{size:g}"
+
+
+figure, axes = plt.subplots(3, len(overs), figsize=(8.4, 5.2), sharey="row", sharex="col")
 for column, over in enumerate(overs):
-    own = [row for row in found if row["over"] == over]
+    own = sorted((row for row in found if row["over"] == over), key=lambda row: row[over])
     sizes = [row[over] for row in own]
-    top, bottom = axes[0][column], axes[1][column]
-    top.plot(
-        sizes,
-        [row["tokens_per_second"]["median"] for row in own],
-        "o-",
-        color="#0072B2",
-        markersize=3,
-        linewidth=1.2,
-        gid=f"tokens/s over {over}",
-    )
-    memory = top.twinx()
-    memory.plot(
-        sizes,
-        [row["peak_bytes"] / 2**20 for row in own],
-        "s--",
-        color="#D55E00",
-        markersize=3,
-        linewidth=1,
-        gid=f"peak memory (MiB) over {over}",
-    )
-    memory.set_yscale("log")
-    memory.set_ylim(10, 2e4)
-    memory.grid(False)
-    memory.spines["right"].set_visible(True)
-    if column == len(overs) - 1:
-        memory.set_ylabel("peak memory (MiB)", color="#D55E00")
-    else:
-        memory.set_yticklabels([])
-    bottom.plot(
-        sizes,
-        [row["of_measured_peak"]["median"] for row in own],
-        "o-",
-        color="#009E73",
-        markersize=3,
-        linewidth=1.2,
-        gid=f"share of the peak over {over}",
-    )
-    bottom.axhline(1, color="#666666", linestyle=":", linewidth=1)
-    top.set(xscale="log", yscale="log")
-    bottom.set(xscale="log", xlabel=over, ylim=(0, 1.05))
-axes[0][0].set_ylabel("tokens/s", color="#0072B2")
-axes[1][0].set_ylabel("share of the peak")
+    for panel, (what, (value, color, marker)) in zip(axes[:, column], drawn.items(), strict=True):
+        panel.plot(
+            sizes, [value(row) for row in own], color=color, marker=marker, markersize=3, linewidth=1.2, gid=f"{what} over {over}"
+        )
+        panel.set(xscale="log", yscale="linear" if what == "share of the peak" else "log")
+        panel.minorticks_off()
+        panel.set_xticks([sizes[0], sizes[-1]], [short(sizes[0]), short(sizes[-1])])
+    axes[-1][column].set(xlabel=over, ylim=(0, 1.05))
+for panel, what in zip(axes[:, 0], drawn, strict=True):
+    panel.set_ylabel(what)
 ends = {over: sorted((row for row in found if row["over"] == over), key=lambda row: row[over]) for over in overs}
 factors = ", ".join(
     f"{over} {last['tokens_per_second']['median'] / first['tokens_per_second']['median']:.2g}"
@@ -346,8 +397,9 @@ factors = ", ".join(
 best = max(found, key=lambda row: row["of_measured_peak"]["median"])
 show_figure(
     figure,
-    finding=f"From the smallest to the largest size tokens a second change by these factors: {factors}. The largest share of "
-    f"the peak is {100 * best['of_measured_peak']['median']:.0f} % ({best['over']} {best[best['over']]:,}).",
+    finding=f"From the smallest to the largest size, tokens a second change by these factors: {factors}. The largest fraction of the "
+    f"peak is {100 * best['of_measured_peak']['median']:.0f} % ({best['over']} {best[best['over']]:,}).",
+    interactive=False,
 )
 
 # %% tags=["remove-input"]
@@ -355,21 +407,23 @@ peaks = {row["what"]: row for row in rows("scaling", "peak")}
 (profile,) = rows("scaling", "profile")
 largest = ", ".join(f"`{row['operator']}` {100 * row['share']:.0f} %" for row in profile["largest"][:6])
 mfu = found[-1]["mfu"]
+utilisation = (
+    "The utilisation of a data sheet's peak (MFU) is known for the GPUs in the table of `nfbook.cost` only"
+    if isinstance(mfu, str)
+    else f"The utilisation of a data sheet's peak (MFU) is {100 * mfu:.0f} %"
+)
 Markdown(
-    f"Measured peaks: {peaks['float32']['median']:,.0f} GFLOP/s in float32, {peaks['bfloat16']['median']:,.0f} in bfloat16, "
-    f"{peaks['bandwidth']['median']:.1f} GB/s. The utilisation of a data sheet's peak (MFU) is "
-    f"{mfu if isinstance(mfu, str) else f'{100 * mfu:.0f} %'} here; it is given for GPUs whose peak is in the table of "
-    f"`nfbook.cost`. In an update of {profile['shape']} in float32, matrix products take "
-    f"{100 * profile['matmul_share']:.0f} % of the time and reach {100 * profile['matmul_of_peak']:.0f} % of the measured peak; "
-    f"by operator: {largest}."
+    f"One large matrix product reaches {peaks['float32']['median']:,.0f} GFLOP/s in float32 and {peaks['bfloat16']['median']:,.0f} in "
+    f"bfloat16, and a copy reaches {peaks['bandwidth']['median']:.1f} GB/s. {utilisation}. In an update of {profile['shape']} in float32, "
+    f"matrix products take {100 * profile['matmul_share']:.0f} % of the time and reach {100 * profile['matmul_of_peak']:.0f} % of the "
+    f"measured peak. By operator: {largest}."
 )
 
 # %% [markdown]
 # ## Planned and taken
 #
-# `python -m nfbook plan PRESET` says before a run what it takes. Here it is asked for the recorded runs of preset `quick` with
-# nothing to judge by but the benchmark above: the time of a run from its start to its record, planned and taken. Both are counted by
-# thread; a benchmark has the machine for itself, and these runs shared it two at a time.
+# `python -m nfbook plan PRESET` says before a run what it will take. Here it plans the recorded runs of preset `quick` from the benchmark
+# above only, and the table compares that with the time from start to record. Both are counted by thread.
 
 # %% tags=["remove-input"]
 recorded = runs.read_records(recorded_dir("quick"))
@@ -400,16 +454,16 @@ comparison = markdown_table(
         }
     ).reset_index()
 )
-other = f"The recorded runs were made on {recorded[0]['provenance']['device']}, which the benchmark above has not seen."
+other = f"The recorded runs were made on {recorded[0]['provenance']['device']}, another machine than that of the benchmark, so times cannot be compared."
 comparison if len(compared) else Markdown(other)
 
 # %% [markdown]
-# Parameters and tokens are as planned in every run that came to its end; the cell fails otherwise.
+# Parameters and tokens are as planned in every run that came to its end.
 #
 # ## Where the time of the grid goes
 #
-# The recorded grid of `quick`, with as many runs at a time as there are cores: minutes of a core, and their share. Wanted were twelve
-# minutes in all. *Starting* is what is left over, most of it for loading torch and transformers in a process for each run.
+# The recorded grid of `quick` trains as many runs at a time as there are cores. The target was twelve minutes in all. *Starting* is
+# mostly the time to load torch and transformers in a process for each run.
 
 # %% tags=["remove-input"]
 shown = [record["provenance"] for record in recorded]
@@ -425,14 +479,14 @@ glue(grid_elapsed=f"{elapsed / 60:.1f}", grid_training=f"{100 * spent['training'
 markdown_table(
     pd.DataFrame(
         [
-            {"of the grid": name, "core minutes": f"{s / 60:.1f}", "share": f"{100 * s / (cores * elapsed):.0f} %"}
+            {"part of the grid": name, "core minutes": f"{s / 60:.1f}", "fraction": f"{100 * s / (cores * elapsed):.0f} %"}
             for name, s in spent.items()
         ]
         + [
             {
-                "of the grid": f"all, in {elapsed / 60:.1f} minutes on {cores} cores",
+                "part of the grid": f"all, in {elapsed / 60:.1f} minutes on {cores} cores",
                 "core minutes": f"{cores * elapsed / 60:.1f}",
-                "share": "100 %",
+                "fraction": "100 %",
             }
         ]
     )
@@ -441,9 +495,8 @@ markdown_table(
 # %% [markdown]
 # ## The paper's runs
 #
-# One published run is 2.11 billion tokens. What the plan says of its time on this machine, and of the memory of training at the
-# micro-batches of the preset. It takes the nearest shape measured above, by operations, in the fastest way of this package, and adds
-# evaluations and probes.
+# One published run is 2.11 billion tokens. The plan for this machine takes the nearest shape measured above, by operations, in the fastest
+# way of this package, and adds evaluations and probes.
 
 # %% tags=["remove-input"]
 device = made.loc["training", "device"]
@@ -460,14 +513,20 @@ for plan in cost.plan(grid["table"] + grid["context"], device, cost.benchmarked(
         "hours there": f"{plan.seconds / 3600:,.0f}",
         "memory at preset paper (GiB)": f"{plan.memory / 2**30:.1f}",
     }
-markdown_table(pd.DataFrame(table.values()))
+table = pd.DataFrame(table.values())
+hours = table["hours there"].str.replace(",", "").astype(float)
+Markdown(
+    f"One run of the paper's size would take {hours.min():,.0f} to {hours.max():,.0f} hours on {device}: "
+    f"{hours.min() / 24:.0f} to {hours.max() / 24:.0f} days."
+)
+
+# %% tags=["remove-input"]
+folded("Every configuration of the paper", markdown_table(table))
 
 # %% [markdown]
-# No GPU was at hand when this was recorded. [Presets](presets.ipynb) has an estimate for one, from an assumed speed; on a
-# machine with a GPU, `make bench` puts measured ones into this page.
+# No GPU was at hand when this was recorded. [Presets](presets.ipynb) estimates the time on one from an assumed speed; on a machine with a
+# GPU, `make bench` puts measured values into this page.
 #
 # ## What to remember
 #
-# In the quick shape most time goes to memory traffic and not to products, as the profile above shows, so bfloat16, kept memory and
-# plain attention help more than a faster product would. The entropy of attention costs about as much as one more attention forward.
-# And the table of equal losses says by how much the fast paths move a loss.
+# Use bfloat16 products where the machine has them: they nearly double the speed and move a loss by less than the seed does.

@@ -9,9 +9,8 @@
 # %% [markdown]
 # # Status
 #
-# This page shows what made the numbers in this book: versions, hardware, every run, the hashes of its data, and the measurement version,
-# which is raised when the same settings would give other numbers. All of it comes from the records of the runs. The runs of the study
-# have theirs at the end of [Claims](claims.ipynb).
+# Compare your own run with ours here: versions, hardware, and the hash of the data of every run. All of it comes from the records of the
+# runs. The runs of the study are at the end of [Claims](claims.ipynb).
 
 # %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -33,7 +32,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nfbook.presets import FAMILIES
-from nfbook.report import markdown_table
+from nfbook.report import folded, markdown_table
 
 
 frame = preset.runs().runs
@@ -47,7 +46,8 @@ Markdown(
 # %% [markdown]
 # ## Versions, hardware, hashes
 #
-# More than one value in a line means that the runs differ there.
+# More than one value in a line means that the runs differ there. The measurement version is raised when the same settings would give
+# other numbers.
 
 # %% tags=["remove-input"]
 facts = {
@@ -80,20 +80,19 @@ for label, name in facts.items():
     values = provenance(name)
     count = values.astype(str).value_counts(sort=False)
     text = "; ".join(v if len(count) == 1 else f"{v} ({n} runs)" for v, n in count.items())
-    rows.append({"": label, "value": text})
+    rows.append({"fact": label, "value": text})
 markdown_table(pd.DataFrame(rows))
 
 # %% [markdown]
-# The token files differ with the context length and with nothing else in a preset. With the locked packages every
-# machine makes the same ones. *Validation lines in training* is the share of the distinct validation lines of 20
-# characters or more that also occur in the training part: a measure of how much of the validation loss a model could
-# have memorised.
+# In a preset the token files differ only with the context length, and with the locked packages every machine makes the same ones.
+# *Validation lines in training* is the fraction of the distinct validation lines of 20 characters or more that also occur in the training
+# part. It measures how much of the validation text a model could have memorised.
 
 # %% [markdown]
 # ## Runs
 #
-# Seconds are those of training, without evaluation, probes and checkpoints; wall seconds have all of that, but not the
-# pauses of an interrupted run. How many runs shared the machine is not recorded.
+# Seconds are those of training, without evaluation, probes and checkpoints. Wall seconds include all of that, but not the pauses of an
+# interrupted run. The records do not say how many runs shared the machine.
 
 # %% tags=["remove-input"]
 table = pd.DataFrame(
@@ -117,13 +116,13 @@ table = pd.DataFrame(
         "data": [f"`{h}`" for h in frame["provenance.data_hash"]],
     }
 )
-markdown_table(table)
+folded(f"All {len(table)} runs", markdown_table(table))
 
 # %% tags=["remove-input"]
 seconds = frame["provenance.seconds"].sum()
-Markdown(f"Training alone took {seconds / 60:.1f} minutes, added over the runs; runs may overlap in time.")
+Markdown(f"All runs together trained for {seconds / 60:.1f} minutes; runs may overlap in time.")
 
 # %% [markdown]
 # ## What to remember
 #
-# A number of this book is reproduced if the same settings on the same token files give it again. Both have a hash above.
+# A number is reproduced if the same settings on the same token files give it again, and both have a hash.

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -36,6 +37,8 @@ def files_of(toc: Any) -> Iterator[str]:
     for key, value in toc.items() if isinstance(toc, dict) else enumerate(toc if isinstance(toc, list) else []):
         if key in ("file", "root"):
             yield value
+        elif key == "glob":
+            yield from sorted(f"api/{name.rpartition('.')[2]}" for name in sphinx_ext.modules())
         else:
             yield from files_of(value)
 
@@ -62,8 +65,21 @@ def test_every_page_of_the_contents_exists_once() -> None:
     for page in pages:
         if page.startswith("notebooks/"):
             assert (ROOT / "notebooks" / f"{page.split('/')[1]}.py").is_file(), f"{page}: made from no script"
-        else:
+        elif not page.startswith("api/"):  # those are made with the book
             assert any((BOOK / f"{page}{suffix}").is_file() for suffix in ("", ".md", ".ipynb", ".rst")), page
+
+
+def test_every_module_has_a_page_and_a_line_that_says_what_it_has(book: Path) -> None:
+    named = {f"{folder.name}.{p.stem}" for folder in (ROOT / "nfcore", BOOK / "nfbook") for p in folder.glob("*.py")}
+    named = {name for name in named if name.rpartition(".")[2] not in sphinx_ext.UNDOCUMENTED}
+    assert named == {*sphinx_ext.modules()}
+    assert len({name.rpartition(".")[2] for name in named}) == len(named), "two pages at one address"
+    table = (book / "api.html").read_text().partition("<table")[2].partition("</table>")[0]
+    for name in named:
+        module = name.rpartition(".")[2]
+        assert re.search(rf'href="api/{module}.html"[^>]*>.*?{name}.*?</a></p></td>\s*<td><p>.{{20,}}', table), name
+        assert f'id="module-{name}"' in (book / "api" / f"{module}.html").read_text()
+    assert "head_entropy" in table
 
 
 def test_every_notebook_is_in_the_contents() -> None:
@@ -219,7 +235,7 @@ def test_file_of_a_figure_has_the_numbers_of_its_interactive_version(name: str, 
     page = book / "notebooks" / f"{figures()[name][0]}.html"
     block = page.read_text().partition(f'<div class="nf-figure" data-figure="{name}">')[2]
     written = pd.read_csv(page.parent / re.findall(r'href="([^"]*\.csv)"', block)[0])
-    spec = json.loads(re.findall(r'class="nf-spec">([^<]*)</script>', block)[0])
+    spec = json.loads(re.findall(r'class="nf-spec"[^>]*>([^<]*)</script>', block)[0])
     compared = 0
 
     def same(shown: Any, given: Any, rtol: float = 1e-4) -> None:
@@ -243,6 +259,17 @@ def test_file_of_a_figure_has_the_numbers_of_its_interactive_version(name: str, 
         losses = {s["name"]: s["y"][-1] for p in frame["panels"] if "loss" in p["title"] for s in p["series"]}
         same([perplexities["GELU", float(frame["name"])]], [math.exp(losses["GELU(s x)/s"])], rtol=2e-4)
     assert compared >= 5
+
+
+def test_interactive_version_comes_first_only_where_it_has_all_of_the_caption(book: Path) -> None:
+    first = {name: sphinx_ext.shows_the_same(figures()[name][1]) for name in INTERACTIVE}
+    assert first["fig-maps"]
+    assert first["fig-curves"]
+    assert not first["fig-sweep"], "it draws losses, the picture perplexities"
+    for name, same in first.items():
+        page = (book / "notebooks" / f"{figures()[name][0]}.html").read_text()
+        block = page.partition(f'<div class="nf-figure" data-figure="{name}">')[2]
+        assert block.partition('class="nf-spec"')[2].startswith(" data-same>" if same else ">"), name
 
 
 @pytest.mark.parametrize("name", figures())
@@ -276,6 +303,15 @@ def test_each_page_says_what_it_is_about_and_has_a_picture_for_links(book: Path)
         (picture,) = re.findall(r'<meta property="og:image" content="([^"]+)"', text)
         assert (book / f"{page}.html").parent.joinpath(picture).read_bytes().startswith(b"\x89PNG"), page
     assert html.unescape(said["index"]) == config()["sphinx"]["config"]["nf_front"]["description"]
+
+
+def test_picture_for_links_has_a_whole_address_where_the_book_has_one() -> None:
+    document = new_document("page")
+    document += nodes.paragraph("", "What it is about.")
+    config = SimpleNamespace(project="Book", root_doc="index", nf_front={}, html_baseurl="https://book.example/x/")
+    said = sphinx_ext.description(SimpleNamespace(config=config), "notebooks/claims", document)  # type: ignore[arg-type]
+    assert said['property="og:image"'] == f"https://book.example/x/_figures/{sphinx_ext.PREVIEW}.png"
+    assert said['property="og:url"'] == "https://book.example/x/notebooks/claims.html"
 
 
 def test_old_addresses_lead_to_the_pages_that_replaced_them(book: Path) -> None:

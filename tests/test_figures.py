@@ -36,9 +36,17 @@ def drawn() -> Any:
     figure, (left, right) = plt.subplots(1, 2)
     left.plot([1, 10, 100], [3.0, np.nan, 1.0], "o--", color="#D55E00", label="SM+G")
     left.plot([1, 10], [2.0, 1.5], gid="not in the legend")
+    left.vlines([1, 10], [1.0, 1.25], [3.0, 1.75], gid="not in the legend, range")
+    left.plot([5], [2.5], "s", gid="point")
     left.plot([1, 10], [9.0, 9.0])  # decoration
     left.axhline(3.8, label="ceiling")
     left.set(title="a", xlabel="step", ylabel="nats", xscale="log")
+    return figure
+
+
+def with_bars() -> Any:
+    figure = drawn()
+    right = figure.axes[1]
     right.bar([0, 1], [4.0, 5.0], label="bars")
     right.vlines([0, 1], [3.0, 4.0], [5.0, 7.0], gid="interval")
     right.set(title="b")
@@ -52,8 +60,9 @@ def test_every_configuration_has_its_own_colour_and_marker() -> None:
 
 
 def test_numbers_are_those_that_are_drawn_and_named() -> None:
-    frame = figure_numbers(drawn())
-    assert set(frame["series"]) == {"SM+G", "not in the legend", "ceiling", "bars", "interval"}
+    frame = figure_numbers(with_bars())
+    lines = {"SM+G", "not in the legend", "not in the legend, range", "point", "ceiling"}
+    assert set(frame["series"]) == {*lines, "bars", "interval"}
     line = frame[frame["series"] == "SM+G"]
     np.testing.assert_array_equal(line[["x", "y"]], [[1, 3], [10, np.nan], [100, 1]])
     assert frame[frame["series"] == "ceiling"][["panel", "y"]].values.tolist() == [["a", 3.8]]
@@ -80,7 +89,9 @@ def test_lines_for_the_interactive_version() -> None:
     assert (spec["kind"], panel["title"]) == ("lines", "a")
     assert spec["x"] == {"label": "step", "log": True}
     assert spec["y"] == {"label": "nats", "log": False}
-    assert [s["name"] for s in panel["series"]] == ["SM+G", "not in the legend"]
+    assert [s["name"] for s in panel["series"]] == ["SM+G", "not in the legend", "point"]
+    assert (panel["series"][1]["low"], panel["series"][1]["high"]) == ([1.0, 1.25], [3.0, 1.75])
+    assert (panel["series"][2]["x"], panel["series"][2]["line"]) == ([5.0], False)
     assert panel["series"][0] == {
         "name": "SM+G",
         "color": "#d55e00",
@@ -92,8 +103,9 @@ def test_lines_for_the_interactive_version() -> None:
     }
     assert panel["rules"] == [{"y": 3.8, "label": "ceiling"}]
     figure, axes = plt.subplots()
-    axes.bar([0], [1], label="bars")
+    axes.plot([0], [1], "o", label="point")
     assert lines_of(figure) is None, "there is no curve"
+    assert lines_of(with_bars()) is None, "there is more than curves"
 
 
 def test_one_output_has_all_and_the_same_bytes_each_time(shown: list[dict[str, Any]], smoke_grid: Any) -> None:

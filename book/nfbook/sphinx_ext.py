@@ -244,6 +244,8 @@ def description(app: Sphinx, page: str, doctree: nodes.document | None) -> dict[
     base = app.config.html_baseurl.rstrip("/") or "../" * page.count("/") + "."
     found = {'name="description"': words, 'property="og:description"': words, 'property="og:type"': "article"}
     title = next((t.astext() for t in doctree.findall(nodes.title)), app.config.project)
+    if app.config.html_baseurl:
+        found['property="og:url"'] = f"{base}/{page}.html"
     return found | {'property="og:title"': title, 'property="og:image"': f"{base}/_figures/{PREVIEW}.png"}
 
 
