@@ -26,10 +26,11 @@ results = json.loads((project_root() / "benchmarks" / "results" / "coverage.json
 found = pd.DataFrame(results["rows"])
 made = results["provenance"]
 right = found[found["outcome"] == "right"]
+wrong = int((found["outcome"] == "wrong").sum())
 glue(coverage_right=f"{len(right)}", coverage_all=f"{len(found)}")
 Markdown(
     f"**For {len(right)} of {len(found)} classes the measured entropy agrees with the class's own attention maps, to "
-    f"{right['largest_error_nats'].max():.0e} nats in every head. {(found['outcome'] == 'wrong').sum()} are wrong.** *transformers "
+    f"{right['largest_error_nats'].max():.0e} nats in every head. {wrong or 'None'} {'are' if wrong > 1 else 'is'} wrong.** *transformers "
     f"{made['transformers']}, torch {made['torch']}, measured on {made['measured']}.*"
 )
 

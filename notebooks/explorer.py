@@ -192,11 +192,17 @@ def perplexities(cell):
     return {run["seed"]: run["perplexity"] for run in cell["runs"] if run["outcome"] == "trained"}
 
 
-first, second = (perplexities(by_label[name]) for name in start)
-pairs = [second[seed] / first[seed] - 1 for seed in first if seed in second]
+def lower(gelu, relu):
+    """Whether ReLU ends lower than GELU, by the mean over the seeds that both have; None if there is none."""
+    first, second = (perplexities(by_label[name]) for name in (gelu, relu))
+    ratios = [np.log(second[seed] / first[seed]) for seed in first if seed in second]
+    return bool(np.mean(ratios) < 0) if ratios else None
+
+
+alike = [(name, re.sub(r"SM\+G\b", "SM+R", name)) for name in by_label if re.search(r"SM\+G( |$)", name)]
+answers = [answer for pair in alike if pair[1] in by_label and (answer := lower(*pair)) is not None]
 Markdown(
-    f"**{by_label[start[1]]['words']} ends with {'a lower' if np.mean(pairs) < 0 else 'a higher'} perplexity than "
-    f"{by_label[start[0]]['words']} on {sum((p < 0) == (np.mean(pairs) < 0) for p in pairs)} of {len(pairs)} seeds.** "
+    f"**Without LayerNorm, ReLU ends at a lower perplexity than GELU in {sum(answers)} of the {len(answers)} settings that have both.** "
     f"Choose any two of the {len(cells)} configurations; what you see is over the seeds that both have."
 )
 
@@ -214,7 +220,7 @@ def menu(side, words, chosen):
     return f'<label>{words} <select id="nf-{side}">{"".join(groups)}</select></label>'
 
 
-QUARTERS_IN_WORDS = [f"{name} quarter of the range" for name in ("the lowest", "the second", "the third", "the highest")]
+QUARTERS_IN_WORDS = [f"{name} quarter" for name in ("the lowest", "the second", "the third", "the highest")]
 assert len(QUARTERS_IN_WORDS) == len(QUARTERS)
 page = {"start": start, "quarters": QUARTERS_IN_WORDS, "cells": cells}
 content = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")
@@ -235,7 +241,8 @@ HTML(
 # stopped.
 #
 # Heads are interchangeable: the first head of one seed has nothing to do with the first head of another. So the heads of each layer are
-# put in the order of their final entropy before they are averaged.
+# put in the order of their final entropy before they are averaged. Quarters are those of the range from zero to the ceiling
+# {eq}`eq-quarters`.
 #
 # The address in the browser names the two configurations. Keep it to come back, or send it to somebody.
 

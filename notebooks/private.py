@@ -483,10 +483,10 @@ for configuration, group in alike.groupby("configuration", sort=False):
         if whole is not None
     ]
 points = pd.DataFrame(points)
-name = getattr(records, "preset", "study")
+name = getattr(records, "preset", None) or records.name
 tokens = alike["provenance.tokens"].median() / 1e6
 Markdown(
-    f"*Perplexities: recorded set `{name}`, {len(alike)} runs of {tokens:.2g} M tokens each, "
+    f"*Perplexities: recorded set `{name}`, {len(alike)} runs of {tokens:.2g} M tokens each, in "
     f"{points['configuration'].nunique()} configurations"
     + (
         f"; left out, for a run that diverged or an operation that was not measured: {', '.join(left_out)}"

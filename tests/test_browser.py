@@ -4,6 +4,7 @@ Skipped where there is no Chromium (Debian: the package chromium; elsewhere any 
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -161,12 +162,12 @@ def test_text_of_runs_is_shown_and_not_run(browser: Any, book: Path, tmp_path: P
     series = {"name": HOSTILE, "color": "#0072B2", "marker": "o", "x": [1, 2], "y": [3, 4]}
     panel = {"title": HOSTILE, "series": [series], "rules": [{"y": 3, "label": HOSTILE}]}
     spec = {"kind": "lines", "x": {"label": HOSTILE}, "y": {"label": HOSTILE}, "panels": [panel]}
-    data = {sphinx_ext.SPEC: {"runs": [HOSTILE], "commits": [HOSTILE], "interactive": spec}}
+    data = {sphinx_ext.SPEC: {"runs": [HOSTILE], "commits": [HOSTILE], "interactive": spec}, "text/csv": "panel,series\n"}
     page = (book / "notebooks" / "perplexity.html").read_text()
     start, end = page.index("<figure"), page.index('<div class="nf-figure"')
     beside = sphinx_ext.beside("fig-x", data, "../", "notebooks/perplexity")
     copy = book / "notebooks" / "with-hostile-words.html"
-    copy.write_text(f"{page[:start]}<figure><p>static</p></figure>{beside}<p id='after'>after</p>{page[end:]}")
+    copy.write_text(f"{page[:start]}<figure><img alt='static'></figure>{beside}<p id='after'>after</p>{page[end:]}")
     try:
         with Visit(browser, book, "notebooks/with-hostile-words") as visit:
             assert visit.page.locator("#after").is_visible(), "the end of the script was hidden"
@@ -187,11 +188,32 @@ def test_without_scripts_the_static_figures_stay(browser: Any, book: Path) -> No
 
 
 def opened(visit: Visit, figure: str) -> Any:
-    """The interactive version of a figure, brought up by its button."""
-    beside = visit.page.locator(f'.nf-figure[data-figure="{figure}"]')
-    beside.get_by_role("button", name="Interactive").click()
-    assert not visit.page.locator(f"figure#{figure}").is_visible()
-    return beside.locator("xpath=preceding-sibling::*[1]")
+    """The interactive version of a figure, brought up by its button where it does not come first."""
+    whole = visit.page.locator(f"figure#{figure}")
+    toggle = whole.locator(".nf-toggle button")
+    if toggle.get_attribute("aria-expanded") == "false":
+        toggle.click()
+    assert not whole.locator("img").is_visible()
+    assert whole.locator("figcaption").is_visible()
+    return whole.locator(".nf-interactive")
+
+
+@pytest.mark.parametrize("visitor", VISITORS)
+def test_button_of_a_figure_stays_in_its_place_and_says_what_is_shown(visitor: str, browser: Any, book: Path) -> None:
+    with Visit(browser, book, "notebooks/perplexity", **VISITORS[visitor]) as visit:
+        whole = visit.page.locator("figure#fig-curves")
+        toggle, picture = whole.locator(".nf-toggle button"), whole.locator("img")
+        assert toggle.get_attribute("aria-expanded") == "true", "it shows all that the caption speaks of"
+        assert visit.page.locator(f"#{toggle.get_attribute('aria-controls')}").is_visible()
+        toggle.scroll_into_view_if_needed()
+        for shown in (True, False, True):
+            before = toggle.bounding_box()
+            toggle.tap() if visitor == "finger" else toggle.click()
+            assert toggle.bounding_box()["y"] == pytest.approx(before["y"], abs=1), "the page jumps"
+            assert picture.is_visible() == shown
+            assert toggle.get_attribute("aria-expanded") == str(not shown).lower()
+            assert toggle.text_content() == ("Interactive" if shown else "Static")
+        assert not visit.faults
 
 
 def test_curves_answer_to_mouse_and_keyboard(browser: Any, book: Path) -> None:
@@ -233,8 +255,8 @@ def test_curves_answer_to_mouse_and_keyboard(browser: Any, book: Path) -> None:
         reset.click()
         assert reset.is_disabled()
 
-        visit.page.get_by_role("button", name="Static").first.click()
-        assert visit.page.locator("figure#fig-curves").is_visible()
+        visit.page.locator("figure#fig-curves").get_by_role("button", name="Static").click()
+        assert visit.page.locator("figure#fig-curves img").is_visible()
         assert not visit.faults
 
 
@@ -475,7 +497,90 @@ def test_explorer_compares_and_can_be_linked_to(browser: Any, book: Path) -> Non
         visit.faults.clear()
         page.goto(link, wait_until="load")
         assert [boxes.nth(i).input_value() for i in (0, 1)] == [before, other]
+        page.goto(link.replace("a=", "a=no-such-"), wait_until="load")
+        assert "There is no \u201cno-such-" in page.locator(".nf-status").text_content()
         assert not visit.faults
+
+
+@pytest.mark.parametrize("visitor", VISITORS)
+def test_explorer_answers_and_compares_seed_by_seed(visitor: str, browser: Any, book: Path) -> None:
+    with Visit(browser, book, "notebooks/explorer", **VISITORS[visitor]) as visit:
+        page = visit.page
+        cells = {cell["label"]: cell for cell in json.loads(page.locator(".nf-explorer script").text_content())["cells"]}
+        for select in page.locator(".nf-explorer select").all():
+            box = select.bounding_box()
+            assert box["y"] + box["height"] < VISITORS[visitor]["viewport"]["height"], "below the fold"
+        page.locator("#nf-b").select_option("SM+L(0.1)")
+        pair = [
+            {run["seed"]: run for run in cells[name]["runs"] if run["outcome"] == "trained"}
+            for name in ("SM+G", "SM+L(0.1)")
+        ]
+        common = pair[0].keys() & pair[1].keys()
+        assert len(common) < len(pair[0]), "one has more seeds"
+        seeds = page.locator(".nf-explorer tr", has_text="seeds shown").locator("td").all_text_contents()
+        assert seeds == [", ".join(map(str, sorted(common)))] * 2
+        ratio = math.exp(
+            sum(math.log(pair[1][s]["perplexity"] / pair[0][s]["perplexity"]) for s in common) / len(common)
+        )
+        said = page.locator(".nf-status").text_content()
+        assert float(re.findall(r"([\d.]+) %", said)[0]) == pytest.approx(100 * abs(ratio - 1), rel=5e-3), said
+        assert f"of the {len(common)} seeds that both have" in said
+
+        # Keys, and mouse or finger, read the loss; one slider moves all.
+        plot, readout = page.locator(".nf-explorer .nf-plot").first, page.locator(".nf-explorer .nf-readout").first
+        first = sum(pair[0][s]["loss"][0] for s in common) / len(common)
+        plot.focus()
+        page.keyboard.press("Home")
+        home = readout.text_content()
+        assert read(home.partition("SM+G ")[2]) == pytest.approx(first, rel=1e-3)
+        page.keyboard.press("ArrowRight")
+        assert readout.text_content() != home
+        over = plot.locator(".u-over")
+        place = {"x": over.bounding_box()["width"] * 0.98, "y": 60}
+        over.tap(position=place) if visitor == "finger" else over.hover(position=place)
+        assert f"update {cells['SM+G']['x'][-1]}: " in readout.text_content()
+
+        assert page.locator(".nf-explorer").get_by_role("slider").count() == 1
+        slider, cell = page.locator(".nf-explorer").get_by_role("slider"), page.get_by_role("gridcell").first
+        for key, step in (("Home", 0), ("End", -1)):
+            slider.focus()
+            page.keyboard.press(key)
+            assert f"update {cells['SM+G']['x'][step]}: " in readout.text_content()
+            share = sum(pair[0][s]["heads"][step][0][0] for s in common) / len(common) / 1000
+            assert read(cell.get_attribute("aria-label").partition("rank 1: ")[2]) == pytest.approx(share, rel=1e-3)
+        ranks = page.get_by_role("grid").first.get_by_role("row").nth(1).get_by_role("gridcell").all()
+        shares = [read(rank.get_attribute("aria-label").partition(": ")[2]) for rank in ranks]
+        assert shares == sorted(shares, reverse=True), "heads are in the order of their final entropy"
+        cell.tap() if visitor == "finger" else cell.click()
+        assert "Layer 0, rank 1" in page.locator(".nf-chosen").text_content()
+        assert page.evaluate("document.documentElement.scrollWidth") <= VISITORS[visitor]["viewport"]["width"]
+        assert not visit.faults
+        assert serious(page, ".nf-explorer") == []
+
+
+def test_finger_that_goes_sideways_reads(browser: Any, book: Path) -> None:
+    with Visit(browser, book, "notebooks/explorer", **VISITORS["finger"]) as visit:
+        over = visit.page.locator(".nf-explorer .nf-plot .u-over").first
+        over.scroll_into_view_if_needed()
+        box, said = over.bounding_box(), []
+        for part in (0.2, 0.8):
+            place = {"pointerType": "touch", "bubbles": True, "clientX": box["x"] + part * box["width"]}
+            over.dispatch_event("pointermove", place)
+            said.append(visit.page.locator(".nf-explorer .nf-readout").first.text_content())
+        assert read(said[0].removeprefix("update ").replace(":", " ")) < read(said[1].removeprefix("update ").replace(":", " "))
+
+
+def test_axis_of_layers_has_whole_numbers(browser: Any, book: Path) -> None:
+    record = """(() => { const found = window.asked = []; const old = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) { found.push(text); old.call(this, text, ...rest); }; })()"""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.add_init_script(record)
+    page.goto((book / "notebooks" / "explorer.html").as_uri(), wait_until="load")
+    drawn = page.evaluate("window.asked")
+    context.close()
+    layers = [text for text in drawn[drawn.index("layer") - 12 : drawn.index("layer")] if re.fullmatch(r"\d", text)]
+    assert layers == [str(layer) for layer in range(6)], drawn
 
 
 def test_terms_explain_themselves_and_search_finds_pages(browser: Any, book: Path) -> None:
@@ -489,4 +594,12 @@ def test_terms_explain_themselves_and_search_finds_pages(browser: Any, book: Pat
         visit.page.goto((book / "search.html").as_uri() + "?q=overload")
         visit.page.wait_for_selector("#search-results li a", timeout=10_000)
         visit.page.wait_for_load_state("networkidle")
+        first = visit.page.locator("#search-results li a").first
+        assert "glossary.html#term-" in first.get_attribute("href"), "the glossary comes first"
+    with Visit(browser, book, "index") as visit:
+        visit.page.keyboard.press("Control+k")
+        field, icon = visit.page.locator("#pst-search-dialog input"), visit.page.locator("#pst-search-dialog form i")
+        text = field.evaluate("box => box.getBoundingClientRect().x + parseFloat(getComputedStyle(box).paddingLeft)")
+        size = icon.bounding_box()
+        assert size["x"] + size["width"] < text, "the icon is on the text"
         assert not visit.faults

@@ -79,8 +79,9 @@
       })),
     });
     section("Entropy of the heads", el("p", {}, "The heads of a layer in the order of their entropy at the end, rank 1 the highest, in each seed by itself."), places.maps);
+    const lowest = Math.min(...heads.flat(3).filter(Number.isFinite)) / 1000;
     const maps = heat(places.maps, {
-      linked: true, unit: "of the ceiling", top: 1, steps, column: "rank",
+      linked: true, unit: "of the ceiling", bottom: Math.floor(10 * lowest) / 10, top: 1, steps, column: "rank",
       panels: pair.map((cell, i) => ({ ...look[i], title: cell.label, values: steps.map((_, step) => at(i, step) || []) })),
     });
     follows.append(slider("update", steps, steps.length - 1, (i) => { loss.at(steps[i]); layers(i); maps(i); }));
@@ -103,10 +104,10 @@
 
     const shares = pair.map((_, i) => mean(over("shares", i)));
     const perplexity = (i) => (trained(pair[i]).length ? number(mean(over("perplexity", i))) : "none: no seed is trained");
-    section("In numbers", table(pair, [
+    section("At the end", table(pair, [
       ["seeds shown", used.map((runs) => runs.map((run) => run.seed).join(", "))],
       ["final perplexity, mean", pair.map((_, i) => perplexity(i))],
-      ...quarters.map((quarter, k) => [`heads in ${quarter} at the end`, shares.map((s) => (s[k] === null ? "no value" : percent(s[k])))]),
+      ...quarters.map((quarter, k) => [`heads in ${quarter}`, shares.map((s) => (s[k] === null ? "no value" : percent(s[k])))]),
       ["runs left out", pair.map((cell) => `${cell.runs.length - trained(cell).length} of ${cell.runs.length}`)],
       ...Object.keys(pair[0].settings).map((name) => [name, pair.map((cell) => cell.settings[name])]),
       ["runs", used.map((runs) => runs.flatMap((run) => [el("code", {}, run.run), " "]))],

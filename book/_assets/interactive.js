@@ -13,7 +13,8 @@
  *          series: [{name, color, marker, x, y, low?, high?, dash?, hollow?, line?}]}]}
  *         `low` and `high` make a band, or bars where `line: false` leaves the points alone; `hollow` empties the markers. A
  *         panel whose y has no label shares that of the panel before it.
- * heat    {unit, top, steps, panels: [{title, values: [step][layer][head], color?, marker?}], column?, linked?}
+ * heat    {unit, top, steps, panels: [{title, values: [step][layer][head], color?, marker?}], bottom?, column?, linked?}
+ *         `column` is what stands in for "head" and is counted from one.
  * frames  {label, start?, frames: [{name, ...lines}], linked?}: a slider over pictures whose axes stay fixed; without it
  *         where it is `linked`, that is moved by the caller.
  *
@@ -464,14 +465,14 @@
     const readout = el("p", { class: "nf-readout", "aria-live": "polite" },
       "Point at a cell to read it, select it to follow that head over training.");
     const below = el("div", { class: "nf-chosen" });
-    const column = spec.column || "head";
-    const bar = el("div", { class: "nf-colorbar", "aria-hidden": "true" }, "0", el("span"), `${number(spec.top, 3)} ${spec.unit}`);
+    const column = spec.column || "head", from = spec.bottom ?? 0, called = (head) => head + (spec.column ? 1 : 0);
+    const bar = el("div", { class: "nf-colorbar", "aria-hidden": "true" }, number(from), el("span"), `${number(spec.top, 3)} ${spec.unit}`);
     const grids = spec.panels.map(grid);
     const cells = grids.flatMap((g) => g.cells);
     const said = ({ panel, layer, head }) => {
       const value = spec.panels[panel].values[step]?.[layer]?.[head];
       const share = `${Math.round((100 * value) / spec.top)} % of ${number(spec.top, 3)}`;
-      return `layer ${layer}, ${column} ${head}: ${number(value)}${finite(value) ? ` ${spec.unit} (${share})` : ""}`;
+      return `layer ${layer}, ${column} ${called(head)}: ${number(value)}${finite(value) ? ` ${spec.unit} (${share})` : ""}`;
     };
     const set = (i) => { step = i; paint(); };
     const own = spec.linked ? [] : slider("update", spec.steps, step, set);
@@ -485,7 +486,7 @@
       const box = el("div", { class: "nf-map", role: "grid", "aria-label": `${panel.title}: layers by ${column}s` });
       box.style.setProperty("--heads", shape[0].length);
       box.append(el("div", { role: "row" }, el("span", { role: "columnheader", title: "layer" }, "L"),
-        shape[0].map((_, h) => el("span", { role: "columnheader", "aria-label": `${column} ${h}` }, String(h)))));
+        shape[0].map((_, h) => el("span", { role: "columnheader", "aria-label": `${column} ${called(h)}` }, String(called(h))))));
       shape.forEach((heads, layer) => box.append(el("div", { role: "row" },
         el("span", { role: "rowheader", "aria-label": `layer ${layer}` }, String(layer)),
         heads.map((_, head) => {
@@ -505,7 +506,7 @@
     function paint() {
       for (const cell of cells) {
         const value = spec.panels[cell.panel].values[step]?.[cell.layer]?.[cell.head];
-        cell.box.style.setProperty("--share", clamp(value / spec.top, 0, 1)); // its place in the colours, see the styles
+        cell.box.style.setProperty("--share", clamp((value - from) / (spec.top - from), 0, 1)); // its place in the colours, see the styles
         cell.box.classList.toggle("nf-none", !finite(value));
         cell.box.setAttribute("aria-label", said(cell));
       }
@@ -543,7 +544,7 @@
       lines(below, {
         x: { label: "update" }, y: { label: `entropy (${spec.unit})` },
         panels: [{
-          title: `Layer ${layer}, ${column} ${head}`,
+          title: `Layer ${layer}, ${column} ${called(head)}`,
           rules: [{ y: spec.top, label: "ceiling" }],
           series: spec.panels.map((panel, i) => {
             const [color, marker] = PALETTE[i % PALETTE.length];

@@ -186,7 +186,8 @@ def add_top(app: Sphinx, docname: str, path: Path, doctree: nodes.document, up: 
         if address := app.config.html_theme_options.get("repository_url"):
             parts.append(f'<a href="{html.escape(address)}">repository</a>')
     else:
-        words = sum(len(p.astext().split()) for p in doctree.findall(nodes.paragraph))
+        prose = (p for p in doctree.findall(nodes.paragraph) if not isinstance(p.parent, nodes.entry))  # no tables
+        words = sum(len(p.astext().split()) for p in prose)
         parts = [f"{max(1, math.ceil(words / WORDS_A_MINUTE))} min"]
     if path.suffix == ".ipynb":
         parts.append(f'<a href="{up}_scripts/{path.stem}.py" download>code</a>')
