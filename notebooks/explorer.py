@@ -89,7 +89,7 @@ def plain(name):
     changes = [context.strip(), change]
     for pattern, said in CHANGES.items():
         changes = [re.sub(pattern, said, part) for part in changes]
-    return ", ".join(filter(None, [family.strip() and f"Pythia: {words}" or words, *changes]))
+    return ", ".join(filter(None, [f"Pythia: {words}" if family else words, *changes]))
 
 
 def rounded(values):
@@ -264,7 +264,10 @@ def table_row(cell):
     }
 
 
-folded(f"Final perplexity of all {len(cells)} configurations", markdown_table(pd.DataFrame(map(table_row, cells)), digits=2))
+folded(
+    f"Final perplexity of all {len(cells)} configurations",
+    markdown_table(pd.DataFrame(map(table_row, cells)), digits=2),
+)
 
 # %% [markdown]
 # ## What to remember

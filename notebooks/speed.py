@@ -100,7 +100,11 @@ missed = decided[decided["outcome"] != "met"]
 glue(targets_met=str((decided["outcome"] == "met").sum()), targets_all=str(len(decided)))
 Markdown(
     f"{(decided['outcome'] == 'met').sum()} of {len(decided)} targets are met"
-    + (". Missed: " + "; ".join(f"{r['figure']}, {r['measured']}, {r['target']}" for _, r in missed.iterrows()) if len(missed) else "")
+    + (
+        ". Missed: " + "; ".join(f"{r['figure']}, {r['measured']}, {r['target']}" for _, r in missed.iterrows())
+        if len(missed)
+        else ""
+    )
     + f". {(targets['outcome'] == 'needs a GPU').sum()} more need a GPU, which this machine does not have."
 )
 
@@ -136,7 +140,9 @@ for panel, shape in zip(axes, shapes, strict=True):
         if row["shape"] == shape and row["side"] != "eager":
             ratio, color = row["over_eager"], "#D55E00" if "bf16" in row["side"] else "#0072B2"
             place = sides.index(row["side"])
-            panel.plot([ratio["low"], ratio["high"]], [place, place], color=color, linewidth=1.2, gid=f"{row['side']}, rounds")
+            panel.plot(
+                [ratio["low"], ratio["high"]], [place, place], color=color, linewidth=1.2, gid=f"{row['side']}, rounds"
+            )
             panel.plot([ratio["median"]], [place], "o", color=color, markersize=4, gid=row["side"])
     panel.axvline(1, color="#666666", linestyle="--", linewidth=0.8)
     panel.set(title=shape, xlim=(0, None))
@@ -177,7 +183,9 @@ lines = []
 for shape in dict.fromkeys(row["shape"] for row in rows("training", "training")):
     rates = {r["side"]: r["tokens_per_second"]["samples"] for r in rows("training", "training") if r["shape"] == shape}
     over = [loop / own for loop, own in zip(rates["loop"], rates["ours"], strict=True)]
-    word = "below one in every round" if max(over) < 1 else "above one in every round" if min(over) > 1 else "around one"
+    word = (
+        "below one in every round" if max(over) < 1 else "above one in every round" if min(over) > 1 else "around one"
+    )
     lines.append(f"{median(over):.2f} at {shape} ({min(over):.2f} to {max(over):.2f}, {word})")
 Markdown(
     "The Trainer itself costs little. The speed of the plain loop over ours, with the smallest and the largest round, is "
@@ -382,7 +390,13 @@ for column, over in enumerate(overs):
     sizes = [row[over] for row in own]
     for panel, (what, (value, color, marker)) in zip(axes[:, column], drawn.items(), strict=True):
         panel.plot(
-            sizes, [value(row) for row in own], color=color, marker=marker, markersize=3, linewidth=1.2, gid=f"{what} over {over}"
+            sizes,
+            [value(row) for row in own],
+            color=color,
+            marker=marker,
+            markersize=3,
+            linewidth=1.2,
+            gid=f"{what} over {over}",
         )
         panel.set(xscale="log", yscale="linear" if what == "share of the peak" else "log")
         panel.minorticks_off()
@@ -480,7 +494,11 @@ glue(grid_elapsed=f"{elapsed / 60:.1f}", grid_training=f"{100 * spent['training'
 markdown_table(
     pd.DataFrame(
         [
-            {"part of the grid": name, "core minutes": f"{s / 60:.1f}", "fraction": f"{100 * s / (cores * elapsed):.0f} %"}
+            {
+                "part of the grid": name,
+                "core minutes": f"{s / 60:.1f}",
+                "fraction": f"{100 * s / (cores * elapsed):.0f} %",
+            }
             for name, s in spent.items()
         ]
         + [

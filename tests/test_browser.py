@@ -162,7 +162,10 @@ def test_text_of_runs_is_shown_and_not_run(browser: Any, book: Path, tmp_path: P
     series = {"name": HOSTILE, "color": "#0072B2", "marker": "o", "x": [1, 2], "y": [3, 4]}
     panel = {"title": HOSTILE, "series": [series], "rules": [{"y": 3, "label": HOSTILE}]}
     spec = {"kind": "lines", "x": {"label": HOSTILE}, "y": {"label": HOSTILE}, "panels": [panel]}
-    data = {sphinx_ext.SPEC: {"runs": [HOSTILE], "commits": [HOSTILE], "interactive": spec}, "text/csv": "panel,series\n"}
+    data = {
+        sphinx_ext.SPEC: {"runs": [HOSTILE], "commits": [HOSTILE], "interactive": spec},
+        "text/csv": "panel,series\n",
+    }
     page = (book / "notebooks" / "perplexity.html").read_text()
     start, end = page.index("<figure"), page.index('<div class="nf-figure"')
     beside = sphinx_ext.beside("fig-x", data, "../", "notebooks/perplexity")
@@ -506,7 +509,9 @@ def test_explorer_compares_and_can_be_linked_to(browser: Any, book: Path) -> Non
 def test_explorer_answers_and_compares_seed_by_seed(visitor: str, browser: Any, book: Path) -> None:
     with Visit(browser, book, "notebooks/explorer", **VISITORS[visitor]) as visit:
         page = visit.page
-        cells = {cell["label"]: cell for cell in json.loads(page.locator(".nf-explorer script").text_content())["cells"]}
+        cells = {
+            cell["label"]: cell for cell in json.loads(page.locator(".nf-explorer script").text_content())["cells"]
+        }
         for select in page.locator(".nf-explorer select").all():
             box = select.bounding_box()
             assert box["y"] + box["height"] < VISITORS[visitor]["viewport"]["height"], "below the fold"
@@ -567,12 +572,14 @@ def test_finger_that_goes_sideways_reads(browser: Any, book: Path) -> None:
             place = {"pointerType": "touch", "bubbles": True, "clientX": box["x"] + part * box["width"]}
             over.dispatch_event("pointermove", place)
             said.append(visit.page.locator(".nf-explorer .nf-readout").first.text_content())
-        assert read(said[0].removeprefix("update ").replace(":", " ")) < read(said[1].removeprefix("update ").replace(":", " "))
+        assert read(said[0].removeprefix("update ").replace(":", " ")) < read(
+            said[1].removeprefix("update ").replace(":", " ")
+        )
 
 
 def test_axis_of_layers_has_whole_numbers(browser: Any, book: Path) -> None:
-    record = """(() => { const found = window.asked = []; const old = CanvasRenderingContext2D.prototype.fillText;
-        CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) { found.push(text); old.call(this, text, ...rest); }; })()"""
+    record = """const found = window.asked = [], old = CanvasRenderingContext2D.prototype.fillText;
+    CanvasRenderingContext2D.prototype.fillText = function (...all) { found.push(all[0]); old.apply(this, all); };"""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.add_init_script(record)

@@ -33,7 +33,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def drawn() -> Any:
-    figure, (left, right) = plt.subplots(1, 2)
+    figure, (left, _) = plt.subplots(1, 2)
     left.plot([1, 10, 100], [3.0, np.nan, 1.0], "o--", color="#D55E00", label="SM+G")
     left.plot([1, 10], [2.0, 1.5], gid="not in the legend")
     left.vlines([1, 10], [1.0, 1.25], [3.0, 1.75], gid="not in the legend, range")
