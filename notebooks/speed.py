@@ -18,6 +18,7 @@ from statistics import median
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from nfbook import cost
 from nfbook.figures import show_figure, use_style
@@ -194,7 +195,7 @@ Markdown(
 )
 
 # %% [markdown]
-# The last column of the table says when `training.compile` pays on this machine: for runs with more updates than that. It counts from
+# The last column of that table says when `training.compile` pays on this machine: for runs with more updates than that. It counts from
 # an empty cache of compiled code; a second run of the same model compiles in a fraction of the time.
 
 # %% tags=["remove-input"]
@@ -381,7 +382,7 @@ drawn = {
 
 
 def short(size):
-    return f"{size / 1024:g}k" if size >= 1024 else f"{size:g}"
+    return f"{size / 1024:.0f}k" if size >= 1024 else f"{size:g}"
 
 
 figure, axes = plt.subplots(3, len(overs), figsize=(8.4, 5.2), sharey="row", sharex="col")
@@ -404,6 +405,9 @@ for column, over in enumerate(overs):
     axes[-1][column].set(xlabel=over, ylim=(0, 1.05))
 for panel, what in zip(axes[:, 0], drawn, strict=True):
     panel.set_ylabel(what)
+    if what != "share of the peak":
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 ends = {over: sorted((row for row in found if row["over"] == over), key=lambda row: row[over]) for over in overs}
 factors = ", ".join(
     f"{over} {last['tokens_per_second']['median'] / first['tokens_per_second']['median']:.2g}"
