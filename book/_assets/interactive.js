@@ -3,8 +3,8 @@
  * Why uPlot and not Vega-Lite (vega 6.4.0, vega-lite 6.4.3, vega-embed 7.3.0, minified, not compressed): 51 kB against
  * 832 kB on demand, next to a first page of 1.5 MB at most. Vega evaluates strings, which the pages' policy forbids, so it
  * would need vega-interpreter as well. It labels marks for screen readers but has no keys to walk through them: reading by
- * keys and touch, the grid of heads and the explorer would still be written here, about two thirds of these lines. Both
- * work offline and rebuild byte for byte. Scripts before this was decided: 780 lines; after: LINES.
+ * keys and touch, the grid of heads and the explorer would still be written here, an estimated two thirds of the lines. Both
+ * work offline and rebuild byte for byte. Scripts of the book before this was decided: 780 lines; after: 754.
  *
  * Below a figure, a notebook may leave a SPEC in `.nf-figure script.nf-spec` (book/nfbook/figures.py writes them). A button
  * above the picture changes between it and the drawing, which comes first where it shows the same. Three kinds:
