@@ -137,7 +137,9 @@ def test_a_stage_belongs_to_a_study() -> None:
     assert Study.with_stage("table")[0].name == "study"
     other, stage = Study.with_stage("transient/core")
     assert (other.name, stage) == ("transient", "core")
-    with pytest.raises(SettingsError, match="stage: 'core' is not one of rates, table, causes, pythia, linear, sizes, quick"):
+    with pytest.raises(
+        SettingsError, match="stage: 'core' is not one of rates, table, causes, pythia, linear, sizes, quick"
+    ):
         Study.with_stage("core")
     with pytest.raises(SettingsError, match="study: 'other' is not one of study, transient"):
         Study.with_stage("other/core")
