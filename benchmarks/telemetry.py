@@ -5,8 +5,7 @@
 ``entropy``  a causal :func:`nfcore.attention_entropy` by ``lse`` and ``chunked``, and by ``materialised``, which a
              reader would write, each over one forward of torch's SDPA of the same shape; the peak memory of one call.
              ``rows`` is :func:`nfcore.attention_rows`: entropy, log-sum-exp and largest logit together. ``window``,
-             ``padding`` and ``softcap`` are entropies of attention that has one, over the same plain forward. ``flex``
-             is the compiled ``flex_attention``, where this torch gives its log-sum-exp
+             ``padding`` and ``softcap`` are entropies of attention that has one, over the same plain forward
 ``error``    the largest difference of ``lse`` and ``chunked`` from ``exact``, which is in float64, of the same inputs
 
 All of it runs where training does; each row names its device.
@@ -39,7 +38,7 @@ from benchmarks.common import (
     seconds,
     spread,
 )
-from nfcore.entropy import attention_entropy, attention_rows, why_no_flex
+from nfcore.entropy import attention_entropy, attention_rows
 
 
 # preset, its settings changed for a machine without a GPU, steps a round, probes a round
@@ -158,7 +157,6 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "window": lambda q, k: attention_entropy(q, k, window=256),
     "padding": lambda q, k: attention_entropy(q, k, padding=padded(q)),
     "softcap": lambda q, k: attention_entropy(q, k, softcap=50.0),
-    "flex": lambda q, k: attention_entropy(q, k, method="flex"),
     "materialised": materialised,
     "sdpa": lambda q, k: F.scaled_dot_product_attention(q, k, k, is_causal=True),
 }
@@ -184,8 +182,6 @@ def entropy(context: int, options: Options) -> list[dict[str, Any]]:
     needed = MAPS * heads * map_bytes
     q, k = draw(heads, context)
     skipped = {"materialised": f"needs {needed / GIB:.3g} GiB"} if needed > MOST else {}
-    if reason := why_no_flex(device()):
-        skipped["flex"] = reason
     measured = [name for name in METHODS if name not in skipped]
     calls = max(1, 2**22 // context**2)  # in a row: the smallest take less than a millisecond
     calls *= 10 if device() == "cuda" else 1

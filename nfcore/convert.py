@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM, tied
-from nfcore.settings import SettingsError
+from nfcore.settings import SettingsError, choice
 from nfcore.tokens import END_OF_TEXT
 
 
@@ -60,9 +60,7 @@ class Family(NamedTuple):
     def weights(self, layers: int) -> dict[str, str]:
         """Names of the parameters, theirs and ours."""
         return {
-            f"{theirs[self.column]}.{kind}".format(layer): f"{ours}.{kind}".replace("qkv.bias", "qkv_bias").format(
-                layer
-            )
+            f"{theirs[self.column]}.{kind}".format(layer): f"{ours}.{kind}".format(layer).replace("qkv.b", "qkv_b")
             for ours, theirs in MODULES.items()
             for layer in range(layers if "{}" in ours else 1)
             for kind in ("weight", "bias")
@@ -72,16 +70,14 @@ class Family(NamedTuple):
 GPT2, GPT_NEOX = Family("gpt2", GPT2LMHeadModel, 0), Family("pythia", GPTNeoXForCausalLM, 1)
 
 
-def from_gpt2(
-    hf_model: PreTrainedModel, *, norm: str | None = None, final_norm: str | None = None, **changes: Any
-) -> NormFreeForCausalLM:
+def from_gpt2(hf_model: PreTrainedModel, **changes: Any) -> NormFreeForCausalLM:
     """Convert a Hugging Face ``GPT2LMHeadModel``.
 
     Weights are copied with their dtypes and stay frozen where they were. The special ids, the generation config, the
     attention implementation and the mode are copied too. Only the embedding's dropout is kept.
 
-    ``norm`` / ``final_norm``: None keeps the LayerNorms with their weights, ``rmsnorm`` keeps the gains, ``none``
-    drops them. ``changes`` are other config fields, such as ``activation``.
+    ``changes`` are config fields, such as ``activation``. A ``norm`` or ``final_norm`` of ``rmsnorm`` keeps the gains
+    of the LayerNorms, ``none`` drops them.
 
     Raises:
         SettingsError: the model is another, or uses a feature that this decoder does not have.
@@ -90,22 +86,17 @@ def from_gpt2(
     hf = hf_model.config
     if not hf.scale_attn_weights or hf.scale_attn_by_inverse_layer_idx:
         raise SettingsError("from_gpt2: attention scaled other than by 1/sqrt(head width) is not supported")
-    return _take_over(GPT2, hf_model, norm, final_norm, changes)
+    return _take_over(GPT2, hf_model, changes)
 
 
-def from_gpt_neox(
-    hf_model: PreTrainedModel, *, norm: str | None = None, final_norm: str | None = None, **changes: Any
-) -> NormFreeForCausalLM:
+def from_gpt_neox(hf_model: PreTrainedModel, **changes: Any) -> NormFreeForCausalLM:
     """Convert a Hugging Face ``GPTNeoXForCausalLM`` (Pythia); arguments and errors as :func:`from_gpt2`."""
     hf_model = _of_class(hf_model, GPTNeoXForCausalLM, "from_gpt_neox")
-    hf = hf_model.config
-    rope = hf.rope_parameters
+    hf, rope = hf_model.config, hf_model.config.rope_parameters
     if not hf.use_parallel_residual or not hf.attention_bias or rope.get("rope_type", "default") != "default":
-        raise SettingsError(
-            "from_gpt_neox: only models with parallel residual, attention biases and plain rotary positions"
-        )
+        raise SettingsError("from_gpt_neox: needs parallel residual, attention biases and plain rotary positions")
     rotary = dict(rotary_fraction=rope.get("partial_rotary_factor", 1.0), rotary_base=float(rope["rope_theta"]))
-    return _take_over(GPT_NEOX, hf_model, norm, final_norm, rotary | changes)
+    return _take_over(GPT_NEOX, hf_model, rotary | changes)
 
 
 def to_gpt2(model: NormFreeForCausalLM) -> GPT2LMHeadModel:
@@ -169,10 +160,9 @@ def _of_class(model: Any, wanted: Any, where: str) -> Any:
         kind = getattr(getattr(model, "config", None), "model_type", "no transformers")
         raise SettingsError(f"{where}: a {type(model).__name__} ({kind} model) is not a {wanted.__name__}")
     for p in model.parameters():
-        if p.is_meta:
-            raise SettingsError(f"{where}: some weights are on the meta device; load the model without offloading")
-        if type(p) is not nn.Parameter:
-            raise SettingsError(f"{where}: some weights are {type(p).__name__}; convert before quantising or sharding")
+        if p.is_meta or type(p) is not nn.Parameter:
+            kind = "offloaded (on the meta device)" if p.is_meta else type(p).__name__
+            raise SettingsError(f"{where}: some weights are {kind}; convert before quantising, sharding or offloading")
     return model
 
 
@@ -181,16 +171,12 @@ def _refuse(where: str, names: list[str]) -> None:
         raise SettingsError(f"{where}: the given model's weights do not fit: {', '.join(sorted(names)[:4])}")
 
 
-def _take_over(
-    family: Family, hf_model: PreTrainedModel, norm: str | None, final_norm: str | None, changes: dict[str, Any]
-) -> NormFreeForCausalLM:
+def _take_over(family: Family, hf_model: PreTrainedModel, changes: dict[str, Any]) -> NormFreeForCausalLM:
     hf, source, where = hf_model.config, hf_model.state_dict(), f"from_{hf_model.config.model_type}"
     config = {ours: getattr(hf, theirs) for ours, theirs in family.fields.items()}
-    if config["activation"] not in ACTIVATIONS:
-        raise SettingsError(f"{where}: activation {config['activation']!r} is not one of {', '.join(ACTIVATIONS)}")
+    choice(f"{where}: activation", config["activation"], ACTIVATIONS)
     config["activation"] = ACTIVATIONS[config["activation"]]
     config |= dict(family=family.name, biases="all", tie_word_embeddings=tied(hf_model))
-    config |= dict(norm=norm or "layernorm", final_norm=final_norm or "layernorm")
     with torch.device(hf_model.device):
         model = NormFreeForCausalLM(NormFreeConfig(**config | changes))
     names = family.weights(hf.num_hidden_layers)
@@ -211,11 +197,11 @@ def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
     """Convert ``model`` to the family's own class, which must be able to represent it."""
     config, where = model.config, f"to_{family.theirs.config_class.model_type}"
     wanted: dict[str, list[Any]] = dict(family=[family.name], norm=["layernorm"], final_norm=["layernorm"])
-    wanted |= dict(residual_dtype=["float32"], activation=[*ACTIVATIONS.values()], attention_scales=[None])
+    wanted |= dict(
+        residual_dtype=["float32"], activation=[*dict.fromkeys(ACTIVATIONS.values())], attention_scales=[None]
+    )
     for name, allowed in wanted.items():
-        value = getattr(config, name)
-        if value not in allowed:
-            raise SettingsError(f"{where}: {name} {value!r} is not {' or '.join(map(str, dict.fromkeys(allowed)))}")
+        choice(f"{where}: {name}", getattr(config, name), allowed)
     given = {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
     given[family.fields["activation"]] = next(t for t, ours in ACTIVATIONS.items() if ours == config.activation)
     with torch.device(model.device):
@@ -223,9 +209,8 @@ def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
     weights, names, state = model.state_dict(), family.weights(config.num_hidden_layers), {}
     _refuse(where, [*(weights.keys() - names.values())])
     for name, empty in hf_model.state_dict().items():
-        weight = weights.get(
-            names[name], empty[:0].to(model.dtype)
-        )  # a bias that ours lacks, whole or in part, is zero
+        # A bias that ours lacks, whole or in part, is zero.
+        weight = weights.get(names[name], empty[:0].to(model.dtype))
         if weight.dim() == 1:
             weight = F.pad(weight, (0, empty.shape[-1] - len(weight)))
         state[name] = _turned(name, weight, 3, config.num_attention_heads)

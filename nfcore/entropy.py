@@ -13,16 +13,16 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ConfigDict, PositiveFloat, PositiveInt, SkipValidation
 from torch import Tensor
 
-from nfcore.settings import SettingsError, choice
+from nfcore.settings import Section, SettingsError, choice
 
 
-METHODS = ("auto", "exact", "chunked", "lse", "flex")
+METHODS = ("auto", "exact", "chunked", "lse")
 NEVER_SEEN = 1e38  # replaces a masked score; larger than any real one
 MASKED = -1e4  # an additive mask hides the key at this value or below: its weight is 0 in any precision
 CHUNK_ELEMENTS = 2**18  # scores that `chunked` holds at a time: 1 MiB in float32, which a CPU's cache holds
@@ -43,48 +43,36 @@ class Rows(NamedTuple):
     keys: Tensor  # how many keys the row may see, int64
 
 
-# Fields of Scores, what each of them is, if it is given, and the least number that it may be.
-KINDS: tuple[tuple[tuple[str, ...], Any, float | None, str], ...] = (
-    (("q", "k", "padding", "sinks"), Tensor, None, "a tensor"),
-    (("mask",), (Tensor, Callable), None, "a tensor or a function of indices"),
-    (("scale",), (int, float), None, "a number"),
-    (("softcap",), (int, float), 1e-38, "a number above 0"),
-    (("window", "chunk"), int, 1, "a whole number of at least 1"),
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(Section):
     """Queries, keys, and how scores are computed and masked: the keywords of :func:`attention_entropy`."""
 
-    q: Tensor  # (B, H, T, K)
-    k: Tensor  # (B, H', S, K)
+    model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=True)
+    section = "attention"
+
+    q: SkipValidation[Tensor]  # (B, H, T, K)
+    k: SkipValidation[Tensor]  # (B, H', S, K)
     scale: float | None = None
     causal: bool = True
-    mask: Tensor | Callable[..., Tensor] | None = None
-    padding: Tensor | None = None
-    window: int | None = None
-    chunk: int | None = None
-    softcap: float | None = None
-    sinks: Tensor | None = None
+    mask: SkipValidation[Tensor | Callable[..., Tensor] | None] = None
+    padding: SkipValidation[Tensor | None] = None
+    window: PositiveInt | None = None
+    chunk: PositiveInt | None = None
+    softcap: PositiveFloat | None = None
+    sinks: SkipValidation[Tensor | None] = None
 
-    def __post_init__(self) -> None:
-        for names, kind, least, said in KINDS:
-            for name in names:
-                value = getattr(self, name)
-                fits = isinstance(value, kind) and not isinstance(value, bool) and (least is None or value >= least)
-                if not fits and (value is not None or name in ("q", "k")):
-                    shown = repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
-                    raise SettingsError(f"{name}: {shown} must be {said}")
+    def model_post_init(self, context: Any) -> None:
+        for name in ("q", "k", "mask", "padding", "sinks"):
+            value = getattr(self, name)
+            fits = isinstance(value, Tensor) or (value is None and name not in ("q", "k"))
+            if not fits and not (name == "mask" and callable(value)):
+                raise SettingsError(f"{name}: {type(value).__name__} must be a tensor")
         q, k = tuple(self.q.shape), tuple(self.k.shape)
-        if len(q) != 4 or len(k) != 4 or q[0] != k[0] or q[3] != k[3]:
-            raise SettingsError(f"q, k: shapes {q} and {k} must be (B, H, T, K) and (B, H', S, K)")
-        if self.q.numel() == 0 or self.k.numel() == 0:
-            raise SettingsError(f"q, k: shapes {q} and {k} hold nothing")
-        if q[1] % k[1]:
-            raise SettingsError(f"k: {k[1]} key heads do not divide the {q[1]} query heads")
-        if self.causal and q[2] != k[2]:
-            raise SettingsError(f"k: {k[2]} keys for {q[2]} queries; a causal mask needs as many of each")
+        whole = len(q) == len(k) == 4 and 0 not in q + k
+        if not whole or q[0] != k[0] or q[3] != k[3] or q[1] % k[1] or (self.causal and q[2] != k[2]):
+            raise SettingsError(
+                f"q, k: shapes {q} and {k} must be (B, H, T, K) and (B, H', S, K), where H' divides H, nothing is "
+                "empty, and T = S if causal"
+            )
         if not self.q.is_floating_point() or not self.k.is_floating_point():
             raise SettingsError(f"q, k: dtypes {self.q.dtype} and {self.k.dtype} must be floating point")
         if not self.causal and (self.window or self.chunk):
@@ -118,36 +106,25 @@ class Scores:
         """Keys (B, H, S, K), repeated for each query head."""
         return self.k.repeat_interleave(self.q.shape[1] // self.k.shape[1], dim=1)
 
-    def reach(self, start: int, stop: int) -> tuple[int, int]:
-        """The range of keys, first and one beyond the last, that any of the queries start..stop-1 may see."""
-        in_window = 0 if self.window is None else start - self.window + 1
-        in_chunk = 0 if self.chunk is None else start // self.chunk * self.chunk
-        return max(0, in_window, in_chunk), stop if self.causal else self.k.shape[2]
-
-    def sees(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """Whether query i may see key j, without regard to a mask that is a tensor; indices broadcast."""
+    def block(self, start: int, stop: int, left: int, right: int) -> tuple[Tensor, Tensor | None]:
+        """Of queries start..stop-1 and keys left..right-1 those that are seen and what is added to their scores (None:
+        nothing); each broadcasts to (B, H, stop - start, right - left)."""
+        device = self.q.device
+        i, j = torch.arange(start, stop, device=device)[:, None], torch.arange(left, right, device=device)
         seen = j <= i if self.causal else (i >= 0) & (j >= 0)
         if self.window is not None:
             seen = seen & (j > i - self.window)
         if self.chunk is not None:
             seen = seen & (i // self.chunk == j // self.chunk)
         if self.padding is not None:
-            seen = seen & self.padding.bool()[b, j]
-        if callable(self.mask) and not isinstance(self.mask, Tensor):
-            seen = seen & self.mask(b, h, i, j)
-        return seen
-
-    def block(self, start: int, stop: int, left: int, right: int) -> tuple[Tensor, Tensor | None]:
-        """Of queries start..stop-1 and keys left..right-1 those that are seen and what is added to their scores (None:
-        nothing); each broadcasts to (B, H, stop - start, right - left)."""
-        spans = (0, self.q.shape[0]), (0, self.q.shape[1]), (start, stop), (left, right)
-        shapes = (-1, 1, 1, 1), (1, -1, 1, 1), (1, 1, -1, 1), (1, 1, 1, -1)
-        indices = (torch.arange(*s, device=self.q.device).view(x) for s, x in zip(spans, shapes, strict=True))
-        seen = self.sees(*indices)
-        if not isinstance(self.mask, Tensor):
+            seen = seen & self.padding[:, None, None, left:right].bool()
+        if self.mask is None:
             return seen, None
+        if not isinstance(self.mask, Tensor):
+            b, h = (torch.arange(n, device=device) for n in self.q.shape[:2])
+            return seen & self.mask(b[:, None, None, None], h[:, None, None], i, j), None
         mask = self.mask.expand(*[-1] * (self.mask.dim() - 2), self.q.shape[2], self.k.shape[2])
-        mask = mask[..., start:stop, left:right].to(self.q.device)
+        mask = mask[..., start:stop, left:right].to(device)
         if mask.dtype == torch.bool:
             return seen & mask, None
         return seen & (mask > MASKED), mask
@@ -164,18 +141,13 @@ class Scores:
             first = torch.zeros(1, 1) if self.padding is None else self.padding.int().argmax(-1)[:, None]
             return first.to(self.q.device, torch.long)
         keys = self.k.shape[2]
-        found = torch.zeros(1, 1, keys, dtype=torch.bool, device=self.q.device)
-        for start, stop in self.rows(max(1, CHUNK_ELEMENTS // keys)):
-            found = found | self.block(start, stop, 0, keys)[0].any(-2)
-        return found.int().argmax(-1)
+        blocks = (self.block(*rows, 0, keys)[0] for rows in self.rows(max(1, CHUNK_ELEMENTS // keys)))
+        return functools.reduce(torch.logical_or, (seen.any(-2) for seen in blocks)).int().argmax(-1)
 
 
 def _must_broadcast(name: str, x: Tensor, shape: tuple[int, ...], axes: str) -> None:
-    try:
-        fits = torch.broadcast_shapes(x.shape, shape) == shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    sizes = zip(reversed(x.shape), reversed(shape), strict=False)
+    if x.dim() > len(shape) or any(n not in (1, wanted) for n, wanted in sizes):
         raise SettingsError(f"{name}: shape {tuple(x.shape)} must broadcast to {axes}, here {shape}")
 
 
@@ -211,31 +183,30 @@ def attention_entropy(
         sinks: (H,) or (B, H, T), the score of one more place that attention goes to and that has no value (gpt-oss,
             arXiv 2508.10925). The weights of the keys then sum to less than 1, and the entropy is
             -sum_j p_ij ln p_ij over the keys as always: at most ln n for n >= 3 keys, and n/e for fewer.
-        method: ``exact`` holds all scores at once, in float64; ``chunked`` holds a block of queries at a time and
-            is accurate for any scores; ``lse`` takes the log-sum-exp of the flash kernel,
-            H_i = LSE_i - scale q_i . sum_j p_ij k_j, in O(T K) memory, where nothing but ``causal`` hides keys and no
-            ``softcap`` bends scores; ``flex`` does so with torch's compiled ``flex_attention``, which takes
-            ``padding``, ``window`` and ``chunk`` too; ``auto`` is ``lse`` where that is possible and no gradient is
-            asked for, else ``chunked``. Gradients flow through ``exact`` and ``chunked`` only.
+        method: ``chunked`` holds a block of queries at a time and is accurate for any scores; ``exact`` does so in
+            float64; ``lse`` takes the log-sum-exp of the flash kernel, H_i = LSE_i - scale q_i . sum_j p_ij k_j, in
+            O(T K) memory, where nothing but ``causal`` hides keys and no ``softcap`` bends scores; ``auto`` is ``lse``
+            where that is possible and no gradient is asked for, else ``chunked``. No gradient flows through ``lse``.
 
     A row that sees no key, or a score that is not finite, has entropy NaN: leave it out of means.
 
     Raises:
         SettingsError: shapes that do not fit, or an unknown method.
-        NotImplementedError: ``lse`` or ``flex`` where no kernel does it.
+        NotImplementedError: ``lse`` where no kernel does it.
     """
     choice("method", method, METHODS)
-    scores = Scores(q, k, scale, causal, mask, padding, window, chunk, softcap, sinks)
+    how = dict(scale=scale, causal=causal, mask=mask, padding=padding, window=window, chunk=chunk, softcap=softcap)
+    scores = Scores(q=q, k=k, sinks=sinks, **how)
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, sinks))
     if method == "lse" and not scores.plain:
         raise NotImplementedError("method: 'lse' has no kernel for a mask, padding, a window or a softcap")
-    if method in ("lse", "flex") or (method == "auto" and scores.plain and not differentiable):
+    if method == "lse" or (method == "auto" and scores.plain and not differentiable):
         try:
-            return _streaming(scores, method)
+            return _streaming(scores)
         except NotImplementedError:
-            if method != "auto":
+            if method == "lse":
                 raise
-    return _rows(scores, method == "exact").entropy
+    return _rows(scores, method).entropy
 
 
 def attention_rows(q: Tensor, k: Tensor, *, method: str = "auto", lowest: bool = False, **how: Any) -> Rows:
@@ -245,21 +216,21 @@ def attention_rows(q: Tensor, k: Tensor, *, method: str = "auto", lowest: bool =
     ``chunked`` (``auto``). ``lowest``: the smallest logit too, which takes one more look at the scores.
     """
     choice("method", method, ("auto", "exact", "chunked"))
-    return _rows(Scores(q, k, **how), method == "exact", lowest)
+    return _rows(Scores(q=q, k=k, **how), method, lowest)
 
 
-def _rows(scores: Scores, exact: bool = False, lowest: bool = False) -> Rows:
-    """Compute rows in float32 by blocks of ``CHUNK_ELEMENTS`` scores, or all at once in float64 (``exact``)."""
+def _rows(scores: Scores, method: str = "chunked", lowest: bool = False) -> Rows:
+    """Compute rows by blocks of ``CHUNK_ELEMENTS`` scores, in float32 or (``exact``) float64."""
     with torch.autocast(scores.q.device.type, enabled=False):  # it would round matrix products to 8 bits
-        entropy, lse, top, first, *low, keys = _blocks(scores, exact, lowest)
+        dtype = torch.float64 if method == "exact" else torch.float32
+        entropy, lse, top, low, first, keys = _blocks(scores, dtype, lowest)
         whole, log_sum_exp = _with_sinks(scores, entropy, lse)
-        if scores.sinks is not None:
-            first = first * (lse - log_sum_exp).exp()
+        first = first * (lse - log_sum_exp).exp()
     empty = keys == 0
     bad = empty | ~entropy.isfinite()
     whole, log_sum_exp, first = (x.masked_fill(bad, torch.nan) for x in (whole, log_sum_exp, first))
-    top, *low = (x.masked_fill(empty, torch.nan) for x in (top, *low))
-    return Rows(whole, log_sum_exp, top, low[0] if low else None, first, keys)
+    top, low = (x.masked_fill(empty, torch.nan) for x in (top, low))
+    return Rows(whole, log_sum_exp, top, low if lowest else None, first, keys)
 
 
 def _with_sinks(scores: Scores, entropy: Tensor, log_sum_exp: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,21 +242,23 @@ def _with_sinks(scores: Scores, entropy: Tensor, log_sum_exp: Tensor) -> tuple[T
     return log_m.exp() * (entropy - log_m), whole
 
 
-def _blocks(scores: Scores, exact: bool, lowest: bool) -> Iterator[Tensor]:
+def _blocks(scores: Scores, dtype: torch.dtype, lowest: bool) -> Iterator[Tensor]:
     """What :func:`_tile` finds, and the number of keys that each row may see, each (B, H, T)."""
-    dtype, softcap = torch.float64 if exact else torch.float32, scores.softcap
+    softcap = scores.softcap
     q = (scores.factor if softcap is None else scores.factor / softcap) * scores.q.to(dtype)
     k = scores.keys_of_heads.to(dtype)
     (batch, heads, queries, _), keys = q.shape, k.shape[2]
-    limit = q[..., 0].numel() * keys if exact else CHUNK_ELEMENTS * (1 if q.device.type == "cpu" else GPU_CHUNKS)
+    limit = CHUNK_ELEMENTS * (1 if q.device.type == "cpu" else GPU_CHUNKS)
     # At least four blocks where the mask is causal: what lies beyond a block's last query is never computed.
-    block = max(1, min(max(limit // keys, 16), -(-queries // (4 if scores.causal and not exact else 1))))
-    if scores.window is not None and not exact:
+    block = max(1, min(max(limit // keys, 16), -(-queries // (4 if scores.causal else 1))))
+    if scores.window is not None:
         block = min(block, max(scores.window, 64))
     parts = []
     for start, stop in scores.rows(block):
-        left, right = scores.reach(start, stop)
-        # Of the columns before the edge none is hidden.
+        # No query of the block sees a key outside left..right-1, and each sees all before the edge.
+        in_window = 0 if scores.window is None else start - scores.window + 1
+        in_chunk = 0 if scores.chunk is None else start // scores.chunk * scores.chunk
+        left, right = max(0, in_window, in_chunk), stop if scores.causal else keys
         edge = left if not scores.plain else start if scores.causal else right
         seen, bias = scores.block(start, stop, edge, right)
         matrices = max(1, limit // ((stop - start) * (right - left)))
@@ -306,21 +279,19 @@ def _blocks(scores: Scores, exact: bool, lowest: bool) -> Iterator[Tensor]:
 
 
 def _tile(values: Tensor, hidden: Tensor, edge: int, first: Tensor, lowest: bool) -> tuple[Tensor, ...]:
-    """Entropy, log-sum-exp, largest (and ``lowest``) score and weight on the first key of each row.
+    """Entropy, log-sum-exp, largest and (``lowest``) smallest score and weight on the first key of each row.
 
     Args:
         values: a block of scores (b, h, t, s), which is used up.
         hidden: which of its columns from ``edge`` on are not seen.
         first: (b, h), the column of the first key; negative if it lies before the block.
     """
-    low = []
-    if edge and lowest:
-        low.append(values[..., :edge].detach().amin(-1))
-    if edge < values.shape[-1]:
-        right = values[..., edge:]
-        if lowest:
-            low.append(right.detach().masked_fill(hidden, NEVER_SEEN).amin(-1))
-        right.masked_fill_(hidden, -NEVER_SEEN)  # finite, so that its product with the weight 0 is 0
+    right = values[..., edge:]
+    low = None
+    if lowest:
+        right.masked_fill_(hidden, NEVER_SEEN)
+        low = values.detach().amin(-1)
+    right.masked_fill_(hidden, -NEVER_SEEN)  # finite, so that its product with the weight 0 is 0
     top = values.detach().amax(-1)
     # Below the row's maximum every term of H = ln Z + sum p (max - s) is positive: nothing cancels.
     below = values.sub_(top[..., None])
@@ -330,14 +301,13 @@ def _tile(values: Tensor, hidden: Tensor, edge: int, first: Tensor, lowest: bool
     on_first = weights.detach().gather(-1, column)[..., 0] / total * (first >= 0)[..., None]
     gap = (weights * below if weights.requires_grad else below.mul_(weights)).sum(-1)
     log_total = total.log()
-    found = (log_total - gap / total, log_total + top, top, on_first)
-    return (*found, functools.reduce(torch.minimum, low)) if lowest else found
+    return log_total - gap / total, log_total + top, top, top if low is None else low, on_first
 
 
 # --- streaming: the log-sum-exp of a kernel ---------------------------------------------------------------------
 
 
-def _streaming(scores: Scores, method: str) -> Tensor:
+def _streaming(scores: Scores) -> Tensor:
     """H_i = LSE_i - E_p[s_ij] from one call of an attention kernel with the keys as values.
 
     In float32 and with centred keys, which leaves H unchanged and keeps the two terms small: their difference would
@@ -351,8 +321,7 @@ def _streaming(scores: Scores, method: str) -> Tensor:
         k = k - centre
         if scale <= 0:  # the kernels take the largest score before they scale
             q, scale = scale * q, 1.0
-        flex = method == "flex"
-        mean_key, lse = _flex(scores, q, k, scale) if flex else flash_with_lse(q, k, k, scale, scores.causal)
+        mean_key, lse = flash_with_lse(q, k, k, scale, scores.causal)
         entropy = lse - scale * (q * mean_key).sum(-1)
         entropy = entropy.clamp_min(0.0).masked_fill(~entropy.isfinite(), torch.nan)
         return _with_sinks(scores, entropy, lse + scale * (q * centre).sum(-1))[0]
@@ -372,43 +341,3 @@ def flash_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) 
     else:
         raise NotImplementedError(f"no attention kernel with a log-sum-exp for device {q.device.type!r}")
     return out, lse
-
-
-@functools.cache
-def why_no_flex(device: str) -> str | None:
-    """What keeps the compiled ``flex_attention`` from giving a log-sum-exp on a device; None if nothing does.
-
-    Tried once, with the smallest inputs: torch 2.13 has it for CUDA but not for CPUs (pytorch #190562).
-    """
-    x = torch.zeros(1, 1, 16, 16, device=device)
-    try:
-        _flex_with_lse(x, x, 1.0, None)
-    except Exception as error:  # the compiler's own exceptions have no common base
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return None
-
-
-@torch.no_grad()
-def _flex_with_lse(q: Tensor, k: Tensor, scale: float, block_mask: Any) -> tuple[Tensor, Tensor]:
-    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
-
-    compiled: Any = torch.compile(flex_attention)
-    out, found = compiled(q, k, k, block_mask=block_mask, scale=scale, return_aux=AuxRequest(lse=True))
-    return out, found.lse
-
-
-def _flex(scores: Scores, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """As :func:`flash_with_lse`, with a kernel that skips blocks of keys that no query sees."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    device = q.device.type
-    if isinstance(scores.mask, Tensor) or scores.softcap is not None:
-        raise NotImplementedError("method: 'flex' takes no mask that is a tensor, and no softcap")
-    if reason := why_no_flex(device):
-        raise NotImplementedError(f"method: 'flex' has no log-sum-exp on device {device!r} ({reason})")
-
-    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:  # it takes functions, and no methods
-        return scores.sees(b, h, i, j)
-
-    batch, heads, queries, _ = q.shape
-    return _flex_with_lse(q, k, scale, create_block_mask(sees, batch, heads, queries, k.shape[2], device=device))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from nfcore import runs
 from nfcore.settings import SettingsError
 from nfcore.shares import QUARTERS, quartile_shares
+from nfcore.store import refusing
 
 
 TOKENS = 8192  # of a batch, at least one sequence
@@ -31,32 +30,20 @@ def load(model: str, device: str = "cpu", dtype: str | None = None) -> tuple[Any
         SettingsError: the model cannot be loaded, or not onto the device.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import nfcore.model  # noqa: F401  registers our models with the Auto classes
 
     saved = runs.runs_dir() / model
-    record = runs.read_record(saved)
-    if record:
+    if record := runs.read_record(saved):
         runs.verify(saved, record)
-    where = str(saved / "model" if record else model)
-    if not Path(where).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", where):
-        raise SettingsError(f"model: {model!r} is no finished run, no directory and no name on the Hub")
-    file, what = Path(where) / "tokenizer.json", "model"
-    try:
-        network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, dtype=dtype or "auto").eval()
-        what = "tokenizer"
-        if file.exists() and not file.with_name("tokenizer_config.json").exists():
-            tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(file))
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{what}: {model!r} cannot be loaded ({str(error).splitlines()[0]})") from None
-    try:
-        network.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"--device: {device!r} cannot be used ({str(error).splitlines()[0]})") from None
-    return network, tokenizer
+    where = saved / "model" if record else model
+    remedy = "give the id of a finished run, a directory with a model and its tokenizer, or a name on the Hub"
+    errors = (OSError, ValueError, RuntimeError, AssertionError)
+    with refusing(f"model: {model!r} cannot be loaded on device {device!r}", remedy, errors):
+        network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, dtype=dtype or "auto")
+        network.eval().to(torch.device(device))
+        return network, AutoTokenizer.from_pretrained(where, trust_remote_code=False)
 
 
 def sequences_of(network: Any, tokenizer: Any, text: Path, context: int, sequences: int) -> Any:
@@ -67,10 +54,8 @@ def sequences_of(network: Any, tokenizer: Any, text: Path, context: int, sequenc
     """
     import torch
 
-    try:
+    with refusing(f"{text}: not UTF-8 text", "convert it", (UnicodeDecodeError,)):
         content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise SettingsError(f"{text}: not UTF-8 text") from None
     limit = getattr(network.config.get_text_config(), "max_position_embeddings", None) or context
     if not 2 <= context <= limit:
         raise SettingsError(f"context: {context} must be between 2 and the model's {limit} positions")
@@ -81,19 +66,17 @@ def sequences_of(network: Any, tokenizer: Any, text: Path, context: int, sequenc
     return torch.tensor(ids[: count * context]).view(count, context)
 
 
-def measure(network: Any, ids: Any, progress: Callable[[int], None] = lambda done: None) -> pd.DataFrame:
+def measure(network: Any, ids: Any, label: str = "") -> pd.DataFrame:
     """A row per layer and head with ``COLUMNS`` of :func:`~nfcore.meter.attention_statistics`, over token ids (B, T).
 
-    ``progress`` is called with the number of sequences that are done.
+    What takes more than two seconds shows a bar with ``label``.
     """
     from nfcore.meter import attention_statistics
 
-    size = max(1, TOKENS // ids.shape[1])
     batches, weights = [], []
-    for batch in ids.split(size):
+    for batch in tqdm(ids.split(max(1, TOKENS // ids.shape[1])), f"  {label}", leave=False, delay=2):
         batches.append({name: x.double().numpy() for name, x in attention_statistics(network, batch).items()})
         weights.append(batch.numel() - batches[-1]["nonfinite_rows"])
-        progress(sum(map(len, ids.split(size)[: len(batches)])))
     layers, heads = weights[0].shape
     whole = {"layer": batches[0]["layer"].repeat(heads), "head": np.tile(np.arange(heads), layers)}
     for name in COLUMNS:
@@ -105,23 +88,21 @@ def measure(network: Any, ids: Any, progress: Callable[[int], None] = lambda don
 
 def table(frame: pd.DataFrame, shape: tuple[int, int]) -> str:
     """The head entropies of :func:`measure` in nats, a line per layer under its own number, with their ceiling."""
-    heads = pivot(frame, "entropy")
+    heads, ceilings = pivot(frame, "entropy"), pivot(frame, "ceiling")
     shown = heads.rename(columns=lambda h: f"head {h}")
-    ceilings = pivot(frame, "ceiling")
     low, high = float(np.nanmin(ceilings)), float(np.nanmax(ceilings))
-    same = high - low < 5e-5
-    if not same:
+    ceiling = f"ceiling {high:.4f}"
+    if high - low >= 5e-5:
+        ceiling = f"ceiling {low:.4f} to {high:.4f}, as the mask of each layer allows"
         shown.insert(0, "ceiling", ceilings.mean(axis=1))
     shown.insert(0, "mean", heads.mean(axis=1))
-    shares = quartile_shares(heads.to_numpy() / ceilings.to_numpy(), 1.0)
-    said = ", ".join(f"{q} {s:.0%}" for q, s in zip(QUARTERS, shares, strict=True))
     bad = int(frame["nonfinite_rows"].sum())
+    left_out = f"; {bad} rows that are not finite are left out" if bad else ""
+    shares = quartile_shares(heads.to_numpy() / ceilings.to_numpy(), 1.0)
     return (
         f"{shown.to_string(float_format='{:.3f}'.format)}\n\n"
-        f"nats, {shape[0]} sequences of {shape[1]} tokens; ceiling "
-        + (f"{high:.4f}" if same else f"{low:.4f} to {high:.4f}, as the mask of each layer allows")
-        + (f"; {bad} rows that are not finite are left out" if bad else "")
-        + f"\nshare of heads with Max = ceiling: {said}"
+        f"nats, {shape[0]} sequences of {shape[1]} tokens; {ceiling}{left_out}\n"
+        "share of heads with Max = ceiling: " + ", ".join(f"{q} {s:.0%}" for q, s in zip(QUARTERS, shares, strict=True))
     )
 
 
@@ -134,39 +115,20 @@ def pivot(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def picture(frames: dict[str, pd.DataFrame], file: Path) -> None:
     """Write the maps of entropy over ceiling, one per text, to an image file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     layers, heads = pivot(next(iter(frames.values())), "entropy").shape
     size = (len(frames) * (1.6 + 0.4 * heads), 1.2 + 0.3 * layers)
-    figure, panels = plt.subplots(1, len(frames), figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(size, layout="constrained")
+    panels = figure.subplots(1, len(frames), squeeze=False)
     for axes, (name, frame) in zip(panels[0], frames.items(), strict=True):
         over = pivot(frame, "entropy") / pivot(frame, "ceiling")
         image = axes.imshow(over.to_numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
         axes.set(title=name, xlabel="head", ylabel="layer", xticks=range(heads))
         axes.set_yticks(range(layers), over.index)
     figure.colorbar(image, ax=panels[0], label="entropy / ceiling")
-    try:
+    with refusing(f"--plot: {str(file)!r}", "take .png, .svg or .pdf", (ValueError,)):
         figure.savefig(file, dpi=150)
-    except ValueError as error:
-        raise SettingsError(f"--plot: {str(file)!r}: {str(error).splitlines()[0]}") from None
-    finally:
-        plt.close(figure)
-
-
-def lines(label: str, total: int) -> Callable[[int], None]:
-    """Progress on the standard error stream: a line at most every two seconds, and none for what is done sooner."""
-    shown = time.monotonic()
-
-    def progress(done: int) -> None:
-        nonlocal shown
-        if time.monotonic() - shown >= 2:
-            shown = time.monotonic()
-            print(f"  {label}: {done} of {total} sequences", file=sys.stderr, flush=True)
-
-    return progress
 
 
 def entropy_of_texts(
@@ -175,10 +137,10 @@ def entropy_of_texts(
     context: int,
     sequences: int,
     *,
-    device: str = "cpu",
-    dtype: str | None = None,
-    csv: Path | None = None,
-    plot: Path | None = None,
+    device: str,
+    dtype: str | None,
+    csv: Path | None,
+    plot: Path | None,
 ) -> Iterator[str]:
     """Tables of the head entropies of a model on each text; ``csv`` and ``plot`` are written at the end.
 
@@ -191,7 +153,7 @@ def entropy_of_texts(
     batches = {str(text): sequences_of(network, tokenizer, text, context, sequences) for text in texts}
     frames: dict[str, pd.DataFrame] = {}
     for name, ids in batches.items():
-        frames[name] = measure(network, ids, lines(name, len(ids)))
+        frames[name] = measure(network, ids, name)
         shown = table(frames[name], tuple(ids.shape))
         yield shown if len(batches) == 1 else f"{name}\n{shown}\n"
     if csv is not None:

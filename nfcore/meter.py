@@ -19,29 +19,33 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
 
 from nfcore.entropy import METHODS, Scores, attention_entropy, attention_rows
+from nfcore.model import must_cover
 from nfcore.settings import SettingsError, choice
 
 
-_listeners: list[Callable[..., None]] = []  # of the thread whose turn it is, the innermost last
+CACHES = ("past_key_values", "cache")  # a cache's name until transformers 5.23, and since
 _turn = threading.RLock()  # measurements take turns, since modules' training flags are set meanwhile
 # A process is forked between measurements, or the child would have a model and an interface that are being measured.
 os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release)
 
 
-def _measure(model: Any, batch: Any, measure: Callable[[int, dict[str, Any], dict[str, Any]], None]) -> None:
-    """Run a transformers model on a batch and call ``measure(layer, how, inputs)`` at every causal self-attention.
+def _measure(model: Any, batch: Any, measure: Callable[[int, dict[str, Any], Tensor], None]) -> None:
+    """Run a transformers model on a batch and call ``measure(layer, how, real)`` at every causal self-attention.
 
     ``layer`` is the layer's own number in the model, ``how`` holds the queries, the keys and the other arguments of
-    :func:`~nfcore.entropy.attention_rows`, ``inputs`` those of the model. The model is in evaluation mode and runs
-    uncompiled meanwhile. Afterwards all is as before.
+    :func:`~nfcore.entropy.attention_rows`, ``real`` (B or 1, 1, T or 1) is true for the rows of tokens, not of padding.
+    The model is in evaluation mode and runs uncompiled meanwhile. Afterwards all is as before.
 
     Raises:
         SettingsError: a batch that does not fit, or no layer of the model calls transformers' attention interface with
             causal self-attention.
     """
-    inputs, numbers = _inputs(model, batch), _layer_numbers(model)
+    network = _transformer(model)
+    inputs, numbers = _inputs(model, network, batch), _layer_numbers(model)
+    padding = inputs.get("decoder_attention_mask" if network.config.is_encoder_decoder else "attention_mask")
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def heard(*call: Any, **options: Any) -> None:
@@ -51,16 +55,33 @@ def _measure(model: Any, batch: Any, measure: Callable[[int, dict[str, Any], dic
         how = None if again else _how(*call, **options)
         if how is not None:
             calls.append((module, query, key))
-            measure(numbers.get(module, len(calls) - 1), how, inputs)
+            measure(numbers.get(module, len(calls) - 1), how, _real(padding, query))
 
     # Code that the compiler has made cannot be listened to.
     with _turn, _evaluating(model), torch.compiler.set_stance("force_eager"), _listening(heard):
-        _run(model, inputs)
+        try:
+            model(**inputs)
+        except IndexError as error:  # of a table of embeddings
+            known = getattr(network.get_input_embeddings(), "num_embeddings", "?")
+            most = getattr(network.config.get_text_config(), "max_position_embeddings", "?")
+            limits = f"the model's {known} token ids and {most} positions"
+            raise SettingsError(f"batch: not within {limits} ({error})") from error
     if not calls:
         raise SettingsError(
-            f"{type(_transformer(model)).__name__}: no layer calls transformers' attention interface with causal "
-            "softmax self-attention, so nothing is measured"
+            f"{type(network).__name__}: no layer calls transformers' attention interface with causal softmax "
+            "self-attention, so nothing is measured"
         )
+
+
+def _real(padding: Any, query: Tensor) -> Tensor:
+    """Which rows of attention are those of tokens: all, or those that a two-dimensional attention mask shows.
+
+    Tokens that a model puts before the given ones (prompt tuning) are no padding; a cache's are no queries.
+    """
+    if not isinstance(padding, Tensor) or padding.dim() != 2:
+        return torch.ones(1, 1, 1, dtype=torch.bool, device=query.device)
+    real = padding.to(query.device, torch.bool)
+    return nn.functional.pad(real, (query.shape[2] - real.shape[1], 0), value=True)[:, None]
 
 
 @contextmanager
@@ -82,10 +103,11 @@ def _listening(heard: Callable[..., None]) -> Iterator[None]:
 
     ``weights`` is the map that eager attention returns, else None.
     """
-    from transformers import AttentionInterface
-
     interface: Any = AttentionInterface
-    thread, original = threading.get_ident(), interface.get_interface
+    thread, before = threading.get_ident(), interface.get_interface
+    original = getattr(
+        before, "original", before
+    )  # a measurement that began inside another one is heard by itself only
 
     def get_interface(self: Any, implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
         attend = original(self, implementation, default)
@@ -94,19 +116,17 @@ def _listening(heard: Callable[..., None]) -> Iterator[None]:
 
         def heard_too(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
             out, weights, *more = attend(module, query, key, value, *args, **kwargs)
-            if _listeners[-1] is heard:  # and no measurement that began inside this one
-                heard(implementation or "eager", weights, module, query, key, *args, **kwargs)
+            heard(implementation or "eager", weights, module, query, key, *args, **kwargs)
             return out, weights, *more
 
         return heard_too
 
-    _listeners.append(heard)
+    get_interface.original = original  # type: ignore[attr-defined]
     interface.get_interface = get_interface
     try:
         yield
     finally:
-        interface.get_interface = original
-        _listeners.pop()
+        interface.get_interface = before
 
 
 def _how(
@@ -129,7 +149,7 @@ def _how(
     sdpa = implementation == "sdpa"  # which has no soft cap and no sinks, whatever transformers hands to it
     how["softcap"] = None if sdpa else options.get("softcap")
     if "flash" in implementation:
-        how |= dict(window=options.get("sliding_window"), causal=causal, padding=attention_mask)
+        how |= dict(window=options.get("sliding_window"), causal=bool(causal), padding=attention_mask)
     elif attention_mask is None:
         # SDPA takes the first keys where there are more keys than queries; eager attention has no mask but this one.
         how["causal"] = bool(causal) and implementation != "eager" and queries > 1
@@ -151,20 +171,16 @@ def _hides_the_future(how: dict[str, Any]) -> bool:
     """Whether no query sees a later key, and there are both."""
     if how["causal"]:
         return True
-    scores = Scores(**how)
     queries, keys = how["q"].shape[2], how["k"].shape[2]
     if how.get("mask") is None or not 1 < queries <= keys:
         return False
-    i, j = (torch.arange(n, device=how["q"].device) for n in (queries, keys))
+    scores, next_key = Scores(**how), keys - queries + 1
     blocks = scores.rows(max(1, 2**22 // keys))
-    later = (scores.block(a, b, 0, keys)[0] & (j > i[a:b, None] + keys - queries) for a, b in blocks)
-    return not any(bool(seen.any()) for seen in later)
+    return not any(bool(scores.block(a, b, a + next_key, keys)[0].triu().any()) for a, b in blocks)
 
 
 def _transformer(model: Any) -> nn.Module:
     """The outermost transformers model of ``model``, which may be wrapped (compiled, adapted, sharded)."""
-    from transformers import PreTrainedModel
-
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, PreTrainedModel):
             return module
@@ -176,9 +192,8 @@ def _layer_numbers(model: nn.Module) -> dict[nn.Module, int]:
     numbers = {}
     for name, module in model.named_modules():
         own = getattr(module, "layer_idx", None)
-        found = (
-            [own] if isinstance(own, int) and own >= 0 else [int(part) for part in name.split(".") if part.isdigit()]
-        )
+        found = [own] if isinstance(own, int) and own >= 0 else []
+        found += [int(part) for part in name.split(".") if part.isdigit()]
         if found:
             numbers[module] = found[0]
     return numbers
@@ -193,11 +208,10 @@ def _tensor(name: str, value: Any) -> Any:
         try:
             x = torch.as_tensor(np.asarray(value))
         except (ValueError, TypeError):
-            raise SettingsError(
-                f"batch: {name} is no array of numbers; pad sequences to one length, with an attention_mask"
-            ) from None
+            must = "pad sequences to one length, with an attention_mask"
+            raise SettingsError(f"batch: {name} is no array of numbers; {must}") from None
         return x.float() if x.dtype == torch.float64 else x
-    if name not in ("past_key_values", "cache"):
+    if name not in CACHES:
         return value
     try:
         return copy.deepcopy(value)
@@ -205,90 +219,47 @@ def _tensor(name: str, value: Any) -> Any:
         raise SettingsError(f"batch: {name} has gradients; compute it under torch.no_grad()") from None
 
 
-def _inputs(model: Any, batch: Any) -> dict[str, Any]:
+def _inputs(model: nn.Module, network: PreTrainedModel, batch: Any) -> dict[str, Any]:
     """Keyword arguments of the model's forward pass: all that the batch has, as tensors on the model's device."""
-    network: Any = _transformer(model)
     given = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
-    inputs = {name: _tensor(name, value) for name, value in given.items()}
-    needed = {"input_ids", "inputs_embeds", "decoder_input_ids", "labels" if network.config.is_encoder_decoder else ""}
-    if not inputs.keys() & needed:
-        raise SettingsError(f"batch: keys {', '.join(map(str, given)) or '(none)'} lack input_ids")
-    if inputs.get("input_ids") is not None or inputs.keys() == {"input_ids"}:
-        ids = inputs["input_ids"] = _tokens("input_ids", inputs["input_ids"])
-        if ids.dim() == 1:  # one sequence: so are the other entries of a tokenizer
-            alike = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.shape == ids.shape}
-            inputs |= {name: x[None] for name, x in alike.items()}
-        _must_fit(inputs, inputs["input_ids"])
-    elif inputs.get("inputs_embeds") is not None:
-        _must_fit(inputs, _tokens("inputs_embeds", inputs["inputs_embeds"]))
-    accepted = inspect.signature(network.forward).parameters
-    unknown = () if any(p.kind is p.VAR_KEYWORD for p in accepted.values()) else inputs.keys() - accepted.keys()
-    if unknown:
-        raise SettingsError(f"batch: {min(unknown)} is not an argument of {type(network).__name__}")
+    inputs = {name: _tensor(name, value) for name, value in given.items() if value is not None}
+    if not inputs.keys() & {"input_ids", "inputs_embeds", "decoder_input_ids", "labels"}:
+        raise SettingsError(f"batch: keys {', '.join(map(str, inputs)) or '(none)'} lack input_ids")
+    ids = inputs.get("input_ids")
+    if isinstance(ids, Tensor) and ids.dim() == 1:  # one sequence: so are the other entries of a tokenizer
+        inputs = {name: x[None] if isinstance(x, Tensor) and x.shape == ids.shape else x for name, x in inputs.items()}
+    for name, axes in (("input_ids", 2), ("inputs_embeds", 3)):
+        if name in inputs:
+            inputs[name] = _tokens(name, inputs[name], axes)
+            _must_fit(inputs, inputs[name])
     # Offloaded parameters are on the meta device.
     place = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
     inputs = {name: x.to(place) if isinstance(x, Tensor) else x for name, x in inputs.items()}
-    return {"use_cache": False, **inputs} if "use_cache" in accepted else inputs
+    return {"use_cache": False, **inputs} if "use_cache" in inspect.signature(network.forward).parameters else inputs
 
 
-def _tokens(name: str, x: Any) -> Tensor:
-    """``input_ids`` (B, T) or (T), as int64, or ``inputs_embeds`` (B, T, D), of at least one token."""
-    ids = name == "input_ids"
-    wanted = "token ids (B, T) or (T)" if ids else "embeddings (B, T, D)"
-    if not isinstance(x, Tensor) or x.is_nested or x.is_sparse or x.is_meta:
-        kind = "nested, sparse or on the meta device" if isinstance(x, Tensor) else type(x).__name__
-        raise SettingsError(f"batch: {name} is {kind}; it must be {wanted}")
-    if x.numel() == 0:
-        raise SettingsError(f"batch: {name} of shape {tuple(x.shape)} holds no tokens")
-    numbers = x.is_floating_point() or x.is_complex() or x.dtype == torch.bool
-    if x.dim() not in ((1, 2) if ids else (3,)) or numbers == ids:
-        raise SettingsError(f"batch: {name} is {x.dtype} of shape {tuple(x.shape)}; it must be {wanted}")
-    return x.long() if ids else x
+def _tokens(name: str, x: Any, axes: int) -> Tensor:
+    """Token ids (B, T), as int64, or embeddings (B, T, D), of at least one token."""
+    dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_nested and not x.is_meta
+    if dense and x.dim() == axes and x.numel():
+        whole = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+        if whole == (axes == 2):
+            return x.long() if whole else x
+    found = f"{x.dtype} of shape {tuple(x.shape)}" if dense else type(x).__name__
+    wanted = "token ids (B, T) or (T)" if axes == 2 else "embeddings (B, T, D)"
+    raise SettingsError(f"batch: {name} is {found}; it must be a dense tensor of {wanted}, of at least one token")
 
 
 def _must_fit(inputs: dict[str, Any], tokens: Tensor) -> None:
     """A mask and positions have the shape of ``tokens``, (B, T) or (B, T, D); a cache makes the mask longer."""
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-    (count, length), cached = tokens.shape[:2], inputs.get("past_key_values", inputs.get("cache")) is not None
-    if isinstance(mask, Tensor) and mask.dim() != 4:
-        longer = mask.shape[-1] - length
-        if mask.dim() != 2 or len(mask) != count or longer < 0 or (longer and not cached):
-            raise SettingsError(f"batch: attention_mask of shape {tuple(mask.shape)} does not cover {count} x {length}")
-        if not mask.any():
-            raise SettingsError("batch: attention_mask leaves no token")
-    if isinstance(positions, Tensor) and positions.shape[-1:] != (length,):
-        raise SettingsError(f"batch: position_ids of shape {tuple(positions.shape)} is not for {length} tokens")
-
-
-def _run(model: Any, inputs: dict[str, Any]) -> None:
-    try:
-        model(**inputs)
-    except IndexError as error:  # of a table of embeddings
-        network: Any = _transformer(model)
-        size = getattr(network.get_input_embeddings(), "num_embeddings", 0)
-        most = getattr(network.config.get_text_config(), "max_position_embeddings", 0)
-        for name, limit in dict(input_ids=size, decoder_input_ids=size, token_type_ids=size, position_ids=most).items():
-            x = inputs.get(name)
-            if limit and isinstance(x, Tensor) and not 0 <= int(x.min()) <= int(x.max()) < limit:
-                found = f"{int(x.min())} to {int(x.max())}"
-                raise SettingsError(f"batch: {name} {found} is not within the model's {limit}, from 0 on") from error
-        ids = inputs.get("input_ids")
-        if most and ids is not None and ids.shape[1] > most:
-            raise SettingsError(f"batch: {ids.shape[1]} tokens, more than the model's {most} positions") from error
-        raise
-
-
-def _real_tokens(model: Any, inputs: dict[str, Any], rows: Tensor) -> Tensor:
-    """Which of the ``rows`` (B, H, T) are those of tokens, not of padding: bool, broadcasts to them.
-
-    A two-dimensional attention mask says so. Tokens that a model puts before the given ones (prompt tuning) are no
-    padding; a cache's are no queries.
-    """
-    config: Any = _transformer(model).config
-    mask = inputs.get("decoder_attention_mask" if config.is_encoder_decoder else "attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        return torch.ones(1, 1, 1, dtype=torch.bool, device=rows.device)
-    return nn.functional.pad(mask.bool(), (rows.shape[2] - mask.shape[1], 0), value=True)[:, None].to(rows.device)
+    must_cover(mask, tokens, any(name in inputs for name in CACHES))
+    if isinstance(mask, Tensor) and not mask.any():
+        raise SettingsError("batch: attention_mask leaves no token")
+    if isinstance(positions, Tensor) and positions.shape[-1:] != tokens.shape[1:2]:
+        raise SettingsError(
+            f"batch: position_ids of shape {tuple(positions.shape)} is not for {tokens.shape[1]} tokens"
+        )
 
 
 # --- what is measured -------------------------------------------------------------------------------------------
@@ -321,9 +292,9 @@ def head_entropy(model: Any, batch: Any, *, method: str = "auto") -> Tensor:
     choice("method", method, METHODS)
     heads: list[Tensor] = []
 
-    def measure(layer: int, how: dict[str, Any], inputs: dict[str, Any]) -> None:
+    def measure(layer: int, how: dict[str, Any], real: Tensor) -> None:
         rows = attention_entropy(**how, method=method)
-        heads.append(rows.masked_fill(~_real_tokens(model, inputs, rows), torch.nan).nanmean((0, 2)).cpu())
+        heads.append(rows.masked_fill(~real, torch.nan).nanmean((0, 2)).cpu())
 
     _measure(model, batch, measure)
     return _stacked(heads)
@@ -352,10 +323,10 @@ def attention_statistics(model: Any, batch: Any) -> dict[str, Tensor]:
     result: dict[str, list[Tensor]] = {}
     layers: list[int] = []
 
-    def measure(layer: int, how: dict[str, Any], inputs: dict[str, Any]) -> None:
+    def measure(layer: int, how: dict[str, Any], real: Tensor) -> None:
         rows = attention_rows(**how, lowest=True)
         assert rows.min_logit is not None
-        real = _real_tokens(model, inputs, rows.entropy) & (rows.keys > 0)
+        real = real & (rows.keys > 0)
         entropy, log_sum_exp, first, highest = (
             x.masked_fill(~real, torch.nan) for x in (rows.entropy, rows.log_sum_exp, rows.first_key, rows.keys.log())
         )

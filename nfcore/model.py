@@ -29,7 +29,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import id_tensor_storage
 
-from nfcore.settings import REGISTERED, SHAPES, ModelSettings, check_keys, choice
+from nfcore.settings import REGISTERED, SHAPES, ModelSettings, SettingsError, check_keys, choice
 
 
 TRIED = ("5.17", "5.24")  # the first and the last series of transformers that pass tests/test_model.py: `make versions`
@@ -64,8 +64,7 @@ class NormFreeConfig(PreTrainedConfig):
         settings = ModelSettings(**{name: kwargs.pop(name) for name in fields})
         use_cache = kwargs.pop("use_cache", True)  # PreTrainedConfig drops it
         super().__init__(**kwargs)
-        for name, value in {**settings.to_dict(), "use_cache": use_cache}.items():
-            setattr(self, name, value)
+        vars(self).update(settings.to_dict(), use_cache=use_cache)
 
     @classmethod
     def from_shape(cls, shape: str, **changes: Any) -> NormFreeConfig:
@@ -75,28 +74,24 @@ class NormFreeConfig(PreTrainedConfig):
             SettingsError: an unknown shape or field, or a value that is not allowed.
         """
         choice("shape", shape, SHAPES)
-        theirs = {*vars(cls()), *dir(cls), "attn_implementation"}
-        check_keys(
-            {name: value for name, value in changes.items() if name not in theirs}, ModelSettings.model_fields, "model"
-        )
+        unknown = changes.keys() - {*vars(cls()), *dir(cls), "attn_implementation"}
+        check_keys(dict.fromkeys(sorted(unknown)), ModelSettings.model_fields, "model")
         return cls(**{**SHAPES[shape], **changes})
 
 
 # --- activations: config -> module ------------------------------------------------------------------------------
 
 
-class LeakyReLU(nn.Module):
-    """max(x, 0) + slope min(x, 0), the slope fixed or a parameter (a scalar)."""
+class LearnableLeakyReLU(nn.Module):
+    """max(x, 0) + slope min(x, 0), the slope a parameter (a scalar)."""
 
-    def __init__(self, slope: float, learnable: bool) -> None:
+    def __init__(self, slope: float) -> None:
         super().__init__()
-        self.initial_slope = slope
-        self.slope = nn.Parameter(torch.tensor([slope])) if learnable else slope
+        self.initial = slope
+        self.slope = nn.Parameter(torch.tensor([slope]))
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.slope, nn.Parameter):
-            return F.prelu(x, self.slope.to(x.dtype))
-        return F.leaky_relu(x, self.slope)
+        return F.prelu(x, self.slope.to(x.dtype))
 
 
 class Scaled(nn.Module):
@@ -110,7 +105,7 @@ class Scaled(nn.Module):
         self, f: Callable[[Tensor], Tensor], scale: float, learnable: bool = False, divide: bool = True
     ) -> None:
         super().__init__()
-        self.f, self.initial_scale, self.divide = f, scale, divide
+        self.f, self.initial, self.divide = f, scale, divide
         self.scale = nn.Parameter(torch.tensor([scale])) if learnable else scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,8 +123,8 @@ ACTIVATIONS: dict[str, Callable[[NormFreeConfig], nn.Module]] = {
     "gelu": lambda config: nn.GELU(),
     "gelu_tanh": lambda config: nn.GELU(approximate="tanh"),
     "relu": lambda config: nn.ReLU(),
-    "leaky_relu": lambda config: LeakyReLU(config.negative_slope, learnable=False),
-    "learnable_leaky_relu": lambda config: LeakyReLU(config.negative_slope, learnable=True),
+    "leaky_relu": lambda config: nn.LeakyReLU(config.negative_slope),
+    "learnable_leaky_relu": lambda config: LearnableLeakyReLU(config.negative_slope),
     "identity": lambda config: nn.Identity(),
     "scaled_gelu": lambda config: Scaled(F.gelu, config.activation_scale),
     "scaled_silu": lambda config: Scaled(F.silu, config.activation_scale),
@@ -290,7 +285,14 @@ class Head(nn.Linear):
         return F.linear(x, F.pad(self.weight, (0, 0, 0, extra)))[..., :-extra]
 
 
-class NormFreePreTrainedModel(PreTrainedModel):
+class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
+    """A decoder with a language-model head.
+
+    >>> model = NormFreeForCausalLM(NormFreeConfig.from_shape("gpt2-2x32", vocab_size=300, norm="none"))
+    >>> model(torch.zeros(1, 8, dtype=torch.long)).logits.shape
+    torch.Size([1, 8, 300])
+    """
+
     config_class = NormFreeConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -301,41 +303,7 @@ class NormFreePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        config, std = self.config, 0.02
-        if isinstance(module, nn.Linear):
-            if config.init == "width":
-                std *= (768 / config.hidden_size) ** 0.5
-            elif config.init == "gpt2" and getattr(module, "writes_residual", False):
-                std /= (2 * config.num_hidden_layers) ** 0.5
-            std *= getattr(module, "init_gain", 1.0)
-            init.normal_(module.weight, 0.0, std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, 0.0, std * config.embedding_gain)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-            init.ones_(module.weight)
-            if isinstance(module, nn.LayerNorm):
-                init.zeros_(module.bias)
-        elif isinstance(module, Attention) and module.biased:
-            init.zeros_(cast(nn.Parameter, module.qkv_bias))
-        elif isinstance(module, LeakyReLU) and isinstance(module.slope, nn.Parameter):
-            init.constant_(module.slope, module.initial_slope)
-        elif isinstance(module, Scaled) and isinstance(module.scale, nn.Parameter):
-            init.constant_(module.scale, module.initial_scale)
-
-
-class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
-    """A decoder with a language-model head.
-
-    >>> model = NormFreeForCausalLM(NormFreeConfig.from_shape("gpt2-2x32", vocab_size=300, norm="none"))
-    >>> model(torch.zeros(1, 8, dtype=torch.long)).logits.shape
-    torch.Size([1, 8, 300])
-    """
-
+    _input_embed_layer = "embed"
     _tied_weights_keys = {"lm_head.weight": "embed.weight"}  # noqa: RUF012
     accepts_loss_kwargs = True  # Trainer hands num_items_in_batch to forward
 
@@ -358,14 +326,27 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         self._note_tied(bool(config.tie_word_embeddings))
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embed = cast(nn.Embedding, value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        config, std = self.config, 0.02
+        if isinstance(module, nn.Linear):
+            if config.init == "width":
+                std *= (768 / config.hidden_size) ** 0.5
+            elif config.init == "gpt2" and getattr(module, "writes_residual", False):
+                std /= (2 * config.num_hidden_layers) ** 0.5
+            std *= getattr(module, "init_gain", 1.0)
+            init.normal_(module.weight, 0.0, std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, 0.0, std * config.embedding_gain)
+        elif isinstance(module, Attention) and module.biased:
+            init.zeros_(cast(nn.Parameter, module.qkv_bias))
+        elif isinstance(module, (LearnableLeakyReLU, Scaled)):
+            for p in module.parameters():
+                init.constant_(p, module.initial)
+        else:
+            super()._init_weights(module)  # norms
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         if type(new_embeddings) is nn.Linear and new_embeddings.bias is None:  # of resize_token_embeddings
@@ -376,16 +357,12 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
     @property
     def slopes(self) -> list[nn.Parameter]:
         """The learnable negative slopes: one a layer, one in all, or none."""
-        return self._scalars("slope")
+        return [p for name, p in self.activations.named_parameters() if name.endswith(".slope")]
 
     @property
     def scales(self) -> list[nn.Parameter]:
         """The learnable scales, one a layer, one in all, or none."""
-        return self._scalars("scale")
-
-    def _scalars(self, name: str) -> list[nn.Parameter]:
-        values = (getattr(activation, name, None) for activation in self.activations)
-        return [value for value in values if isinstance(value, nn.Parameter)]
+        return [p for name, p in self.activations.named_parameters() if name.endswith(".scale")]
 
     def _note_tied(self, tied: bool) -> None:
         self.config.tie_word_embeddings = tied
@@ -436,7 +413,7 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
             raise ValueError('output_attentions=True needs attn_implementation="eager"')
         cache = past_key_values if cache is None else cache
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
-        _must_cover(attention_mask, x, cache)
+        must_cover(attention_mask, x, cache is not None)
         cache = self._cache(cache, use_cache)
         compute = x.dtype
         if position_ids is None:
@@ -461,13 +438,8 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         x = self.final_norm(x.to(compute))
         loss, logits = self._head(x, labels, logits_to_keep, num_items_in_batch)
         # By position: transformers 5.24 renamed past_key_values to cache.
-        output = CausalLMOutputWithPast(
-            loss,
-            logits,
-            cache,
-            (*states, x) if output_hidden_states else None,
-            tuple(maps) if output_attentions else None,
-        )
+        hidden = (*states, x) if output_hidden_states else None
+        output = CausalLMOutputWithPast(loss, logits, cache, hidden, tuple(maps) if output_attentions else None)
         as_dict = config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
@@ -498,12 +470,16 @@ class NormFreeForCausalLM(NormFreePreTrainedModel, GenerationMixin):
         return loss, None if training and self.loss_alone else logits
 
 
-def _must_cover(mask: Any, x: Tensor, cache: Cache | None) -> None:
-    """Refuse a mask that is neither (B, S) with S = T, or more with a cache, nor (B, H, T, S)."""
+def must_cover(mask: Any, x: Tensor, cached: bool) -> None:
+    """Refuse a mask that is neither (B, S) with S = T, or more with a cache, nor (B, H, T, S), for x (B, T, ...).
+
+    Raises:
+        SettingsError: names the shapes.
+    """
     if isinstance(mask, Tensor) and mask.dim() != 4:
         (batch, length), shape = x.shape[:2], tuple(mask.shape)
-        if len(shape) != 2 or shape[0] != batch or shape[1] < length or (cache is None and shape[1] > length):
-            raise ValueError(f"attention_mask: shape {shape} does not cover input_ids of shape {(batch, length)}")
+        if len(shape) != 2 or shape[0] != batch or shape[1] < length or (shape[1] > length and not cached):
+            raise SettingsError(f"attention_mask: shape {shape} does not cover input_ids of shape {(batch, length)}")
 
 
 def _positions(x: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tensor:
@@ -517,9 +493,9 @@ def _positions(x: Tensor, attention_mask: Tensor | None, cache: Cache | None) ->
 def tied(model: PreTrainedModel) -> bool:
     """Whether the head's weight is the embedding's: one parameter, or two with the same memory."""
     head, table = (getattr(m, "weight", None) for m in (model.get_output_embeddings(), model.get_input_embeddings()))
-    if not isinstance(head, nn.Parameter) or not isinstance(table, nn.Parameter) or head is table:
-        return isinstance(head, nn.Parameter) and head is table
-    return not head.is_meta and id_tensor_storage(head) == id_tensor_storage(table)
+    if not isinstance(head, nn.Parameter) or not isinstance(table, nn.Parameter):
+        return False
+    return head is table or (not head.is_meta and id_tensor_storage(head) == id_tensor_storage(table))
 
 
 AutoConfig.register("normfree", NormFreeConfig)

@@ -47,6 +47,7 @@ from scipy.special import expit
 
 from nfbook.claims import correlations, interval, of_cell, statistics, verdicts
 from nfbook.figures import STYLES, show_figure, use_style
+from nfbook.gaussian import gaussian_gelu_shares, gaussian_leaky_relu_shares, gaussian_shares
 from nfbook.presets import MAIN
 from nfbook.report import (
     ANSWERS,
@@ -61,7 +62,6 @@ from nfbook.report import (
     verdict_table,
     with_interval,
 )
-from nfcore.linearity import gaussian_gelu_shares, gaussian_leaky_relu_shares, gaussian_shares
 from nfcore.shares import entropy_ceiling
 
 
@@ -96,7 +96,7 @@ def mean_of(name, statistic):
 # Take the output energy of an activation f on inputs x, E f(x)². The best linear map λ x, λ = E[x f]/E[x²], accounts for
 # λ² E[x²] of it; the share of the rest is the {term}`non-linear share` {eq}`eq-nonlinear-share`. Part of the rest may be a constant
 # only, like ReLU's mean, which shifts all tokens alike; leaving it out gives the *centred* share. For Gaussian inputs of standard
-# deviation τ both have closed forms ([nfcore.linearity](../api/linearity.md) has the derivation).
+# deviation τ both have closed forms ([nfbook.gaussian](../api/gaussian.md) has the derivation).
 #
 # For GELU, f(u) = u Φ(u), Stein's lemma {cite}`stein1981estimation` gives λ = 1/2 at every τ, and with t = τ²
 #

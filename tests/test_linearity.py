@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import erf, expit
 
-from nfcore.linearity import (
-    gaussian_gelu_shares,
-    gaussian_leaky_relu_shares,
-    gaussian_shares,
-    nonlinear_shares,
-)
+from nfbook.gaussian import gaussian_gelu_shares, gaussian_leaky_relu_shares, gaussian_shares
+from nfcore.linearity import nonlinear_shares
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

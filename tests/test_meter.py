@@ -109,11 +109,17 @@ def ids(batch: int = 2, length: int = 16) -> Tensor:
 
 
 @torch.no_grad()
-def from_maps(model: Any, input_ids: Tensor, **batch: Tensor) -> Tensor:
-    """Head entropies from the attention maps that the eager implementation returns."""
+def from_maps(model: Any, input_ids: Tensor | None = None, first: int = 0, **batch: Tensor) -> Tensor:
+    """Head entropies from the maps that eager attention returns, those of a decoder if there are others too.
+
+    Rows before the ``first`` one are left out.
+    """
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    maps = [p for p in model(input_ids, output_attentions=True, **batch).attentions if p is not None]
+    batch |= {} if input_ids is None else {"input_ids": input_ids}
+    found = model(output_attentions=True, **batch)
+    maps = found.decoder_attentions if model.config.is_encoder_decoder else found.attentions
+    maps = [p[:, :, first:] for p in maps if p is not None]
     model.set_attn_implementation(before)
     return torch.stack([-torch.special.xlogy(p.double(), p.double()).sum(-1).mean((0, 2)) for p in maps])
 
@@ -290,10 +296,7 @@ def test_a_cache_in_the_batch_is_read_and_not_written_to():
     model, batch = with_sharp_attention(MODELS["llama"]), ids()
     with torch.no_grad():
         past = model(batch[:, :6], use_cache=True).past_key_values
-        model.set_attn_implementation("eager")
-        maps = model(batch, output_attentions=True).attentions
-        model.set_attn_implementation("sdpa")
-    expected = torch.stack([torch.special.entr(p[:, :, 6:].double()).sum(-1).mean((0, 2)) for p in maps])
+    expected = from_maps(model, batch, first=6)
     for _ in range(2):
         close(head_entropy(model, {"input_ids": batch[:, 6:], "past_key_values": past}), expected, 5e-6)
     assert past.get_seq_length() == 6
@@ -368,8 +371,8 @@ def test_padding_is_not_measured(name, side):
     found = attention_statistics(model, padded)
     close(found["entropy"], head_entropy(model, padded), 1e-5)
     assert not found["nonfinite_rows"].any()
-    window = 6 if "window" in name else None
-    close(found["ceiling"], torch.full((3, 4), entropy_ceiling(16, padding=mask, window=window)), 1e-5)
+    keys = [min(i, 6) if "window" in name else i for n in (11, 16) for i in range(1, n + 1)]
+    close(found["ceiling"], torch.tensor(keys).log().mean().expand(3, 4), 1e-5)
     assert ((found["sink_rate"] > 0) & (found["sink_rate"] < 1)).all()
     parts = [attention_statistics(model, x)["max_logit"] for x in (batch[:1, short], batch[1:])]
     close(found["max_logit"], torch.maximum(*parts), 1e-4)
@@ -386,28 +389,26 @@ def test_a_mask_of_the_callers_own_decides_what_is_measured():
     close(head_entropy(model, packed), (6 * alone[0] + 10 * alone[1]) / 16, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["mistral with a window", "gemma 2", "gpt-oss"])
-def test_windows_caps_and_sinks_are_measured(name):
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("mistral with a window", [0, 1, 2]),
+        ("gemma 2", [0, 1, 2]),
+        ("gpt-oss", [0, 1, 2]),
+        ("diffllama", [0, 1, 2]),  # differential attention attends twice in a layer
+        ("lfm2", [1, 3]),  # the others are convolutions
+    ],
+)
+def test_windows_caps_sinks_and_layers_are_measured_as_they_are(name, layers):
     model, batch = with_sharp_attention(MODELS[name]), ids()
     expected = from_maps(model, batch)
     close(head_entropy(model, batch), expected, 5e-6)
-    close(attention_statistics(model, batch)["entropy"], expected, 5e-6)
+    found = attention_statistics(model, batch)
+    close(found["entropy"], expected, 5e-6)
+    assert found["layer"].tolist() == layers
 
 
 # --- a row for each decoder layer -------------------------------------------------------------------------------
-
-
-def test_layers_are_named_by_their_own_number():
-    model, batch = with_sharp_attention(MODELS["lfm2"]), ids()
-    found = attention_statistics(model, batch)
-    assert found["layer"].tolist() == [1, 3]
-    close(head_entropy(model, batch), from_maps(model, batch), 5e-6)
-
-
-def test_differential_attention_has_one_row_per_layer():
-    model, batch = with_sharp_attention(MODELS["diffllama"]), ids()
-    close(head_entropy(model, batch), from_maps(model, batch), 5e-6)
-    assert attention_statistics(model, batch)["layer"].tolist() == [0, 1, 2]
 
 
 def bart() -> Any:
@@ -418,11 +419,7 @@ def bart() -> Any:
 
 def test_of_an_encoder_decoder_only_the_decoders_own_attention_is_measured():
     model, batch = bart(), ids()
-    with torch.no_grad():
-        model.set_attn_implementation("eager")
-        maps = model(batch, decoder_input_ids=batch, output_attentions=True).decoder_attentions
-        model.set_attn_implementation("sdpa")
-    expected = torch.stack([torch.special.entr(p.double()).sum(-1).mean((0, 2)) for p in maps])
+    expected = from_maps(model, batch, decoder_input_ids=batch)
     close(head_entropy(model, {"input_ids": batch, "decoder_input_ids": batch}), expected, 5e-6)
     # what pads the encoder's sequence does not pad the decoder's
     mask = torch.ones_like(batch)
@@ -438,12 +435,7 @@ def test_labels_that_an_encoder_decoder_makes_its_inputs_of_are_enough():
     config = WhisperConfig(max_target_positions=32, decoder_start_token_id=1, **sizes, **SMALL)
     model = with_sharp_attention(lambda: WhisperForConditionalGeneration(config))
     batch = {"input_features": torch.randn(2, 8, 16), "labels": ids()}
-    with torch.no_grad():
-        model.set_attn_implementation("eager")
-        maps = model(**batch, output_attentions=True).decoder_attentions
-        model.set_attn_implementation("sdpa")
-    expected = torch.stack([torch.special.entr(p.double()).sum(-1).mean((0, 2)) for p in maps])
-    close(head_entropy(model, batch), expected, 5e-6)
+    close(head_entropy(model, batch), from_maps(model, **batch), 5e-6)
 
 
 def test_a_layer_without_a_number_of_its_own_has_that_of_its_place():
@@ -534,36 +526,32 @@ def test_lists_arrays_and_single_sequences_are_converted():
 @pytest.mark.parametrize(
     ("batch", "said"),
     [
-        (torch.zeros(2, 0, dtype=torch.long), r"input_ids of shape \(2, 0\) holds no tokens"),
-        ([], r"input_ids of shape \(0,\) holds no tokens"),
+        (
+            torch.zeros(2, 0, dtype=torch.long),
+            r"input_ids is torch.int64 of shape \(2, 0\); it must be .* at least one token",
+        ),
+        ([], r"input_ids is torch.float32 of shape \(1, 0\)"),
         ([[1, 2], [3]], "input_ids is no array of numbers; pad sequences"),
-        ("a text", "input_ids is str; it must be token ids"),
+        ("a text", "input_ids is str; it must be a dense tensor of token ids"),
         (torch.rand(2, 4), r"input_ids is torch.float32 of shape \(2, 4\)"),
         (torch.zeros(1, 2, 3, dtype=torch.long), r"torch.int64 of shape \(1, 2, 3\)"),
         ({"attention_mask": [[1, 1]]}, "keys attention_mask lack input_ids"),
         ({}, r"keys \(none\) lack input_ids"),
-        ([[5, 1000]], "input_ids 5 to 1000 is not within the model's 97, from 0 on"),
-        ([[5, -1]], "input_ids -1 to 5 is not within"),
-        ([[5] * 33], "33 tokens, more than the model's 32 positions"),
+        ([[5, 1000]], "not within the model's 97 token ids and 32 positions"),
+        ([[5, -1]], "not within the model's 97 token ids"),
+        ([[5] * 33], "not within the model's 97 token ids and 32 positions"),
         (torch.ones(1, 4, dtype=torch.bool), "input_ids is torch.bool"),
-        (None, "input_ids is NoneType"),
-        ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, r"attention_mask of shape \(1, 1\) does not cover"),
+        (None, r"keys \(none\) lack input_ids"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, r"attention_mask: shape \(1, 1\) does not cover"),
         ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, "attention_mask leaves no token"),
-        ({"input_ids": [[1, 2]], "attention_mask": [1, 1]}, r"attention_mask of shape \(2,\) does not cover 1 x 2"),
-        (
-            {"input_ids": [[1, 2]], "attention_mask": [[1] * 3]},
-            r"attention_mask of shape \(1, 3\) does not cover 1 x 2",
-        ),
+        ({"input_ids": [[1, 2]], "attention_mask": [1, 1]}, r"attention_mask: shape \(2,\) does not cover"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1] * 3]}, r"attention_mask: shape \(1, 3\) does not cover"),
         ({"input_ids": [[1, 2]], "position_ids": [[0, 1, 2]]}, r"position_ids of shape \(1, 3\) is not for 2 tokens"),
-        ({"input_ids": [[1, 2]], "position_ids": [[0, 40]]}, "position_ids 0 to 40 is not within the model's 32"),
-        ({"input_ids": [[1, 2]], "token_type_ids": [[0, 99]]}, "token_type_ids 0 to 99 is not within the model's 97"),
-        (
-            {"inputs_embeds": torch.zeros(4, 32)},
-            r"inputs_embeds is torch.float32 of shape \(4, 32\); it must be embeddings",
-        ),
-        ({"inputs_embeds": torch.zeros(1, 0, 32)}, r"inputs_embeds of shape \(1, 0, 32\) holds no tokens"),
+        ({"input_ids": [[1, 2]], "position_ids": [[0, 40]]}, "not within the model's .* 32 positions"),
+        ({"inputs_embeds": torch.zeros(4, 32)}, r"inputs_embeds is torch.float32 of shape \(4, 32\); .* embeddings"),
+        ({"inputs_embeds": torch.zeros(1, 0, 32)}, r"inputs_embeds is torch.float32 of shape \(1, 0, 32\)"),
         (torch.zeros(1, 2, dtype=torch.complex64), "input_ids is torch.complex64"),
-        (torch.ones(1, 2, dtype=torch.long).to_sparse(), "input_ids is nested, sparse or on the meta device"),
+        (torch.ones(1, 2, dtype=torch.long).to_sparse(), "input_ids is Tensor; it must be a dense tensor"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused_in_one_line(batch, said):

@@ -118,7 +118,7 @@ def _inputs(std: Sequence[float]) -> tuple[str, list[dict[str, Any]]]:
     """The panel of the activation with its inputs at the first and the last step, and its stops over s."""
     from scipy.stats import norm
 
-    from nfcore.linearity import gaussian_gelu_shares
+    from nfbook.gaussian import gaussian_gelu_shares
 
     widest = 4 * max(std)
     x, mark = np.linspace(-widest, widest, 81), float(f"{0.7 * widest:.1g}")
