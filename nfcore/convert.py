@@ -196,14 +196,13 @@ def _take_over(family: Family, hf_model: PreTrainedModel, changes: dict[str, Any
 def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
     """Convert ``model`` to the family's own class, which must be able to represent it."""
     config, where = model.config, f"to_{family.theirs.config_class.model_type}"
-    wanted: dict[str, list[Any]] = dict(family=[family.name], norm=["layernorm"], final_norm=["layernorm"])
-    wanted |= dict(
-        residual_dtype=["float32"], activation=[*dict.fromkeys(ACTIVATIONS.values())], attention_scales=[None]
-    )
-    for name, allowed in wanted.items():
-        choice(f"{where}: {name}", getattr(config, name), allowed)
+    needed = dict(family=family.name, norm="layernorm", final_norm="layernorm")
+    for name, value in (needed | dict(residual_dtype="float32", attention_scales=None)).items():
+        choice(f"{where}: {name}", getattr(config, name), [value])
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}  # the first of several names
+    choice(f"{where}: activation", config.activation, activations)
     given = {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
-    given[family.fields["activation"]] = next(t for t, ours in ACTIVATIONS.items() if ours == config.activation)
+    given[family.fields["activation"]] = activations[config.activation]
     with torch.device(model.device):
         hf_model = family.theirs(family.theirs.config_class(**given, tie_word_embeddings=tied(model), **more))
     weights, names, state = model.state_dict(), family.weights(config.num_hidden_layers), {}

@@ -195,8 +195,8 @@ def attention_entropy(
         NotImplementedError: ``lse`` where no kernel does it.
     """
     choice("method", method, METHODS)
-    how = dict(scale=scale, causal=causal, mask=mask, padding=padding, window=window, chunk=chunk, softcap=softcap)
-    scores = Scores(q=q, k=k, sinks=sinks, **how)
+    how: dict[str, Any] = dict(scale=scale, causal=causal, mask=mask, padding=padding, window=window, chunk=chunk)
+    scores = Scores(q=q, k=k, softcap=softcap, sinks=sinks, **how)
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, sinks))
     if method == "lse" and not scores.plain:
         raise NotImplementedError("method: 'lse' has no kernel for a mask, padding, a window or a softcap")

@@ -145,7 +145,7 @@ def _how(
     causal, sinks, bias = (options.get(name) for name in ("is_causal", "sinks", "position_bias"))
     causal = getattr(module, "is_causal", True) if causal is None else causal
     queries = query.shape[2]
-    how: dict[str, Any] = dict(scale=None if scaling is None else float(scaling), causal=False)
+    how: dict[str, Any] = dict(q=query, k=key, scale=None if scaling is None else float(scaling), causal=False)
     sdpa = implementation == "sdpa"  # which has no soft cap and no sinks, whatever transformers hands to it
     how["softcap"] = None if sdpa else options.get("softcap")
     if "flash" in implementation:
@@ -153,7 +153,7 @@ def _how(
     elif attention_mask is None:
         # SDPA takes the first keys where there are more keys than queries; eager attention has no mask but this one.
         how["causal"] = bool(causal) and implementation != "eager" and queries > 1
-        key = key[:, :, :queries] if how["causal"] else key
+        how["k"] = key[:, :, :queries] if how["causal"] else key
     else:
         how["mask"] = getattr(attention_mask, "mask_mod", attention_mask)  # flex_attention's mask holds a function
     # Where weights sum to 1, sinks scale the output later (Granite).
@@ -163,14 +163,11 @@ def _how(
     if bias is not None:
         mask = how.get("mask", torch.zeros((), device=bias.device))
         how["mask"] = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
-    how |= dict(q=query, k=key)
     return how if causal or _hides_the_future(how) else None
 
 
 def _hides_the_future(how: dict[str, Any]) -> bool:
-    """Whether no query sees a later key, and there are both."""
-    if how["causal"]:
-        return True
+    """Whether a mask lets no query see a later key, and there are both."""
     queries, keys = how["q"].shape[2], how["k"].shape[2]
     if how.get("mask") is None or not 1 < queries <= keys:
         return False
@@ -241,13 +238,12 @@ def _inputs(model: nn.Module, network: PreTrainedModel, batch: Any) -> dict[str,
 def _tokens(name: str, x: Any, axes: int) -> Tensor:
     """Token ids (B, T), as int64, or embeddings (B, T, D), of at least one token."""
     dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_nested and not x.is_meta
-    if dense and x.dim() == axes and x.numel():
-        whole = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
-        if whole == (axes == 2):
-            return x.long() if whole else x
-    found = f"{x.dtype} of shape {tuple(x.shape)}" if dense else type(x).__name__
-    wanted = "token ids (B, T) or (T)" if axes == 2 else "embeddings (B, T, D)"
-    raise SettingsError(f"batch: {name} is {found}; it must be a dense tensor of {wanted}, of at least one token")
+    whole = dense and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+    if not dense or x.dim() != axes or not x.numel() or whole != (axes == 2):
+        found = f"{x.dtype} of shape {tuple(x.shape)}" if dense else type(x).__name__
+        wanted = "token ids (B, T) or (T)" if axes == 2 else "embeddings (B, T, D)"
+        raise SettingsError(f"batch: {name} is {found}; it must be a dense tensor of {wanted}, of at least one token")
+    return x.long() if whole else x
 
 
 def _must_fit(inputs: dict[str, Any], tokens: Tensor) -> None:
@@ -255,11 +251,9 @@ def _must_fit(inputs: dict[str, Any], tokens: Tensor) -> None:
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     must_cover(mask, tokens, any(name in inputs for name in CACHES))
     if isinstance(mask, Tensor) and not mask.any():
-        raise SettingsError("batch: attention_mask leaves no token")
+        raise SettingsError("attention_mask: leaves no token")
     if isinstance(positions, Tensor) and positions.shape[-1:] != tokens.shape[1:2]:
-        raise SettingsError(
-            f"batch: position_ids of shape {tuple(positions.shape)} is not for {tokens.shape[1]} tokens"
-        )
+        raise SettingsError(f"position_ids: shape {tuple(positions.shape)} is not for {tokens.shape[1]} tokens")
 
 
 # --- what is measured -------------------------------------------------------------------------------------------
@@ -320,8 +314,8 @@ def attention_statistics(model: Any, batch: Any) -> dict[str, Tensor]:
     ``by_position`` (L, T): the entropy of each query position, averaged over batch and heads. ``layer`` (L,): the
     number of each layer in the model.
     """
-    result: dict[str, list[Tensor]] = {}
-    layers: list[int] = []
+    layers: list[dict[str, Tensor]] = []
+    numbers: list[int] = []
 
     def measure(layer: int, how: dict[str, Any], real: Tensor) -> None:
         rows = attention_rows(**how, lowest=True)
@@ -331,6 +325,7 @@ def attention_statistics(model: Any, batch: Any) -> dict[str, Tensor]:
             x.masked_fill(~real, torch.nan) for x in (rows.entropy, rows.log_sum_exp, rows.first_key, rows.keys.log())
         )
         top, low = rows.max_logit.masked_fill(~real, -torch.inf), rows.min_logit.masked_fill(~real, torch.inf)
+        numbers.append(layer)
         found = {
             "entropy": entropy.nanmean((0, 2)),
             "entropy_over_ln_i": (entropy / highest.masked_fill(rows.keys < 2, torch.nan)).nanmean((0, 2)),
@@ -342,9 +337,8 @@ def attention_statistics(model: Any, batch: Any) -> dict[str, Tensor]:
             "ceiling": highest.nanmean((0, 2)),
             "by_position": entropy.nanmean((0, 1)),
         }
-        layers.append(layer)
-        for name, values in found.items():
-            result.setdefault(name, []).append(values.cpu())
+        layers.append({name: values.cpu() for name, values in found.items()})
 
     _measure(model, batch, measure)
-    return {**{name: _stacked(values) for name, values in result.items()}, "layer": torch.tensor(layers)}
+    found = {name: _stacked([layer[name] for layer in layers]) for name in layers[0]}
+    return found | {"layer": torch.tensor(numbers)}

@@ -291,7 +291,7 @@ def hf_classifier() -> Any:
         (
             to_gpt_neox,
             lambda: ours("pythia", activation="leaky_relu"),
-            "activation: 'leaky_relu' is not one of gelu, gelu_tanh, relu",
+            "activation: 'leaky_relu' is not one of relu, gelu_tanh, gelu",
         ),
         (to_gpt2, lambda: ours(residual_dtype="bfloat16"), "residual_dtype: 'bfloat16' is not one of float32"),
     ],

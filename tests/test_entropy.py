@@ -443,7 +443,7 @@ def test_where_there_is_no_kernel_for_a_mask():
         ({"scale": "x"}, "attention.scale: 'x' must be a valid number"),
         ({"mask": torch.ones(33, 33).numpy()}, "mask: ndarray must be a tensor"),
         ({"mask": [[True]]}, "mask: list must be"),
-        ({"mask": "causal"}, "mask: 'causal' must be"),
+        ({"mask": "causal"}, "mask: str must be a tensor"),
         ({"padding": [[1] * 33] * 2}, "padding: list must be a tensor"),
         ({"sinks": [0.0, 0.0, 0.0]}, "sinks: list must be a tensor"),
         ({"window": 4, "causal": False}, "window, chunk: need causal=True"),
