@@ -13,13 +13,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import ConfigDict, PositiveFloat, PositiveInt, SkipValidation
 from torch import Tensor
 
-from nfcore.settings import Section, SettingsError, choice
+from nfcore.settings import SettingsError, choice
 
 
 METHODS = ("auto", "exact", "chunked", "lse")
@@ -43,29 +43,33 @@ class Rows(NamedTuple):
     keys: Tensor  # how many keys the row may see, int64
 
 
-class Scores(Section):
+@dataclass(frozen=True, eq=False)
+class Scores:
     """Queries, keys, and how scores are computed and masked: the keywords of :func:`attention_entropy`."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=True)
-    section = "attention"
-
-    q: SkipValidation[Tensor]  # (B, H, T, K)
-    k: SkipValidation[Tensor]  # (B, H', S, K)
+    q: Tensor  # (B, H, T, K)
+    k: Tensor  # (B, H', S, K)
     scale: float | None = None
     causal: bool = True
-    mask: SkipValidation[Tensor | Callable[..., Tensor] | None] = None
-    padding: SkipValidation[Tensor | None] = None
-    window: PositiveInt | None = None
-    chunk: PositiveInt | None = None
-    softcap: PositiveFloat | None = None
-    sinks: SkipValidation[Tensor | None] = None
+    mask: Tensor | Callable[..., Tensor] | None = None
+    padding: Tensor | None = None
+    window: int | None = None
+    chunk: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
-    def model_post_init(self, context: Any) -> None:
+    def __post_init__(self) -> None:
         for name in ("q", "k", "mask", "padding", "sinks"):
             value = getattr(self, name)
             fits = isinstance(value, Tensor) or (value is None and name not in ("q", "k"))
             if not fits and not (name == "mask" and callable(value)):
                 raise SettingsError(f"{name}: {type(value).__name__} must be a tensor")
+        for name in ("scale", "softcap", "window", "chunk"):
+            value, kind = getattr(self, name), int if name in ("window", "chunk") else (int, float)
+            number = isinstance(value, kind) and not isinstance(value, bool)
+            if value is not None and not (number and (value > 0 or name == "scale")):
+                must = "a whole number above 0" if kind is int else "a number, and a soft cap above 0"
+                raise SettingsError(f"{name}: {value!r} must be {must}")
         q, k = tuple(self.q.shape), tuple(self.k.shape)
         whole = len(q) == len(k) == 4 and 0 not in q + k
         if not whole or q[0] != k[0] or q[3] != k[3] or q[1] % k[1] or (self.causal and q[2] != k[2]):
