@@ -43,7 +43,7 @@ def _measure(model: Any, batch: Any, measure: Callable[[int, dict[str, Any], Ten
         SettingsError: a batch that does not fit, or no layer of the model calls transformers' attention interface with
             causal self-attention.
     """
-    network = _transformer(model)
+    network: Any = _transformer(model)
     inputs, numbers = _inputs(model, network, batch), _layer_numbers(model)
     padding = inputs.get("decoder_attention_mask" if network.config.is_encoder_decoder else "attention_mask")
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
@@ -176,7 +176,7 @@ def _hides_the_future(how: dict[str, Any]) -> bool:
     return not any(bool(scores.block(a, b, a + next_key, keys)[0].triu().any()) for a, b in blocks)
 
 
-def _transformer(model: Any) -> nn.Module:
+def _transformer(model: Any) -> PreTrainedModel:
     """The outermost transformers model of ``model``, which may be wrapped (compiled, adapted, sharded)."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, PreTrainedModel):
