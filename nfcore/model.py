@@ -250,15 +250,10 @@ class Block(GradientCheckpointingLayer):
         self.ffn = FeedForward(config)
 
     def forward(
-        self,
-        x: Tensor,
-        activation: nn.Module,
-        compute: torch.dtype,
-        mask: Tensor | None = None,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        cache: Cache | None = None,
+        self, x: Tensor, activation: nn.Module, compute: torch.dtype, *how: Any
     ) -> tuple[Tensor, Tensor | None]:
-        attended, weights = self.attention(self.attention_norm(x.to(compute)), mask, rotary, cache)
+        """The stream after the block, and the attention map. ``how``: mask, rotary angles and cache of attention."""
+        attended, weights = self.attention(self.attention_norm(x.to(compute)), *how)
         after = x + attended.to(x.dtype)
         source = x if self.parallel else after
         return after + self.ffn(self.ffn_norm(source.to(compute)), activation).to(x.dtype), weights
