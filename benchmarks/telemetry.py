@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,6 +151,30 @@ def materialised(q: Tensor, k: Tensor) -> Tensor:
     return torch.special.entr(attention).sum(-1)
 
 
+@torch.no_grad()
+def flex(q: Tensor, k: Tensor) -> Tensor:
+    """Row entropies (B, H, T) as ``lse`` computes them, from the log-sum-exp of torch's compiled ``flex_attention``."""
+    from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
+
+    def causal(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return j <= i
+
+    mask = create_block_mask(causal, None, None, q.shape[2], k.shape[2], device=q.device.type)
+    compiled: Any = torch.compile(flex_attention)
+    mean_key, found = compiled(q, k, k, block_mask=mask, return_aux=AuxRequest(lse=True))
+    return found.lse - (q * mean_key).sum(-1) / math.sqrt(q.shape[-1])
+
+
+@cache
+def why_no_flex() -> str | None:
+    """What keeps torch from compiling it; None if nothing does. Torch 2.13 does not for CPUs (pytorch #190562)."""
+    try:
+        flex(*draw(1, 16))
+    except Exception as error:  # the compiler's own exceptions have no common base
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
+
+
 METHODS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "lse": lambda q, k: attention_entropy(q, k, method="lse"),
     "chunked": lambda q, k: attention_entropy(q, k, method="chunked"),
@@ -157,6 +182,7 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "window": lambda q, k: attention_entropy(q, k, window=256),
     "padding": lambda q, k: attention_entropy(q, k, padding=padded(q)),
     "softcap": lambda q, k: attention_entropy(q, k, softcap=50.0),
+    "flex": flex,
     "materialised": materialised,
     "sdpa": lambda q, k: F.scaled_dot_product_attention(q, k, k, is_causal=True),
 }
@@ -182,6 +208,8 @@ def entropy(context: int, options: Options) -> list[dict[str, Any]]:
     needed = MAPS * heads * map_bytes
     q, k = draw(heads, context)
     skipped = {"materialised": f"needs {needed / GIB:.3g} GiB"} if needed > MOST else {}
+    if reason := why_no_flex():
+        skipped["flex"] = reason
     measured = [name for name in METHODS if name not in skipped]
     calls = max(1, 2**22 // context**2)  # in a row: the smallest take less than a millisecond
     calls *= 10 if device() == "cuda" else 1

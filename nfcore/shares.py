@@ -17,18 +17,40 @@ from nfcore.settings import SettingsError
 QUARTERS = ("[0, Max/4)", "[Max/4, Max/2)", "[Max/2, 3Max/4)", "[3Max/4, Max]")
 
 
-def entropy_ceiling(context: int) -> float:
-    """Mean over the rows of causal attention of the largest possible row entropy, ln(T!)/T, in nats.
+def entropy_ceiling(
+    context: int, *, mask: Any = None, padding: Any = None, window: int | None = None, chunk: int | None = None
+) -> float:
+    """Mean over rows of attention of the largest possible row entropy, ln of the keys that the row may see, in nats.
 
-    That is the mean of ln i over the T positions of ``context``. What another mask allows is the ``ceiling`` of
-    :func:`~nfcore.meter.attention_statistics`.
+    Without more than a ``context`` of T positions that is the causal ceiling, the mean of ln i over 1..T, ln(T!)/T. The
+    other arguments are those of :func:`~nfcore.entropy.attention_entropy`, on top of the causal mask: ``mask``
+    (..., T, T), true where a key is seen; ``padding`` (B, T), true or 1 for tokens; ``window``; ``chunk``. Rows that
+    are padding or see no key are left out.
 
     >>> round(entropy_ceiling(128), 4)
     3.8782
+    >>> round(entropy_ceiling(128, window=16), 4)
+    2.6656
     """
-    if not (isinstance(context, Integral) and context >= 1):
-        raise SettingsError(f"context: {context!r} must be a whole number of at least 1")
-    return math.lgamma(context + 1) / context
+    for name, size in (("context", context), ("window", window), ("chunk", chunk)):
+        if not (isinstance(size, Integral) and size >= 1) and (size is not None or name == "context"):
+            raise SettingsError(f"{name}: {size!r} must be a whole number of at least 1")
+    if mask is None and padding is None and window is None and chunk is None:
+        return math.lgamma(context + 1) / context
+    i, j = np.arange(context)[:, None], np.arange(context)
+    seen = (j <= i) & (i - j < (window or context)) & (i // (chunk or context) == j // (chunk or context))
+    for name, given, last in (("mask", mask, (context, context)), ("padding", padding, (context,))):
+        if given is not None and np.shape(given)[-len(last) :] != last:
+            raise SettingsError(f"{name}: shape {np.shape(given)} must end in {last}")
+    if mask is not None:
+        seen = seen & np.asarray(mask, dtype=bool)
+    if padding is not None:
+        real = np.asarray(padding, dtype=bool)[..., None, None, :]  # (B, 1, 1, T), as the mask's (B, H, T, T)
+        seen = seen & real & real.swapaxes(-1, -2)
+    keys = seen.sum(-1)
+    if not keys.any():
+        raise SettingsError("mask, padding: no row sees a key")
+    return float(np.log(keys[keys > 0]).mean())
 
 
 def quartile_shares(entropy: Any, maximum: float) -> np.ndarray:

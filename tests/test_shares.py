@@ -27,10 +27,40 @@ def test_published_ceilings(context, value):
     assert round(entropy_ceiling(context), 4) == value
 
 
-@pytest.mark.parametrize("context", [0, 2.5, None])
-def test_the_ceiling_of_what_is_no_length(context):
-    with pytest.raises(SettingsError, match=f"context: {context} must be a whole number of at least 1"):
-        entropy_ceiling(context)
+@pytest.mark.parametrize("context", [1, 5, 16])
+def test_the_ceiling_follows_the_mask(context):
+    def mean(keys):
+        return sum(map(math.log, keys)) / len(keys)
+
+    positions = range(1, context + 1)
+    assert entropy_ceiling(context, window=4) == pytest.approx(mean([min(i, 4) for i in positions]))
+    assert entropy_ceiling(context, chunk=3) == pytest.approx(mean([(i - 1) % 3 + 1 for i in positions]))
+    full = np.ones((2, 1, context, context), dtype=bool)
+    assert entropy_ceiling(context, mask=full) == pytest.approx(entropy_ceiling(context))
+    padding = np.ones((2, context), dtype=int)
+    padding[0, 0] = padding[1, -1] = 0
+    if context > 1:
+        expected = entropy_ceiling(context - 1)
+        assert entropy_ceiling(context, padding=padding) == pytest.approx(expected)
+        assert entropy_ceiling(context, padding=torch.tensor(padding), mask=full) == pytest.approx(expected)
+    full[..., 0] = False  # nobody sees the first key, and the first query sees nothing
+    if context > 1:
+        assert entropy_ceiling(context, mask=full) == pytest.approx(mean([i - 1 for i in positions][1:]))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"context": 0}, "context: 0 must be a whole number of at least 1"),
+        ({"window": 0}, "window: 0 must be a whole number"),
+        ({"padding": [[1, 1]]}, r"padding: shape \(1, 2\) must end in \(4,\)"),
+        ({"mask": np.ones((3, 4))}, r"mask: shape \(3, 4\) must end in \(4, 4\)"),
+        ({"padding": [[0, 0, 0, 0]]}, "mask, padding: no row sees a key"),
+    ],
+)
+def test_ceilings_of_what_does_not_fit(more, said):
+    with pytest.raises(SettingsError, match=said):
+        entropy_ceiling(**{"context": 4, **more})
 
 
 def test_shares_by_quarter():
