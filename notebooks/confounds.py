@@ -14,14 +14,6 @@
 # They are 2.5 M tokens long and end in a {term}`transient` in which LayerNorm does not help yet, so no verdict on the paper is taken
 # from them; [Claims](claims.ipynb) has the verdicts, on longer runs.
 # ```
-#
-# Eight things could make the paper's result {cite}`jha2024relus`, or change it. Each is an experiment of the project's first study,
-# with questions and {term}`cells <cell (of the study)>` that were written down before its runs (`data/transient.yaml`).
-#
-# The rule is that of [Claims](claims.ipynb), applied to questions. *Yes* and *no, the reverse* need a p below 0.05 after
-# {term}`Holm's correction <Holm correction>` over the questions of the experiment; *no, negligible* needs an {term}`equivalence test`; the rest is
-# *undecided*. Only {term}`trained` runs count; *left out* says which do not. Questions whose id says *follow-up* were added when the
-# other results had been seen, and before their own runs were made.
 
 # %% tags=["parameters"]
 preset = "transient"  # this page shows the first study, notebooks/params/transient.yaml
@@ -41,22 +33,36 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfbook.claims import OUTCOMES, contrast, decay_sum, early_layers, interval, of_cell, statistics, verdicts
+from nfbook.claims import (
+    OUTCOMES,
+    contrast,
+    decay_sum,
+    early_layers,
+    interval,
+    of_cell,
+    read_ledger,
+    statistics,
+    verdicts,
+)
 from nfbook.figures import STYLES, direct_labels, show_figure, use_style
 from nfbook.presets import MAIN
 from nfbook.report import (
     ANSWERS,
     against,
+    difference,
+    estimate,
+    folded,
     glue,
     glue_verdicts,
     markdown_table,
     published,
     said,
     study_banner,
+    study_runs,
     verdict_table,
     with_interval,
 )
-from nfbook.study import SPARE
+from nfbook.study import SPARE, Study
 from nfcore.shares import entropy_ceiling
 
 
@@ -64,126 +70,204 @@ use_style()
 shown = study.runs()
 frame = statistics(shown, study)
 table = verdicts(frame, "transient")
-table = table[table["group"] == "confounds"]
-study_banner(shown, study)
-
-
-# %% tags=["remove-input"]
-def questions(number):
-    return verdict_table(table[table["id"].str.split().str[0] == str(number)], frame, "question")
-
-
+table = table[table["group"] == "confounds"].set_index("id", drop=False)
 glue_verdicts(table, ANSWERS)
 maps = {name: np.array(published("head_entropy")["maps"][name]) for name in ("SM+G", "SM+R")}
 gap = np.mean([(maps["SM+G"] - maps["SM+R"])[layer] for layer in early_layers(12)]) / entropy_ceiling(128)
 glue(early_gap_published=with_interval("share", gap, np.nan, np.nan))
+gaps = table[table["statement"].str.startswith("Is ReLU ahead")]
+ahead, ran, yes = (gaps["estimate"] < 0).sum(), gaps["estimate"].notna().sum(), (gaps["verdict"] == "reproduced").sum()
+against_it = int((gaps["verdict"] == "contradicted").sum())
+glue(gaps_ahead=str(ahead), gaps_run=str(ran), gaps_planned=str(len(gaps)), gaps_yes=str(yes))
+open_ones = gaps[gaps["verdict"] == "undecided"]
+single = int((open_ones["n"] == 1).sum())
+opening = (
+    f"**In these short runs, ReLU without LayerNorm is ahead of GELU beyond chance under {yes} of {len(gaps)} planned conditions"
+    + (f", and behind under {against_it}.** " if against_it else ", and behind under none.** ")
+)
+opening += f"Under {len(open_ones)} the answer is open ({single} of them rest on one surviving seed)"
+opening += f", and under {len(gaps) - ran} no pair of runs trained. " if ran < len(gaps) else ". "
+opening += "A condition without an answer is not one without an effect."
+Markdown(opening)
 
+# %% tags=["remove-input"]
+study_banner(shown, study)
 
 # %% [markdown]
-# ## All at once
-#
-# We show the gap, that is the change of perplexity from GELU to ReLU without LayerNorm, and how far GELU's early entropy exceeds
-# ReLU's, under every condition of this page. Intervals are 95 % t intervals {eq}`eq-interval` over {term}`seeds <seed>`, uncorrected.
-# Each row says how many seeds have both runs trained; a condition without such a seed has no point.
+# Eight things, and a ninth that the first study left out, could make the paper's result {cite}`jha2024relus`, or change it: from weight decay on the slopes to the learning rate. Each
+# of the eight is an experiment of the project's first study.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-confounds", "caption": "Left: change of perplexity from SM+G to SM+R under each condition, mean over seeds with 95 % interval; hollow: one seed, no interval. Right: early entropy over its ceiling in SM+G minus that in SM+R. Dashed: the value at the base settings."}, "image": {"alt": "Two forest plots, a row per condition such as no final norm, dropout, depth and width. Points left of zero in the first mean that ReLU is ahead; points right of zero in the second mean that GELU's early layers have more entropy."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-confounds", "caption": "Change of perplexity from GELU to ReLU (above) and early entropy of GELU minus that of ReLU (below), without LayerNorm, under each condition: means over n seeds of those planned, with 95 % intervals. Hollow: one seed, no interval. Dashed: the base settings. Left of zero above, ReLU is ahead. Rows with a rate in their name were added later. Look at the width of an interval before its middle."}, "image": {"alt": "Two forest plots, a row for each condition such as no final norm, dropout, depth and width, with the number of seeds in each label."}}
 suffixes = {
     "base": "",
     "no final norm": " final none",
     "final RMSNorm": " final RMSNorm",
-    "embedding dropout 0.1": " dropout 0.1",
+    "dropout 0.1": " dropout 0.1",
     "own best rates": " own best",
-    "rate 0.0057 (follow-up)": " lr=0.0057",
+    "rate 0.0057": " lr=0.0057",
     "4 layers": " 4 layers",
     "8 layers": " 8 layers",
     "12 layers": " 12 layers",
-    "4 layers, rate 0.002 (follow-up)": " 4 layers lr=0.002",
-    "12 layers, rate 0.002 (follow-up)": " 12 layers lr=0.002",
+    "4 layers, rate 0.002": " 4 layers lr=0.002",
+    "12 layers, rate 0.002": " 12 layers lr=0.002",
     "width 32": " width 32",
     "width 128": " width 128",
 }
-figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
-estimates, seeds = {"loss": [], "early_entropy": []}, {}
+figure, axes = plt.subplots(2, 1, figsize=(5, 7.4))
+estimates, planned = {"loss": [], "early_entropy": []}, {}
 for panel, (statistic, sign, label) in zip(
     axes,
-    (("loss", 1, "ReLU against GELU, perplexity (%)"), ("early_entropy", -1, "excess of early entropy in SM+G")),
+    (
+        ("loss", 1, "perplexity, ReLU against GELU (%)"),
+        ("early_entropy", -1, "early entropy / ceiling, GELU minus ReLU"),
+    ),
     strict=True,
 ):
+    names = []
     for row, (condition, suffix) in enumerate(suffixes.items()):
-        values, _ = contrast(frame, {f"SM+R{suffix}": sign, f"SM+G{suffix}": -sign}, statistic)
-        found = interval(values)
+        values, lost = contrast(frame, {f"SM+R{suffix}": sign, f"SM+G{suffix}": -sign}, statistic)
+        names.append(f"{condition}  n={len(values)} of {len(values) + lost}")
         scale = (lambda x: 100 * np.expm1(x)) if statistic == "loss" else (lambda x: x)
-        seeds[condition] = len(values)
-        if len(values):
-            estimates[statistic].append(found)
-            center = scale(found["estimate"])
-            ends, color = [scale(found["low"]), scale(found["high"])], STYLES["SM+R"]["color"]
-            panel.plot(ends, [row, row], color=color, gid=f"{condition}, interval")
-            look = dict(marker=STYLES["SM+R"]["marker"], markersize=4, fillstyle="full" if len(values) > 1 else "none")
-            panel.plot(center, row, color=color, gid=condition, **look)
-            if not suffix:
-                panel.axvline(center, linestyle="--", color="grey", linewidth=0.8)
+        if not len(values):
+            panel.annotate(
+                "no pair of runs trained", (0, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
+            )
+            continue
+        found = interval(values)
+        estimates[statistic].append(found)
+        center, color = scale(found["estimate"]), STYLES["SM+R"]["color"]
+        panel.plot([scale(found["low"]), scale(found["high"])], [row, row], color=color, gid=f"{condition}, interval")
+        full = "full" if len(values) > 1 else "none"
+        panel.plot(center, row, STYLES["SM+R"]["marker"], color=color, gid=condition, markersize=4, fillstyle=full)
+        if not suffix:
+            panel.axvline(center, linestyle="--", color="grey", linewidth=0.8)
     panel.axvline(0, color="black", linewidth=0.6)
-    panel.set_xlabel(label)
-axes[0].set_yticks(range(len(suffixes)), [f"{condition}  n = {seeds[condition]}" for condition in suffixes])
-axes[0].invert_yaxis()
+    panel.set(title=label)
+    panel.set_yticks(range(len(suffixes)), names, fontsize=8)
+    panel.invert_yaxis()
 cells = [f"SM+{a}{suffix}" for suffix in suffixes.values() for a in "RG" if f"SM+{a}{suffix}" in frame.index]
 loss, early = (pd.DataFrame(found, columns=["estimate", "low", "high"]) for found in estimates.values())
 show_figure(
     figure,
     shown.select(frame.loc[cells, "run"]),
     interactive=False,
-    finding=f"SM+R is ahead of SM+G under {(loss['estimate'] < 0).sum()} of {len(suffixes)} conditions; in "
-    f"{(loss['high'] < 0).sum()} the interval excludes zero; without a seed with both runs trained: {len(suffixes) - len(loss)}. Early entropy is higher "
-    f"in SM+G under {(early['estimate'] > 0).sum()}; in {(early['low'] > 0).sum()} the interval excludes zero.",
+    finding=f"ReLU is ahead in {(loss['estimate'] < 0).sum()} of {len(loss)} rows with a point, and {(loss['high'] < 0).sum()} of their intervals exclude "
+    f"zero (uncorrected); early entropy is higher with GELU in {(early['estimate'] > 0).sum()} of {len(early)}, and "
+    f"{(early['low'] > 0).sum()} intervals exclude zero.",
+)
+
+# %% tags=["remove-input"]
+sizes = [
+    (words, difference(frame, {f"SM+R{s}": 1, f"SM+G{s}": -1}))
+    for words, s in (("width 32", " width 32"), ("width 64", ""), ("width 128", " width 128"))
+]
+Markdown(
+    "The size of the gap is no constant of nature. It moves with the width: "
+    + ", ".join(f"{text} at {words} (n = {n})" for words, (text, n) in sizes)
+    + ". So no size is judged here."
 )
 
 # %% [markdown]
-# ## 1. Do slopes go to zero by themselves?
+# ## How to read the answers
 #
-# In the public code the slopes have weight decay 0.1 {cite}`jha2024code`, which alone makes them smaller {eq}`eq-slope-decay`;
-# [Traps](../traps.md) has the factor. A run of the study has a far smaller sum of learning rates, so decay is also raised until its
-# sum is the paper's. *Beyond decay* takes out what decay alone would have done. Ratios are of the mean magnitude of the final slopes
-# to the initial one.
+# The rule is that of [Claims](claims.ipynb), applied to questions that were written down before the runs (`data/transient.yaml`). *Yes* and
+# *no, the reverse* need a p below 0.05 after {term}`Holm's correction <Holm correction>`. *No, negligible* needs an
+# {term}`equivalence test`: without a margin, nothing is called equal. The rest is *undecided*. Only {term}`trained` runs count.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-slope-confound", "caption": "Mean magnitude of the learned slopes over their initial value at the end of training, a point per seed. Grey ticks: where weight decay alone takes them. Below one (dotted) a slope has gone towards zero."}, "image": {"alt": "A row of points for each initial slope and decay, on a logarithmic axis, with a tick where decay alone would lead."}}
-rows = shown.runs.set_index("run")
+
+# %% tags=["remove-input"]
+def questions(number):
+    rows = table[table["id"].str.split().str[0] == str(number)]
+    answers = pd.Series([said(row, ANSWERS) for _, row in rows.iterrows()]).value_counts()
+    counts = ", ".join(f"{n} {answer}" for answer, n in answers.items())
+    columns = ("question", "ours, 95 % interval", "n", "left out", "p (Holm)", "answer")
+    return folded(f"The questions: {counts}", verdict_table(rows, frame, "question", columns))
+
+
+def answer(key):
+    """The estimate of a question with n, and its answer in words."""
+    row = table.loc[key]
+    lost = f", {row['lost']} left out" if row["lost"] else ""
+    value = "" if row["verdict"] == "no runs" else f"{estimate(row)}, n = {row['n']}{lost}: "
+    return f"{value}*{said(row, ANSWERS)}*"
+
+
+fixed = [line for line in read_ledger()["disclosures"] if "irst study" in line["what"] or "follow-up" in line["what"]]
+folded("What was fixed when", Markdown("\n".join(f"- {line['when']}: {line['what']}." for line in fixed)))
+
+# %% [markdown]
+# ## 1. Do learned slopes go to zero by themselves?
+#
+# Weight decay alone makes a slope smaller {eq}`eq-slope-decay`, and the public code puts it on slopes {cite}`jha2024code`. So "the slopes went to
+# zero" needs two controls: runs without decay, and the place to which decay alone would lead.
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-slope-confound", "caption": "Learned negative slopes at the end of training, a point for each layer and seed; hollow: the bottom layer. Bar: the start. Cross: where weight decay alone would take it. Band: smaller than the smallest slope of interest. Compare the points with the cross of their row, above all in the rows without decay."}, "image": {"alt": "A row of points for each start and decay on a linear axis around zero, with the start and the place of decay alone."}}
+margin = next(test["least"] for test in read_ledger()["tests"] if test["id"] == "S1")
+by_run = shown.runs.set_index("run")
 cells = [cell for cell in study.cells.values() if "slope" in cell.name and cell.name in frame.index]
-figure, axes = plt.subplots(figsize=(7, 0.4 + 0.38 * max(len(cells), 2)))
+figure, panel = plt.subplots(figsize=(5, 0.9 + 0.36 * len(cells)))
+panel.axvspan(-margin, margin, color="grey", alpha=0.15, linewidth=0)
+ends, color = {}, STYLES["SM+R"]["color"]
 for row, cell in enumerate(cells):
-    runs_of = frame.loc[[cell.name]].dropna(subset=["slope_ratio"])
-    axes.plot(
-        np.exp(runs_of["slope_ratio"].astype(float)),
-        [row] * len(runs_of),
-        "o",
-        color=STYLES["SM+R"]["color"],
-        markersize=4,
-        gid=cell.name,
-    )
-    for run in runs_of["run"]:
-        metrics = shown.metrics[shown.metrics["run"] == run]
-        axes.plot(
-            np.exp(-decay_sum(rows.loc[run], metrics)),
-            row,
-            "|",
-            color="grey",
-            markersize=14,
-            gid=f"{cell.name}, decay alone",
+    runs_of = of_cell(frame, cell.name).dropna(subset=["slope"])
+    begin = by_run.loc[runs_of["run"].iloc[0], "model.negative_slope"]
+    sums = [decay_sum(by_run.loc[run], shown.metrics[shown.metrics["run"] == run]) for run in runs_of["run"]]
+    alone = float(np.mean(begin * np.exp(-np.array(sums))))
+    panel.plot(begin, row, "|", color="black", markersize=14, gid=f"{cell.name}, start")
+    panel.plot(alone, row, "x", color="grey", markersize=6, gid=f"{cell.name}, decay alone")
+    last = shown.layers[shown.layers["run"].isin(runs_of["run"])]
+    last = last[last["step"] == last["step"].max()]
+    bottom, above = last.loc[last["layer"] == 0, "slope"], last.loc[last["layer"] > 0, "slope"]
+    if cell.name.startswith("shared"):
+        bottom, above = bottom[:0], bottom
+    for slopes, full in ((above, "full"), (bottom, "none")):
+        where = "bottom layer" if full == "none" else "other layers"
+        panel.plot(
+            slopes, [row] * len(slopes), "o", color=color, fillstyle=full, markersize=4, gid=f"{cell.name}, {where}"
         )
-axes.axvline(1, linestyle=":", color="black", linewidth=0.8)
-axes.set_xscale("log")
-axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
-axes.invert_yaxis()
-axes.set_xlabel("final over initial slope")
-ids = frame.loc[[cell.name for cell in cells], "run"] if cells else []
-ends = frame[frame["run"].isin(ids)].dropna(subset="slope_ratio")
+    found = interval(runs_of["slope"].astype(float))
+    inside = -margin <= found["inner_low"] and found["inner_high"] <= margin
+    outside = found["low"] > margin or found["high"] < -margin
+    ends[cell.name] = {
+        "slopes": cell.name,
+        "mean at the end, 95 % interval": with_interval("slope", found["estimate"], found["low"], found["high"]),
+        "n": len(runs_of),
+        "largest of any layer": f"{pd.concat([bottom, above]).abs().max():.3f}",
+        "decay alone": f"{alone:.3f}",
+        "mean at zero?": "yes, within the margin" if inside else "no, outside the margin" if outside else "undecided",
+    }
+panel.axvline(0, color="black", linewidth=0.6)
+names = [cell.name.removeprefix("slope ").replace("shared slope ", "shared, ") for cell in cells]
+panel.set_yticks(range(len(cells)), names, fontsize=8)
+panel.invert_yaxis()
+panel.set_xlabel("negative slope at the end")
+zero = [name for name, row in ends.items() if row["mean at zero?"].startswith("yes")]
 show_figure(
     figure,
-    shown.select(ids),
+    shown.select(frame.loc[[cell.name for cell in cells], "run"]),
     interactive=False,
-    finding=f"Slopes of {(ends['slope_ratio'] < 0).sum()} of {len(ends)} runs end nearer to zero than they began, those of "
-    f"{(ends['slope_beyond_decay'] < 0).sum()} nearer than weight decay alone takes them.",
+    finding=f"In {len(zero)} of {len(ends)} rows the mean over layers is within ±{margin:g} of zero by an equivalence test.",
 )
+
+# %% tags=["remove-input"]
+free, small = ends["slope 0.25, no decay"], ends["slope 0.01, no decay"]
+words = (
+    "So these slopes go close to ReLU's zero by themselves, and decay is not needed for it"
+    if "slope 0.25, no decay" in zero
+    else "So these slopes are not shown to reach zero by themselves"
+)
+Markdown(
+    f"Slopes that start at 0.25 and have no decay end at {free['mean at the end, 95 % interval']} on average over layers (n = {free['n']}); the largest of any layer "
+    f"is {free['largest of any layer']}. {words}, in runs of this length. Slopes that start at 0.01 end at {small['mean at the end, 95 % interval']}: they begin "
+    f"within the margin and may leave zero on its other side. The margin of {margin:g} was fixed for the study, after these runs."
+)
+
+# %% tags=["remove-input"]
+folded("Final slopes, against zero", markdown_table(pd.DataFrame([*ends.values()])))
+
+# %% [markdown]
+# The questions as they were asked are about the *ratio* of the final to the initial magnitude. A ratio reads a slope that passes through zero as one
+# that grows, so take them with the figure.
 
 # %% tags=["remove-input"]
 questions(1)
@@ -194,12 +278,18 @@ questions(1)
 # The paper's {term}`norm-free` model keeps the LayerNorm before the output matrix {cite}`jha2024code`.
 
 # %% tags=["remove-input"]
+Markdown(f"ReLU against GELU without it: {answer('2 none')}. With an RMSNorm instead: {answer('2 RMSNorm')}.")
+
+# %% tags=["remove-input"]
 questions(2)
 
 # %% [markdown]
 # ## 3. Embedding dropout
 #
 # The public code inherits GPT-2's 0.1 {cite}`jha2024code`; whether the published runs had it is not known.
+
+# %% tags=["remove-input"]
+Markdown(f"ReLU against GELU with it: {answer('3')}.")
 
 # %% tags=["remove-input"]
 questions(3)
@@ -210,52 +300,102 @@ questions(3)
 # The public code has the erf form {cite}`jha2024code`, Hugging Face's GPT-2 the tanh form {cite}`wolf2020transformers`.
 
 # %% tags=["remove-input"]
+Markdown(f"The tanh form against the erf form: {answer('4')}.")
+
+# %% tags=["remove-input"]
 questions(4)
 
 # %% [markdown]
-# ## 5. Precision of the residual stream
+# ## 5. Precision, and what stops a run
 #
-# The public code adds to the {term}`residual stream` in float16 {cite}`jha2024code`. Here the stream alone is held in the lower precision and the
-# layers compute in float32, which a CPU can do too; mixed-precision training in float16, with its loss scaling, is
-# not tested. The questions on stopping compare times by the {term}`log-rank test`; their estimate is a difference of shares of runs.
-# These runs were made when a run also ended where the float32 norm of finite gradients overflowed; the table counts the two events
-# apart.
+# The public code adds to the {term}`residual stream` in float16 {cite}`jha2024code`. Here only the stream is held in the lower precision, and the
+# layers compute in float32. Mixed-precision training in float16, with its loss scaling, is not tested.
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-stops", "caption": "The update at which each run stopped, at four times the common learning rate. Filled: a value that is not finite. Hollow: the float32 norm of gradients that were all finite overflowed, which ended runs of this study. Compare the times of two rows; where all runs stop, counts tell nothing."}, "image": {"alt": "A row of points on a logarithmic axis of updates for each configuration at four times the learning rate."}}
+fast = [name for name in study.cells if "rate x4" in name]
+figure, panel = plt.subplots(figsize=(5, 0.9 + 0.34 * len(fast)))
+for row, name in enumerate(fast):
+    runs_of = of_cell(frame, name)
+    for outcome, full in (("diverged", "full"), ("gradient norm", "none")):
+        at = runs_of.loc[runs_of["outcome"] == outcome, "steps"].astype(float)
+        panel.plot(
+            at,
+            [row] * len(at),
+            "o",
+            color=STYLES["SM+G"]["color"],
+            fillstyle=full,
+            markersize=5,
+            gid=f"{name}, {outcome}",
+        )
+    rest = int(runs_of["outcome"].isin(["trained", "untrained"]).sum())
+    if rest:
+        panel.annotate(
+            f"{rest} ran to the end", (1, row), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=7
+        )
+panel.set_yticks(range(len(fast)), [name.replace(" rate x4", "").removeprefix(",") for name in fast], fontsize=8)
+panel.invert_yaxis()
+panel.set(xscale="log", xlabel="update at which the run stopped")
+panel.set_xticks([30, 50, 100, 200], ["30", "50", "100", "200"])
+panel.minorticks_off()
+every = pd.concat([of_cell(frame, name) for name in fast])
+stopped = every["outcome"].isin(["diverged", "gradient norm"])
+show_figure(
+    figure,
+    shown.select(every["run"]),
+    interactive=False,
+    finding=f"Of {len(every)} runs {stopped.sum()} stopped, {(every['outcome'] == 'diverged').sum()} of them with a value that is not finite.",
+)
+
+# %% tags=["remove-input"]
+sooner = {key: said(table.loc[key], ANSWERS) for key in ("5 rate fp32", "5 rate bf16", "5 rate fp16")}
+Markdown(
+    f"At the common rate, a bfloat16 stream changes GELU's perplexity by {answer('5 bf16')}; a float16 one by {answer('5 fp16')}. At four times the "
+    f"rate, the {{term}}`log-rank test` compares times. GELU sooner than ReLU: *{sooner['5 rate fp32']}*. GELU sooner with a bfloat16 stream: "
+    f"*{sooner['5 rate bf16']}*; with a float16 stream: *{sooner['5 rate fp16']}*."
+)
 
 # %% tags=["remove-input"]
 questions(5)
 
+# %% [markdown]
+# Runs that stop are a result of their own. Over the whole first study, at all its rates and sizes:
 
 # %% tags=["remove-input"]
-def count_table(names):
-    """What became of the runs of each cell, and when those that stopped did."""
-    rows = []
-    for name in names:
-        runs_of = of_cell(frame, name)
-        outcomes = runs_of["outcome"].value_counts()
-        stopped = runs_of.loc[runs_of["outcome"].isin(["diverged", "gradient norm"]), "steps"]
-        rows.append(
-            {
-                "cell": name,
-                "learning rate": f"{study.cells[name].experiments[0].training.learning_rate:g}",
-                **{outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES},
-                "stopped at steps": ", ".join(str(int(step)) for step in stopped),
-                "perplexity, trained": float(np.exp(runs_of["loss"].astype(float).mean())),
-            }
-        )
-    return markdown_table(pd.DataFrame(rows), digits=2)
+outcomes = frame.drop_duplicates("run")[["run", "outcome"]].merge(
+    shown.runs[["run", "model.norm", "configuration"]], on="run"
+)
+free = outcomes["model.norm"] == "none"
+groups = {
+    "with LayerNorm": ~free,
+    "GELU without it": free & (outcomes["configuration"] == "SM+G"),
+    "ReLU without it": free & (outcomes["configuration"] == "SM+R"),
+    "others without it": free & ~outcomes["configuration"].isin(["SM+G", "SM+R"]),
+}
+names = {
+    "trained": "trained",
+    "untrained": "ran, not trained",
+    "diverged": "not finite",
+    "gradient norm": "norm overflowed",
+}
+rows = []
+for words, members in groups.items():
+    counts = outcomes.loc[members, "outcome"].value_counts()
+    rows.append({"runs": words, "all": int(members.sum()), **{names[o]: int(counts.get(o, 0)) for o in OUTCOMES}})
+markdown_table(pd.DataFrame(rows))
 
-
-count_table([name for name in study.cells if "rate x4" in name or "residual" in name])
+# %% [markdown]
+# Every perplexity on this page is that of the runs that trained. Where many did not, it speaks of the survivors only. The two
+# events are not alike: with a norm that overflows all entries are finite, and the paper's training would have gone on. The study behind
+# [Claims](claims.ipynb) lets such runs go on.
 
 # %% [markdown]
 # ## 6. Learning rate
 #
 # One rate for all configurations may suit only some of them. Each main configuration's own best rate is the one with the lowest
-# final loss on a seed that serves for nothing else. One seed does not tell whether other seeds train at that rate; the table below
-# {numref}`fig-rates` counts those that did not.
+# final loss on a seed that serves for nothing else.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-rates", "caption": "Final perplexity against the learning rate, on the one seed of the grid. Circled: each configuration's own best rate. A missing point is a run that is not trained."}, "image": {"alt": "Four curves of perplexity over learning rates from 0.001 to 0.016, one per main configuration, with their lowest points circled."}}
-figure, axes = plt.subplots(figsize=(6, 3.2))
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-rates", "caption": "Final perplexity against the learning rate, on the one seed of the grid (both logarithmic). Circled: each configuration's own best rate. A curve that ends early has no trained run further right."}, "image": {"alt": "Four curves of perplexity over learning rates from 0.001 to 0.016, one per main configuration, with their lowest points circled."}}
+figure, axes = plt.subplots(figsize=(5, 3.4))
 lowest = {}
 spare = replace(study, cells={name: cell for name, cell in study.cells.items() if min(cell.seeds) >= SPARE})
 rates_frame = statistics(shown, spare)
@@ -278,8 +418,10 @@ for configuration in MAIN:
             fillstyle="none",
             color=STYLES[configuration]["color"],
         )
-    axes.set(xscale="log", yscale="log")
-axes.set(xlabel="learning rate", ylabel="final perplexity")
+axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="final perplexity")
+axes.set_xticks([0.001, 0.002, 0.004, 0.008, 0.016], ["0.001", "0.002", "0.004", "0.008", "0.016"])
+axes.set_yticks([45, 50, 60, 70, 85], ["45", "50", "60", "70", "85"])
+axes.minorticks_off()
 direct_labels(axes)
 finding = "The grids of SM+G and SM+R are not complete."
 if {"SM+G", "SM+R"} <= set(lowest):
@@ -289,16 +431,29 @@ if {"SM+G", "SM+R"} <= set(lowest):
 show_figure(figure, shown.select(rates_frame["run"]), finding=finding)
 
 # %% tags=["remove-input"]
-count_table([*(f"{c} own best" for c in MAIN), "SM+G lr=0.0057", "SM+R lr=0.0057", "SM+G", "SM+R"])
+at_best = of_cell(frame, "SM+G own best")["outcome"]
+Markdown(
+    f"One seed is too few to choose a rate by: at GELU's own best rate, {(at_best != 'trained').sum()} of {len(at_best)} other seeds did not train. ReLU against "
+    f"GELU, each at its own best rate: {answer('6')}. A rate between the common one and GELU's best was added later: {answer('6 follow-up')}."
+)
 
 # %% tags=["remove-input"]
 questions(6)
 
 # %% [markdown]
-# ## 7. Depth and width at equal tokens
+# ## 7. Depth and width
 #
-# {numref}`fig-confounds` shows each size. At width 128 the matrices start smaller and at width 32 larger, so that a
-# layer's gain stays that of width 768.
+# All sizes see equally many tokens. At width 128 the initial matrices are smaller and at width 32 larger, so that a layer's gain stays that of
+# width 768.
+
+# %% tags=["remove-input"]
+Markdown(
+    f"ReLU against GELU with 4 layers: {answer('7 depth 4')}. With 8: {answer('7 depth 8')}. With 12: {answer('7 depth 12')}; and at half "
+    f"the rate, where more seeds train: {answer('7 follow-up depth 12')}. At width 32: {answer('7 width 32')}. At width 128: {answer('7 width 128')}. "
+    "So the paper's own depth is the one on which these runs say least."
+    if table.loc["7 depth 12", "n"] == 0
+    else f"ReLU against GELU with 4 layers: {answer('7 depth 4')}. With 12: {answer('7 depth 12')}. At width 128: {answer('7 width 128')}."
+)
 
 # %% tags=["remove-input"]
 questions(7)
@@ -306,57 +461,81 @@ questions(7)
 # %% [markdown]
 # ## 8. Which entropy?
 #
-# The paper's statistic {eq}`eq-head-entropy` averages over query positions, of which late ones have the higher {term}`ceiling`. Three others: every
-# position over its own ceiling, only the last quarter of positions, and the paper's statistic on uniformly random tokens,
-# where there is nothing to attend to.
+# The paper's statistic {eq}`eq-head-entropy` averages over query positions, and late positions have a higher {term}`ceiling`. Three
+# others are possible: every position over its own ceiling, only the last quarter of positions, and random tokens, where
+# there is nothing to attend to.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-positions", "caption": "Entropy over its ceiling ln i by query position i in the early layers, at the last probe, mean over seeds. Solid, filled markers: held-out text. Dotted, hollow markers: random tokens."}, "image": {"alt": "Curves of normalised entropy against query position for the four main configurations, on text and on random tokens."}}
-figure, axes = plt.subplots(figsize=(6.4, 3.2))
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-positions", "caption": "Entropy of the early layers over its ceiling ln i by query position i (logarithmic), at the last probe, mean over seeds. Solid, filled: held-out text. Dotted, hollow: random tokens. Compare GELU's and ReLU's curves (SM+G, SM+R) at late positions, and text with random tokens."}, "image": {"alt": "Curves of normalised entropy against query position for the four main configurations, on text and on random tokens."}}
+figure, axes = plt.subplots(figsize=(5, 3.6))
 late = {"-": {}, ":": {}}
 for configuration in MAIN:
-    if configuration in frame.index and len(shown.positions):
-        chosen = shown.positions[shown.positions["run"].isin(frame.loc[[configuration], "run"])]
-        chosen = chosen[chosen["layer"].isin(early_layers(6)) & (chosen["position"] > 1)]
-        for column, line in (("entropy", "-"), ("entropy_random", ":")):
-            curve = chosen.groupby("position")[column].mean()
-            curve = (curve / np.log(curve.index)).rolling(5, min_periods=1, center=True).mean()
-            axes.plot(
-                curve.index,
-                curve,
-                linestyle=line,
-                linewidth=1.2,
-                markersize=4,
-                markevery=[*np.unique(np.geomspace(1, len(curve), 9).astype(int)) - 1],
-                markerfacecolor=STYLES[configuration]["color"] if line == "-" else "white",
-                **STYLES[configuration],
-                label=configuration if line == "-" else None,
-                gid=configuration + (" on random tokens" if line == ":" else ""),
-            )
-            late[line][configuration] = curve[curve.index > 0.75 * curve.index.max()].mean()
+    chosen = shown.positions[shown.positions["run"].isin(frame.loc[[configuration], "run"])]
+    chosen = chosen[chosen["layer"].isin(early_layers(6)) & (chosen["position"] > 1)]
+    for column, line in (("entropy", "-"), ("entropy_random", ":")):
+        curve = chosen.groupby("position")[column].mean()
+        curve = (curve / np.log(curve.index)).rolling(5, min_periods=1, center=True).mean()
+        axes.plot(
+            curve.index,
+            curve,
+            linestyle=line,
+            linewidth=1.2,
+            markersize=4,
+            markevery=[*np.unique(np.geomspace(1, len(curve), 9).astype(int)) - 1],
+            markerfacecolor=STYLES[configuration]["color"] if line == "-" else "none",
+            **STYLES[configuration],
+            label=configuration if line == "-" else None,
+            gid=configuration + (" on random tokens" if line == ":" else ""),
+        )
+        late[line][configuration] = curve[curve.index > 0.75 * curve.index.max()].mean()
 axes.set(xlabel="query position i", ylabel="entropy / ln i", xscale="log")
 axes.legend()
-there = [c for c in MAIN if c in frame.index]
-text, noise = (against("SM+G", of.get("SM+G", np.nan), "SM+R", of.get("SM+R", np.nan)) for of in late.values())
+text, noise = (against("SM+G", of["SM+G"], "SM+R", of["SM+R"]) for of in late.values())
 show_figure(
     figure,
-    shown.select(frame.loc[there, "run"] if there else []),
-    finding=f"Entropy over ln i in the last quarter of the positions, on held-out text: {text}; on random tokens: {noise}.",
+    shown.select(frame.loc[[*MAIN], "run"]),
+    finding=f"In the last quarter of the positions, on text: {text}; on random tokens: {noise}.",
+)
+
+# %% tags=["remove-input"]
+all_four = table.loc[["8 ceiling", "8 per position", "8 late positions", "8 random"]]
+Markdown(
+    f"GELU's early layers minus ReLU's, by the four statistics: {'; '.join(estimate(row) for _, row in all_four.iterrows())} "
+    f"(n = {all_four['n'].min()}). "
+    + (
+        "The choice of statistic does not make the difference."
+        if all_four["verdict"].eq("reproduced").all()
+        else "The answer depends on the statistic."
+    )
 )
 
 # %% tags=["remove-input"]
 questions(8)
 
 # %% [markdown]
+# ## 9. Adam's epsilon
+#
+# Adam divides by the size of recent gradients plus a small epsilon. Where gradients are smaller than epsilon, it slows their matrices down, and
+# the optimiser of the paper's code makes epsilon larger in the first updates. The first study did not vary it; the study does
+# ([Claims](claims.ipynb)).
+
+# %% tags=["remove-input"]
+longer = Study.load()
+longer_frame = statistics(study_runs(longer), longer)
+epsilon = verdicts(longer_frame)
+epsilon = epsilon[epsilon["family"] == "epsilon"]
+columns = ("claim", "ours, 95 % interval", "n", "verdict")
+folded(
+    f"{(epsilon['n'] > 0).sum()} of {len(epsilon)} predictions have runs",
+    verdict_table(epsilon, longer_frame, columns=columns),
+)
+
+# %% [markdown]
 # ## What to remember
 
 # %% tags=["remove-input"]
-answers = [said(row, ANSWERS) for _, row in table.iterrows()]
-counts = ", ".join(f"{number} *{answer}*" for answer, number in sorted(pd.Series(answers).value_counts().items()))
-gaps = table[table["statement"].str.startswith("Is ReLU ahead")]
-ahead, ran, yes = (gaps["estimate"] < 0).sum(), gaps["estimate"].notna().sum(), (gaps["verdict"] == "reproduced").sum()
-glue(gaps_ahead=str(ahead), gaps_run=str(ran), gaps_planned=str(len(gaps)), gaps_yes=str(yes))
+still = {"7 depth 12": "12 layers", "3": "embedding dropout", "6": "own best learning rates"}
+still = [words for key, words in still.items() if table.loc[key, "verdict"] in ("no runs", "undecided")]
 Markdown(
-    f"Of {len(table)} questions: {counts}. Of {len(gaps)} other conditions, {ran} have a seed with both runs trained. ReLU is ahead of GELU "
-    f"without LayerNorm in {ahead} of those, beyond chance (after correction) in {yes}; follow-ups are not counted. All of it holds for "
-    "models in the transient."
+    f"In short runs ReLU is ahead of GELU without LayerNorm beyond chance under {yes} of {len(gaps)} other conditions and behind under {against_it or 'none'}"
+    + (f", and these stay open: {', '.join(still)}." if still else ".")
 )

@@ -350,19 +350,6 @@ def test_claims_opens_with_a_strip_of_verdicts(width: int, browser: Any, book: P
         assert statistics.locator("table").is_visible()
 
 
-def test_sweep_has_a_slider_over_s(browser: Any, book: Path) -> None:
-    with Visit(browser, book, "notebooks/mechanism") as visit:
-        picture = opened(visit, "fig-sweep")
-        slider = picture.get_by_role("slider")
-        slider.focus()
-        visit.page.keyboard.press("Home")
-        first = slider.get_attribute("aria-valuetext")
-        visit.page.keyboard.press("ArrowRight")
-        assert slider.get_attribute("aria-valuetext") != first
-        assert picture.locator("canvas").count() == 2
-        assert not visit.faults
-
-
 INTERACTIVE = sorted({page for page, data in figures().values() if data[sphinx_ext.SPEC]["interactive"]})
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,7 +77,8 @@ def test_numbers_are_those_that_are_drawn_and_named() -> None:
 def test_numbers_of_a_map() -> None:
     figure, axes = plt.subplots()
     heads = np.array([[1.0, np.nan], [3.0, 4.0]])
-    figures.entropy_map(axes, heads, "SM+G", 5.0)
+    image = figures.entropy_map(axes, heads, "SM+G", 5.0)
+    assert image.get_clim() == (2.5, 5.0)
     frame = figure_numbers(figure).set_index(["y", "x"])["value"]
     for layer, head in np.ndindex(2, 2):
         np.testing.assert_equal(frame[(layer, head)], heads[layer, head])
@@ -118,6 +120,8 @@ def test_one_output_has_all_and_the_same_bytes_each_time(shown: list[dict[str, A
     assert set(first) == {"image/svg+xml", "application/pdf", "text/csv", "text/plain", SPEC}
     assert "<dc:date>" not in first["image/svg+xml"]
     assert ">step<" in first["image/svg+xml"], "text is text"
+    assert "prefers-color-scheme:dark" in first["image/svg+xml"]
+    assert not re.search("#000000|#ffffff", first["image/svg+xml"]), "black and white are of one theme only"
     pdf = base64.b64decode(first["application/pdf"])
     assert pdf.startswith(b"%PDF")
     assert b"CreationDate" not in pdf
@@ -145,7 +149,8 @@ def test_maps_over_steps() -> None:
     rows = [(s, la, h, 10 * s + la + h / 10) for s in (0, 1, 1) for la in (0, 1) for h in (0, 1)]
     frame = pd.DataFrame(rows, columns=["step", "layer", "head", "entropy"])
     spec = maps_over_steps({"SM+G": frame, "SM+R": frame[frame["step"] == 1]}, 3.878)
-    assert (spec["kind"], spec["steps"], spec["top"]) == ("heat", [1], 3.878), "steps that all panels have"
+    assert (spec["kind"], spec["steps"]) == ("heat", [1]), "steps that all panels have"
+    assert (spec["bottom"], spec["top"]) == (1.939, 3.878), "the scale of the static map"
     assert spec["panels"][0] == {"title": "SM+G", "values": [[[10.0, 10.1], [11.0, 11.1]]]}
 
 

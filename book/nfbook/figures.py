@@ -35,6 +35,8 @@ STYLES: dict[str, dict[str, str]] = {
     "SM": dict(color="#E69F00", marker="X"),
 }
 COLORMAP = "cividis"
+# The ink of a figure is that of the page it is on: an SVG in an <img> has the colour scheme of its element.
+INK = "svg{color:#1f2328}text{fill:currentColor}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}"
 # Of an output: {"finding": "...", "runs": [...], "commits": [...], "interactive": {...} or null}
 
 
@@ -69,8 +71,8 @@ def show_figure(
 
     ``runs``: what it shows, named with their commits beside it. ``interactive``: what the book's script draws on demand
     (``book/_assets/interactive.js`` says of what kinds); True takes the figure's own lines, where it has some.
-    ``finding``: what the drawn numbers say, a sentence of plain text made from them; the book opens the caption with it
-    and closes the alternative text, after what their authors wrote about how it is drawn. ``preview``: also as PNG of
+    ``finding``: what the drawn numbers say, a sentence of plain text made from them; the book closes caption and
+    alternative text with it, after what their authors wrote about how it is drawn. ``preview``: also as PNG of
     1,200 by 630 pixels, the picture that other sites show with a link to the book.
 
     What is drawn is named by its label, or by its gid where it is not to appear in the legend; what has neither is
@@ -80,7 +82,7 @@ def show_figure(
     from IPython.display import display
 
     svg, pdf = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    figure.savefig(svg, format="svg", metadata={"Date": None}, bbox_inches="tight", transparent=True)
     figure.savefig(pdf, format="pdf", metadata={"CreationDate": None}, bbox_inches="tight")
     numbers = figure_numbers(figure)
     frame = pd.DataFrame({"run": [], "provenance.commit": []}) if runs is None else runs.runs
@@ -91,7 +93,7 @@ def show_figure(
         "interactive": (lines_of(figure) if interactive is True else interactive) or None,
     }
     bundle = {
-        "image/svg+xml": svg.getvalue(),
+        "image/svg+xml": with_ink(svg.getvalue()),
         "application/pdf": base64.b64encode(pdf.getvalue()).decode(),
         "text/csv": numbers.to_csv(index=False, float_format="%.6g"),
         SPEC: json.loads(json.dumps(spec)),
@@ -104,6 +106,11 @@ def show_figure(
         bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
     plt.close(figure)
     display(bundle, raw=True)
+
+
+def with_ink(svg: str) -> str:
+    """A drawing of matplotlib with black in the colour of the theme, light or dark."""
+    return svg.replace("#000000", "currentColor").replace('<style type="text/css">', f'<style type="text/css">{INK}', 1)
 
 
 def _name(artist: Any) -> str | None:
@@ -221,7 +228,8 @@ def _number(value: float) -> float | None:
 def maps_over_steps(heads: dict[str, pd.DataFrame], top: float) -> dict[str, Any]:
     """The interactive kind ``heat``: head entropies in nats over training, one panel a configuration.
 
-    ``heads``: rows with ``step``, ``layer``, ``head``, ``entropy``, averaged over the rest. ``top``: the ceiling.
+    ``heads``: rows with ``step``, ``layer``, ``head``, ``entropy``, averaged over the rest. ``top``: the ceiling; the
+    scale is that of :func:`entropy_map`.
     """
     panels: list[dict[str, Any]] = []
     steps: list[int] = sorted(set.intersection(*(set(frame["step"]) for frame in heads.values())))
@@ -229,24 +237,26 @@ def maps_over_steps(heads: dict[str, pd.DataFrame], top: float) -> dict[str, Any
         mean = frame.groupby(["step", "layer", "head"])["entropy"].mean()
         values = [[[_number(v) for v in row] for row in mean[step].unstack().to_numpy()] for step in steps]
         panels.append({"title": title, "values": values})
-    return {"kind": "heat", "unit": "nats", "top": _number(top), "steps": [int(s) for s in steps], "panels": panels}
+    return {
+        "kind": "heat",
+        "unit": "nats",
+        "bottom": _number(top / 2),
+        "top": _number(top),
+        "steps": [int(s) for s in steps],
+        "panels": panels,
+    }
 
 
 def entropy_map(axes: Axes, heads: np.ndarray, title: str, top: float) -> Any:
-    """Head entropies (L, H) as an image on the scale [0, top], with layer and head means along the edges."""
-    image = axes.imshow(heads, vmin=0, vmax=top, cmap=COLORMAP, aspect="auto", origin="upper")
+    """Head entropies (L, H) as an image on the scale from half the ceiling ``top``, where most heads are, to all of it,
+    with the mean of each layer at its right."""
+    image = axes.imshow(heads, vmin=top / 2, vmax=top, cmap=COLORMAP, aspect="auto", origin="upper")
     axes.set(title=title, xlabel="head", ylabel="layer")
-    axes.set_xticks(range(heads.shape[1]))
-    axes.set_yticks(range(heads.shape[0]))
+    axes.set_xticks(range(0, heads.shape[1], 1 + heads.shape[1] // 8))
+    axes.set_yticks(range(0, heads.shape[0], 1 + heads.shape[0] // 8))
     axes.grid(False)
     for layer, mean in enumerate(np.nanmean(heads, axis=1)):
-        axes.text(heads.shape[1] - 0.35, layer, f"{mean:.2f}", va="center", fontsize=7)
-    for head, mean in enumerate(np.nanmean(heads, axis=0)):
-        axes.text(
-            head, heads.shape[0] - 0.35, f"{mean:.2f}", ha="center", va="top", fontsize=5 if len(heads) > 6 else 7
-        )
-    axes.tick_params(axis="x", bottom=False, labelbottom=False)
-    axes.xaxis.labelpad = 10
+        axes.text(heads.shape[1] - 0.35, layer, f"{mean:.1f}", va="center", fontsize=7)
     return image
 
 

@@ -128,9 +128,9 @@ def add_links(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def say(figure: nodes.figure, finding: str) -> None:
-    """Open the caption with the finding, and close the alternative text of the picture with it; both as text."""
+    """Close the caption and the alternative text of the picture with the finding, as text."""
     for caption in figure.findall(nodes.caption):
-        caption.insert(0, nodes.Text(f"{finding} "))
+        caption += nodes.Text(f" {finding}")
     for image in figure.findall(nodes.image):
         image["alt"] = f"{image.get('alt', '')} {finding}".strip()
 
