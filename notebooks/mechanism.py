@@ -20,7 +20,6 @@ preset = "transient"  # this page shows the first study, notebooks/params/transi
 source = "recorded"  # recorded: data/recorded/transient; local: those and this machine's runs
 
 # %% tags=["remove-input"]
-from nfbook.gaussian import gaussian_gelu_shares, gaussian_leaky_relu_shares
 from nfbook.notebook import parameters
 
 
@@ -39,6 +38,7 @@ from scipy.special import erf
 from nfbook.claims import contrast, correlations, interval, of_cell, read_ledger, statistics, verdicts
 from nfbook.figures import STYLES, show_figure, use_style
 from nfbook.front import strip
+from nfbook.gaussian import gaussian_gelu_shares, gaussian_leaky_relu_shares
 from nfbook.recorded import recorded_dir
 from nfbook.report import (
     ANSWERS,
