@@ -12,13 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nfcore.runs import verify
 from nfcore.settings import SettingsError
-from nfcore.store import file_sha256, write_atomically
+from nfcore.store import file_sha256, refusing, write_atomically
 
 
 FORMAT = 3
 MANIFEST = "manifest.json"
 KEPT = 2
+PASSED_OVER = "this checkpoint is passed over"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -34,7 +36,7 @@ def seal(checkpoint: Path, **facts: Any) -> None:
 def prune(directory: Path) -> None:
     """Delete all but the last sealed checkpoints: by step, since a clock may jump."""
     sealed = sorted((path.parent for path in directory.glob(f"checkpoint-*/{MANIFEST}")), key=step_of)
-    for checkpoint in sealed[:-KEPT]:
+    for checkpoint in {*directory.glob("checkpoint-*")} - {*sealed[-KEPT:]}:
         discard(checkpoint)
 
 
@@ -50,31 +52,17 @@ def newest(directory: Path) -> tuple[Path | None, dict[str, Any]]:
     Raises:
         SettingsError: a checkpoint of another format.
     """
-    for checkpoint in sorted(directory.glob("checkpoint-*"), key=step_of, reverse=True):
-        if (checkpoint / MANIFEST).exists():
-            manifest, fault = _checked(checkpoint)
-            if not fault:
-                return checkpoint, manifest
-            print(f"nfcore: {checkpoint}: passed over, since {fault}", file=sys.stderr)
+    for path in sorted(directory.glob(f"checkpoint-*/{MANIFEST}"), key=lambda path: step_of(path.parent), reverse=True):
+        try:
+            with refusing(f"{path}: cannot be read", PASSED_OVER):
+                manifest = json.loads(path.read_text())
+                made = manifest["format"]
+            if made == FORMAT:
+                verify(path.parent, manifest, PASSED_OVER)
+                return path.parent, manifest
+        except SettingsError as error:
+            print(f"nfcore: {error}", file=sys.stderr)
+        else:
+            must = f"this version reads {FORMAT}; fresh=true starts anew"
+            raise SettingsError(f"{path.parent}: checkpoint format {made!r}, {must}")
     return None, {}
-
-
-def _checked(checkpoint: Path) -> tuple[dict[str, Any], str | None]:
-    """The manifest, and what is wrong with the checkpoint."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise SettingsError(
-                f"{checkpoint}: checkpoint format {manifest['format']!r}, this version reads {FORMAT}; "
-                "fresh=true starts anew"
-            )
-        for name, expected in manifest["files"].items():
-            if not (checkpoint / name).is_file():
-                return manifest, f"{name} is missing"
-            if file_sha256(checkpoint / name) != expected:
-                return manifest, f"{name} differs from its recorded SHA-256"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, SettingsError):
-            raise
-        return {}, f"{MANIFEST} cannot be read ({error})"
-    return manifest, None

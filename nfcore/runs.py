@@ -24,22 +24,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfcore.settings import (
-    DataSettings,
-    ModelSettings,
-    SettingsError,
-    TrainingSettings,
-    digest,
-    project_root,
-)
-from nfcore.store import file_sha256, write_atomically
+from nfcore.settings import DataSettings, ModelSettings, SettingsError, TrainingSettings, digest, project_root
+from nfcore.store import file_sha256, refusing, write_atomically
 
 
 if TYPE_CHECKING:
@@ -66,11 +57,7 @@ def write_record(directory: Path, record: dict[str, Any], files: Iterable[Path])
 
 
 def write_table(directory: Path, name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write one table of a run as parquet, or as JSON where pandas or pyarrow is not installed."""
-    if not (find_spec("pandas") and find_spec("pyarrow")):
-        path = directory / f"{name}.json"
-        path.write_text(json.dumps(rows))
-        return path
+    """Write one table of a run."""
     import pandas as pd
 
     path = directory / f"{name}.parquet"
@@ -78,30 +65,17 @@ def write_table(directory: Path, name: str, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@contextmanager
-def _legible(path: Path, remedy: str) -> Iterator[None]:
-    """Name ``path`` where reading it fails, or where it has not the form that we wrote."""
-    try:
-        yield
-    except SettingsError:
-        raise
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, NotImplementedError, RecursionError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise SettingsError(f"{path}: cannot be read ({type(error).__name__}: {reason}); {remedy}") from None
-
-
 def read_record(directory: Path) -> dict[str, Any] | None:
     """The record of a run, or None if it is not finished. Raises SettingsError for one that cannot be read."""
     path = directory / "record.json"
     if not path.exists():
         return None
-    with _legible(path, AGAIN):
+    with refusing(f"{path}: cannot be read", AGAIN):
         record = json.loads(path.read_text())
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise SettingsError(f"{path}: record format {found!r}, this version reads {FORMAT}; {AGAIN}")
-    if record.get("sha256") != digest({k: v for k, v in record.items() if k != "sha256"}, 64):
-        raise SettingsError(f"{path}: differs from its own SHA-256; {AGAIN}")
+        if record["format"] != FORMAT:
+            raise SettingsError(f"{path}: record format {record['format']!r}, this version reads {FORMAT}; {AGAIN}")
+        if record.get("sha256") != digest({k: v for k, v in record.items() if k != "sha256"}, 64):
+            raise SettingsError(f"{path}: differs from its own SHA-256; {AGAIN}")
     return record
 
 
@@ -113,7 +87,7 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
 
 def verify(directory: Path, record: dict[str, Any], remedy: str = "fresh=true trains the run again") -> None:
     """Raise SettingsError if a file of the run is missing or does not match its recorded hash."""
-    with _legible(directory, remedy):
+    with refusing(f"{directory}: cannot be read", remedy):
         for name, expected in record["files"].items():
             path = directory / name
             if not path.exists():
@@ -174,24 +148,19 @@ def load_runs(source: str | Path | None = None) -> Runs:
     directory = runs_dir() if source is None else Path(source)
     if not directory.is_dir():
         raise SettingsError(f"{directory}: no such directory of runs")
-    if (directory / "checksums.json").exists():
+    checksums = directory / "checksums.json"
+    if checksums.exists():
         remedy = "`python -m nfbook record` writes it again"
-        with _legible(directory / "checksums.json", remedy):
-            sums = json.loads((directory / "checksums.json").read_text())
-        verify(directory, {"files": sums}, remedy)
-        records = read_records(directory)
-        whole = [(directory, {"files": sums})]
-        tables = {name: stack(whole, name) for name in TABLES}
-        found = [(directory, record) for record in records]
+        with refusing(f"{checksums}: cannot be read", remedy):
+            sums = {"files": json.loads(checksums.read_text())}
+        verify(directory, sums, remedy)
+        found, records = [(directory, sums)], read_records(directory)
     else:
         read = ((path.parent, read_record(path.parent)) for path in sorted(directory.glob("*/record.json")))
         found = [(path, record) for path, record in read if record]
-        tables = {name: stack(found, name) for name in TABLES}
-    rows = []
-    for path, record in found:
-        with _legible(path, AGAIN):
-            rows.append(row(record))
-    return Runs(pd.DataFrame(rows), **tables)
+        records = [record for _, record in found]
+    with refusing(f"{directory}: cannot be read", AGAIN):
+        return Runs(pd.DataFrame([*map(row, records)]), **{name: stack(found, name) for name in TABLES})
 
 
 def stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFrame:
@@ -201,14 +170,11 @@ def stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFra
     frames = []
     for directory, record in found:
         path = directory / f"{name}.parquet"
-        with _legible(path, AGAIN):
-            if path.name in record["files"]:
-                frame = pd.read_parquet(path)
-            elif f"{name}.json" in record["files"]:
-                frame = pd.DataFrame(json.loads(path.with_suffix(".json").read_text()))
-            else:
-                continue
+        if path.name not in record["files"]:
+            continue
+        with refusing(f"{path}: cannot be read", AGAIN):
+            frame = pd.read_parquet(path)
             if name == "positions":  # the largest table: in half the bytes
                 frame = frame.astype(dict.fromkeys(("entropy", "entropy_random"), "float32"))
-            frames.append(frame.assign(run=record["id"]) if "id" in record else frame)
+        frames.append(frame.assign(run=record["id"]) if "id" in record else frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"run": []})

@@ -133,13 +133,10 @@ def test_two_calls_and_what_is_taken_over(
     shutil.copy(first / gpu.RUNS, gpu.place(tiny=True))
     shutil.rmtree(tmp_path / "runs")
 
-    def no_parquet(directory: Path, name: str, rows: list[dict[str, Any]]) -> Path:
-        (directory / f"{name}.json").write_text(json.dumps(rows))
-        return directory / f"{name}.json"
-
     def at_once(*arguments: Any) -> None:  # in this process, for it has the patch
         with monkeypatch.context() as patch:
-            patch.setattr(runs, "write_table", no_parquet)
+            patch.setattr(runs, "write_table", None)
+            patch.setattr(gpu, "PARQUET", False)
             patch.setattr("nfcore.training.prepare", None)
             patch.setattr("nfcore.machine.git_commit", lambda: None)
             gpu.work(*arguments)

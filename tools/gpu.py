@@ -37,6 +37,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from time import monotonic
@@ -54,6 +55,7 @@ from nfcore.runs import (
     runs_dir,
     verify,
     write_record,
+    write_table,
 )
 from nfcore.settings import Experiment, SettingsError, check_type, project_root
 from nfcore.store import file_sha256, write_atomically
@@ -65,6 +67,7 @@ LIMIT = 47e6  # bytes of the packed tokens: with checkout and wheels less than t
 LARGEST_FILE = 200_000  # bytes of source; longer ones are mostly tables
 # Beside torch and transformers with what they need themselves.
 NEEDED = ("accelerate", "psutil", "pydantic", "pydantic-core", "annotated-types", "typing-inspection")
+PARQUET = all(map(find_spec, ("pandas", "pyarrow")))  # tables are JSON where these are not installed
 TOKENS, RUNS = "tokens.tar.xz", "runs.tar.xz"
 PARTS = {"equality": 0.2, "training": 0.6, "telemetry": 0.2}  # of `check`, with its part of the minutes
 
@@ -241,6 +244,8 @@ def work(run: Experiment, tokens: Path, side_by_side: int) -> None:
     from nfcore import training
 
     training.prepare = lambda settings: open_tokens(tokens)
+    if not PARQUET:
+        training.runs.write_table = write_json
     torch._dynamo.reset()  # it gives up compiling what it has compiled for eight other models
     gc.collect()
     torch.cuda.empty_cache()  # of the run before, for those beside this one
@@ -251,9 +256,23 @@ def rewrite(directory: Path, **facts: Any) -> None:
     """Complete the provenance of a run's record, and leave the model out of its files."""
     record = read_record(directory)
     assert record is not None
-    tables = [directory / name for name in record["files"] if "/" not in name]
+    tables = [as_parquet(directory / name) for name in record["files"] if "/" not in name]
     rest = {name: value for name, value in record.items() if name not in ("format", "files", "sha256")}
     write_record(directory, {**rest, "provenance": {**record["provenance"], **facts}}, tables)
+
+
+def write_json(directory: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write a table where there is no parquet; ``as_parquet`` makes it one back home."""
+    path = directory / f"{name}.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def as_parquet(path: Path) -> Path:
+    """The file of a run's record, as a table in parquet if it is one in JSON and parquet is installed."""
+    if path.suffix != ".json" or not PARQUET:
+        return path
+    return write_table(path.parent, path.stem, json.loads(path.read_text()))
 
 
 def report(future: Future[None], run: Experiment, seconds: float) -> int:
