@@ -18,8 +18,11 @@ from typing import Any, get_args
 
 import yaml
 
-from nfcore import faults
-from nfcore.settings import DType, Experiment, SettingsError, override, project_root, read_yaml
+from nfcore import faults, runs
+from nfcore.settings import DType, Experiment, SettingsError, override, read_yaml
+
+
+DISK_FULL = f"; free some space, or set NFCORE_RUNS and NFCORE_DATA to another disk; {faults.RESUME}"
 
 
 def read_experiment(source: str, assignments: list[str]) -> Experiment:
@@ -29,22 +32,25 @@ def read_experiment(source: str, assignments: list[str]) -> Experiment:
 
 def train(args: argparse.Namespace) -> int:
     # Everything that can be wrong with the settings is said before torch is loaded.
-    fresh = "fresh=true" in args.settings
-    settings = [a for a in args.settings if a not in ("fresh=true", "fresh=false")]
-    experiment = read_experiment(args.experiment, settings)
+    experiment = read_experiment(args.experiment, [a for a in args.settings if a != "fresh=true"])
     gc.disable()  # torch and its like bring a million objects and no garbage: to look for it takes over a second
-    from nfcore.runs import read_record
     from nfcore.training import train as run
 
     gc.enable()
     gc.freeze()
+    fresh = "fresh=true" in args.settings
     directory = run(experiment, fresh=fresh, report_to=args.report_to, quiet=args.quiet, fsdp=args.fsdp)
-    record = read_record(directory) or {}
-    if not args.quiet and os.environ.get("RANK", "0") == "0":
+    record = finished(experiment.id)
+    if not args.quiet and is_first():
         final = record["final"]
         result = f"perplexity {final['perplexity']:.3f}" if final["perplexity"] else f"diverged: {record['diverged']}"
         print(f"{directory}: {result} after {final['step']} steps")
     return faults.DIVERGED if record["status"] == "diverged" else 0
+
+
+def is_first() -> bool:
+    """Whether this is the first of several processes, which speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def data(args: argparse.Namespace) -> None:
@@ -54,9 +60,6 @@ def data(args: argparse.Namespace) -> None:
     tokens = prepare(experiment.data, args.processes)
     summary = {k: v for k, v in tokens.meta.items() if k not in ("settings", "packages", "versions")}
     print(yaml.safe_dump({"directory": str(tokens.directory), **summary}, sort_keys=False), end="")
-    if args.mark:
-        args.mark.parent.mkdir(parents=True, exist_ok=True)
-        args.mark.write_text(tokens.hash + "\n")
 
 
 def entropy(args: argparse.Namespace) -> None:
@@ -68,8 +71,6 @@ def entropy(args: argparse.Namespace) -> None:
 
 
 def list_runs(args: argparse.Namespace) -> None:
-    from nfcore import runs
-
     frame = runs.load_runs().runs
     if frame.empty:
         raise SettingsError(f"{runs.runs_dir()}: no finished runs")
@@ -78,26 +79,22 @@ def list_runs(args: argparse.Namespace) -> None:
 
 
 def show_run(args: argparse.Namespace) -> None:
-    print(yaml.safe_dump(_record(args.run)[1], sort_keys=False), end="")
+    print(yaml.safe_dump(finished(args.run), sort_keys=False), end="")
 
 
 def verify_runs(args: argparse.Namespace) -> None:
-    from nfcore import runs
-
     names = [args.run] if args.run else sorted(p.parent.name for p in runs.runs_dir().glob("*/record.json"))
     for name in names:
-        runs.verify(*_record(name))
+        runs.verify(runs.runs_dir() / name, finished(name))
     print(f"{len(names)} runs match their recorded hashes")
 
 
-def _record(run: str) -> tuple[Path, dict[str, Any]]:
-    from nfcore import runs
-
-    directory = runs.runs_dir() / run
-    record = runs.read_record(directory)
+def finished(run: str) -> dict[str, Any]:
+    """The record of a finished run of this machine."""
+    record = runs.read_record(runs.runs_dir() / run)
     if record is None:
-        raise SettingsError(f"{directory}: not a finished run")
-    return directory, record
+        raise SettingsError(f"{runs.runs_dir() / run}: not a finished run")
+    return record
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,20 +117,16 @@ def command(parent: Any, name: str, run: Callable[..., Any], text: str) -> argpa
 
 
 def add_run_commands(commands: Any) -> None:
-    for name, run, text in (
-        ("train", train, "train one run, resume it, or find it finished (fresh=true: train it again)"),
-        ("data", data, "prepare the token files of an experiment"),
-    ):
-        sub = command(commands, name, run, text)
+    text = "train one run, resume it, or find it finished (fresh=true: train it again)"
+    training = command(commands, "train", train, text)
+    preparing = command(commands, "data", data, "prepare the token files of an experiment")
+    for sub in (training, preparing):
         sub.add_argument("experiment", metavar="EXPERIMENT.yaml", help="a settings file")
         sub.add_argument("settings", nargs="*", metavar="section.field=value")
-        if name == "train":
-            sub.add_argument("--report-to", action="append", default=[], help="tensorboard, wandb, trackio, ...")
-            sub.add_argument("--quiet", action="store_true", help="no progress")
-            sub.add_argument("--fsdp", action="store_true", help="shard the model over torchrun's processes (FSDP2)")
-        else:
-            sub.add_argument("--processes", type=int, default=1, metavar="N", help="how many tokenise at once")
-            sub.add_argument("--mark", type=Path, help=argparse.SUPPRESS)
+    training.add_argument("--report-to", action="append", default=[], help="tensorboard, wandb, trackio, ...")
+    training.add_argument("--quiet", action="store_true", help="no progress")
+    training.add_argument("--fsdp", action="store_true", help="shard the model over torchrun's processes (FSDP2)")
+    preparing.add_argument("--processes", type=int, default=1, metavar="N", help="how many tokenise at once")
 
 
 def add_entropy(commands: Any) -> None:
@@ -160,20 +153,17 @@ def run(args: argparse.Namespace) -> int:
     except SettingsError as error:
         return failed(error, 2)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return failed(faults.full_disk(error.filename or os.fspath(project_root())), 2)
         where = f"{error.filename}: " if error.filename else ""
-        return failed(f"{where}{error.strerror or error}", 2)
+        return failed(f"{where}{error.strerror or error}{DISK_FULL if error.errno == errno.ENOSPC else ''}", 2)
     except ImportError as error:
         return failed(f"{error}; `pip install {error.name}`, or nfcore's extra `book`, brings it", 2)
     except faults.OutOfMemory as error:
         return failed(error, faults.OUT_OF_MEMORY)
     except KeyboardInterrupt as stop:
-        if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks for all
-            return getattr(stop, "code", 130)
-        return failed(str(stop) or f"interrupted; {faults.RESUME}", getattr(stop, "code", 130))
+        code = getattr(stop, "code", 130)
+        return failed(str(stop) or f"interrupted; {faults.RESUME}", code) if is_first() else code
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)
 
 
 def failed(message: object, code: int) -> int:

@@ -21,7 +21,6 @@ import yaml
 from nfcore import entropy_ceiling, faults, head_entropy, measure, runs
 from nfcore.__main__ import main, parser
 from nfcore.settings import Experiment, project_root
-from nfcore.training import load_model
 from tests.conftest import ROOT
 
 
@@ -192,12 +191,11 @@ def test_train_reports_divergence_as_a_result(file: Path, diverged: Path, capsys
     assert re.search(r"diverged: \{'step': \d+, 'layer': \d, 'where': '\w+'\}", capsys.readouterr().out)
 
 
-def test_data(file: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert main(["data", str(file), "--processes", "2", "--mark", str(tmp_path / "marks" / "one")]) == 0
+def test_data(file: Path, capsys: Capture) -> None:
+    assert main(["data", str(file), "--processes", "2"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert Path(printed["directory"]).is_dir()
     assert printed["train"]["sequences"] > printed["validation"]["sequences"] > 20
-    assert re.fullmatch(r"[0-9a-f]{12}\n", (tmp_path / "marks" / "one").read_text())
 
 
 def test_runs_list(trained: Path, diverged: Path, capsys: Capture) -> None:
@@ -250,7 +248,7 @@ def test_entropy_of_a_run(trained: Path, text: Path, capsys: Capture) -> None:
     table, _, summary = capsys.readouterr().out.partition("\n\n")
     printed = np.loadtxt(io.StringIO(table), skiprows=2)  # a line of names, one with the index's
     ids = Tokenizer.from_file(str(trained / "model" / "tokenizer.json")).encode(text.read_text()).ids
-    expected = head_entropy(load_model(trained), torch.tensor(ids[:80]).view(5, 16)).numpy()
+    expected = head_entropy(measure.load(trained.name)[0], torch.tensor(ids[:80]).view(5, 16)).numpy()
     np.testing.assert_array_equal(printed[:, 0], [0, 1])
     np.testing.assert_allclose(printed[:, 1], expected.mean(1), atol=6e-4)
     np.testing.assert_allclose(printed[:, 2:], expected, atol=6e-4)
