@@ -187,7 +187,7 @@ def _losses(experiment: Experiment) -> list[float]:
     steps = experiment.training.steps
     assert steps is not None
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(experiment, prepare(experiment.data), Path(folder) / "checkpoints", steps)
+        training = Training(experiment, prepare(experiment.data), Path(folder))
         training.run()
     metrics = training.telemetry.tables["metrics"]
     found = [row["value"] for row in metrics if row["name"] == "train_loss"]

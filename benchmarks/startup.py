@@ -95,7 +95,7 @@ def checkpoint(shape: str, vocabulary: int, options: Options) -> dict[str, Any]:
     tokens = np.zeros((1, 32), np.uint16)
     data: Any = SimpleNamespace(train=tokens, validation=tokens)
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(experiment(shape, vocabulary, 32, 1), data, Path(folder) / "checkpoints", 1)
+        training = Training(experiment(shape, vocabulary, 32, 1), data, Path(folder))
         training.update()  # the optimiser has its moments now
         times = [timed(training.save) for _ in range(1 + options.repeats)][1:]
         written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

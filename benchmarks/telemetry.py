@@ -115,14 +115,14 @@ def probe_row(name: str, options: Options) -> dict[str, Any]:
     if torch.cuda.is_available():
         changes, steps, probes = {}, 20, 10
     plan = Preset.load(preset).experiment(
-        "gpt2", "SM+G", "main", seed=0, training={**changes, "eval_every": NEVER, "save_every": NEVER}
+        "gpt2", "SM+G", "main", seed=0, training={**changes, "steps": steps, "eval_every": NEVER, "save_every": NEVER}
     )
     settings, context = plan.training, plan.data.context
     shape = (max(steps * settings.batch_size, settings.probe_sequences), context)
     tokens = np.random.default_rng(0).integers(plan.data.vocab_size, size=shape, dtype=np.uint16)
     data: Any = SimpleNamespace(train=tokens, validation=tokens)
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(plan, data, Path(folder) / "checkpoints", steps)
+        training = Training(plan, data, Path(folder))
         step = seconds(training.update, steps)
         probe = seconds(training.probe, probes)
         samples = alternate({"step": step, "probe": probe}, options.repeats, options.warmup)

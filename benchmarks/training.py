@@ -83,7 +83,8 @@ def experiment(shape: str, vocabulary: int, context: int, batch: int, **training
 
 def ours(plan: Experiment, tokens: np.ndarray, steps: int, folder: Path) -> Callable[[], float]:
     data: Any = SimpleNamespace(train=tokens, validation=tokens[:1])
-    training = Training(plan, data, folder / "checkpoints", steps)
+    plan = plan.replace(training=plan.training.replace(steps=steps))
+    training = Training(plan, data, folder)
 
     def side() -> float:
         training.step, training.telemetry.seconds = 0, 0.0

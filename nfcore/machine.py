@@ -42,11 +42,10 @@ def why_not_compiled() -> str | None:
 def keep_freed_memory() -> None:
     """Tell glibc to keep what this process frees. It otherwise gives it back to the kernel at every step, and a small
     model on a CPU spends up to a fifth of its time on getting it again. Nothing happens with another C library."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, size: None)
     # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD; of the last, older versions refuse more than 32 MiB
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     for option, size in ((-1, 2**30), (-2, 2**27), (-3, 2**25), (-3, 2**30)):
-        if mallopt:
-            mallopt(option, size)
+        mallopt(option, size)
 
 
 def device_name() -> str:
@@ -83,15 +82,11 @@ def provenance() -> dict[str, Any]:
 def git_commit() -> str | None:
     """The checkout's commit, with ``+changes`` where tracked files differ from it; None outside a checkout, also where
     nfcore is installed below the files of another one."""
-    root = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+    file = Path(__file__).resolve()
+    commit = ("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+changes")
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        for command in (("ls-files", "--error-unmatch", file.name), commit):
+            done = subprocess.run(["git", *command], cwd=file.parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.strip()

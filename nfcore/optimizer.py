@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,8 +36,7 @@ class HFAdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
@@ -61,7 +61,6 @@ class HFAdamW(torch.optim.Optimizer):
             torch._foreach_addcdiv_(parameters, m, denominators, steps)
             if decay := group["weight_decay"]:
                 torch._foreach_add_(parameters, parameters, alpha=-lr * decay)
-        return loss
 
 
 def optimizer_and_schedule(
@@ -70,9 +69,9 @@ def optimizer_and_schedule(
     """AdamW with decay on matrices and embeddings, none on biases and norms, its own on learnable slopes, and with
     ``ffn_rate``; linear warm-up, then linear decay to ``final_learning_rate`` at the last step."""
     slopes, factor, decay, rate = model.slopes, settings.ffn_rate, settings.weight_decay, settings.learning_rate
-    blocks: Iterable[Any] = model.blocks if factor != 1 else []
-    up, down = ([getattr(block.ffn, name).weight for block in blocks] for name in ("up", "down"))
-    named = {id(p) for p in [*slopes, *up, *down]}
+    ffns: list[Any] = [block.ffn for block in model.blocks] if factor != 1 else []
+    up, down = [ffn.up.weight for ffn in ffns], [ffn.down.weight for ffn in ffns]
+    named = {id(p) for p in (*slopes, *up, *down)}
     rest = [p for p in model.parameters() if id(p) not in named]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.dim() > 1], "weight_decay": decay},
@@ -82,22 +81,13 @@ def optimizer_and_schedule(
         {"params": up, "lr": rate * factor, "weight_decay": decay / factor},
         {"params": down, "lr": rate / factor, "weight_decay": decay * factor},
     ]
-    groups = [g for g in groups if g["params"]]
-    common: dict[str, Any] = {
-        "lr": rate,
-        "betas": (settings.beta1, settings.beta2),
-        "eps": settings.epsilon,
-    }
-    optimizer: torch.optim.Optimizer
-    if settings.optimizer == "hf_adamw":
-        optimizer = HFAdamW(groups, **common)
-    else:
-        fused = next(model.parameters()).device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW(groups, **common, fused=fused)
+    kind: Any = HFAdamW if settings.optimizer == "hf_adamw" else partial(torch.optim.AdamW, fused=True)
+    betas = (settings.beta1, settings.beta2)
+    optimizer = kind([group for group in groups if group["params"]], lr=rate, betas=betas, eps=settings.epsilon)
     # In transformers' schedule the first update has rate zero, and a part of a warm-up step counts as one.
     first, whole = (0, math.ceil) if settings.schedule == "hf_linear" else (1, round)
     warmup = whole(settings.warmup_fraction * steps)
-    floor = settings.final_learning_rate / settings.learning_rate
+    floor = settings.final_learning_rate / rate
 
     def share(step: int) -> float:
         if step < warmup:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -40,31 +39,24 @@ class Watch:
     # Gradients are divided until no entry is larger than this, so that the square of their norm fits float32.
     LARGEST = 1e15
 
-    def __init__(self, model: NormFreeForCausalLM, watch_gradients: bool) -> None:
-        layers = len(model.blocks)
-        self.forward = torch.full((layers + 1,), NEVER, device=model.device)
+    def __init__(self, model: NormFreeForCausalLM) -> None:
+        self.forward = torch.full((len(model.blocks) + 1,), NEVER, device=model.device)
         self.backward = self.forward.clone()
         self.exploded = self.forward.clone()
         self.step = torch.zeros((), dtype=torch.int64, device=model.device)
         self.parameters = list(model.parameters())
-        self.gradients = [list(block.parameters()) for block in model.blocks] if watch_gradients else []
-        if watch_gradients:
-            # A tied head gets the embedding's gradient too, which the last step of the backward pass completes.
-            tied = model.lm_head.weight is model.embed.weight
-            self.gradients.append([*model.final_norm.parameters(), *([] if tied else model.lm_head.parameters())])
-        for i, module in enumerate([*model.blocks, model]):  # the model for the loss, which tells of all logits
-            module.register_forward_hook(self._hook(i))
+        # A tied head gets the embedding's gradient too, which the last step of the backward pass completes.
+        tied = model.lm_head.weight is model.embed.weight
+        head = [*model.final_norm.parameters(), *([] if tied else model.lm_head.parameters())]
+        self.layers = [*(list(block.parameters()) for block in model.blocks), head]
+        for layer, module in enumerate([*model.blocks, model]):  # the model for the loss, which tells of all logits
+            module.register_forward_hook(partial(self._check_output, layer))
 
-    def _hook(self, layer: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if module.training:
-                self._flag(self.forward, layer, output[0].detach())
-
-        return hook
-
-    def _flag(self, flags: Tensor, layer: int, value: Tensor) -> None:
-        # Both extremes are NaN if any value is; one pass, many times as fast as asking each value.
-        self._mark(flags, layer, ~torch.stack(value.aminmax()).isfinite().all())
+    def _check_output(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
+        if module.training:
+            # Both extremes are NaN if any value is; one pass, many times as fast as asking each value.
+            finite = torch.stack(output[0].detach().aminmax()).isfinite().all()
+            self._mark(self.forward, layer, ~finite)
 
     def _mark(self, flags: Tensor, layer: int, found: Tensor) -> None:
         flags[layer] = torch.where(found, flags[layer].minimum(self.step), flags[layer])
@@ -73,15 +65,13 @@ class Watch:
     def check_gradients(self) -> None:
         """Call when the gradients of a step are complete and not yet clipped: it makes their norm safe to take."""
         tops = []
-        for layer, parameters in enumerate(self.gradients):
+        for layer, parameters in enumerate(self.layers):
             gradients = [local(p.grad) for p in parameters if p.grad is not None]
             if gradients := [g for g in gradients if g.numel()]:
                 top = torch.stack(torch._foreach_norm(gradients, math.inf)).amax().float()
                 self._mark(self.backward, layer, ~top.isfinite())
                 self._mark(self.exploded, layer, top.isfinite() & (top > EXPLODED))
                 tops.append(top)
-        if not tops:
-            return
         largest = torch.stack(tops).amax()
         if dist.is_initialized():
             dist.all_reduce(largest, dist.ReduceOp.MAX)
@@ -94,17 +84,15 @@ class Watch:
         flags = torch.stack([self.forward, self.backward, self.exploded])
         if dist.is_initialized():
             dist.all_reduce(flags, dist.ReduceOp.MIN)
-        forward, backward, exploded = flags.cpu()
-        bad = None
-        if (first := min(int(forward.min()), int(backward.min()))) < NEVER:
-            if int(forward.min()) == first:
-                bad = {"step": first, "layer": int((forward == first).nonzero()[0]), "where": "forward"}
-            else:
-                bad = {"step": first, "layer": int((backward == first).nonzero()[-1]), "where": "backward"}
-        large = None
-        if (first := int(exploded.min())) < NEVER:
-            large = {"step": first, "layer": int((exploded == first).nonzero()[-1])}
-        return bad, large
+        forward, backward, exploded = flags.tolist()
+        first, large = min(forward + backward), min(exploded)
+        layer, where = (forward.index(first), "forward") if first in forward else (_last(backward, first), "backward")
+        bad = {"step": first, "layer": layer, "where": where} if first < NEVER else None
+        return bad, {"step": large, "layer": _last(exploded, large)} if large < NEVER else None
+
+
+def _last(flags: list[int], step: int) -> int:
+    return max(layer for layer, flag in enumerate(flags) if flag == step)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -136,32 +124,20 @@ class Telemetry:
         self.commits = [commit]  # several, if the run is resumed from another one
         self.exploded: dict[str, Any] | None = None
         self.seconds = 0.0  # of training, without evaluation, probes and checkpoints
-        self._since: float | None = None
-        self._wall_before, self._started = 0.0, perf_counter()  # before an interruption; since this start
+        self._started = self._lap = perf_counter()
 
     @property
     def wall_seconds(self) -> float:
         """From start to now, everything included, over all the starts of a resumed run."""
-        return self._wall_before + perf_counter() - self._started
+        return perf_counter() - self._started
 
-    def start_clock(self) -> None:
-        self._since = perf_counter()
-
-    def stop_clock(self) -> None:
-        if self._since is not None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds += perf_counter() - self._since
-            self._since = None
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stop the clock of training, which goes on afterwards if it ran."""
-        running = self._since is not None
-        self.stop_clock()
-        yield
-        if running:
-            self.start_clock()
+    def lap(self, training: bool) -> None:
+        """End a lap of the clock, which was spent training or on something else."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = perf_counter()
+        self.seconds += now - self._lap if training else 0.0
+        self._lap = now
 
     def save(self, checkpoint: Path) -> None:
         (checkpoint / self.FILE).write_text(json.dumps({name: getattr(self, name) for name in self.KEPT}))
@@ -169,71 +145,50 @@ class Telemetry:
     def load(self, checkpoint: Path) -> None:
         saved = json.loads((checkpoint / self.FILE).read_text())
         self.tables, self.seconds, self.exploded = saved["tables"], saved["seconds"], saved["exploded"]
-        self._wall_before = saved["wall_seconds"]
+        self._started -= saved["wall_seconds"]
         self.commits = list(dict.fromkeys([*saved["commits"], *self.commits]))
-
-    def add(self, step: int, **values: float) -> None:
-        """Rows of the table ``metrics``."""
-        self.tables["metrics"] += [{"step": step, "name": name, "value": float(v)} for name, v in values.items()]
 
     def measure(self, step: int, last: bool = False) -> None:
         """Rows of the tables ``layers``, ``heads`` and, at the last probe, ``positions``; dropout off."""
-        model = self.model
-        layers: list[dict[str, float]] = [{} for _ in model.blocks]
-        calls = 0
-
-        def watch_activation(module: nn.Module, args: Any, y: Tensor) -> None:
-            nonlocal calls
-            x = args[0]
-            shares = nonlinear_shares(*(t.detach().flatten(0, -2) for t in (x, y)))
-            names = ("nonlinear_share", "nonlinear_share_centred")
-            layers[calls] |= {"preactivation_std": float(x.std()), **dict(zip(names, shares, strict=True))}
-            calls += 1
-
-        def watch_block(layer: int) -> Any:
-            return lambda module, args, out: layers[layer].update(residual_rms=_rms(out[0]))
-
-        hooks = [block.register_forward_hook(watch_block(i)) for i, block in enumerate(model.blocks)]
-        hooks += [activation.register_forward_hook(watch_activation) for activation in model.activations]
-        with self.paused(), _fused_attention(model):
-            try:
-                heads = attention_statistics(model, self.probe)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            random = attention_statistics(model, self.random) if last else None
-        slopes, scales = (
-            [float(whole(p.detach())) for p in values] or [math.nan] for values in (model.slopes, model.scales)
-        )
+        attention = self.model.config._attn_implementation
+        self.model.set_attn_implementation("sdpa")  # so that a probe does not depend on what training attends with
+        layers, heads = self._forward()
+        random = attention_statistics(self.model, self.random) if last else {"entropy": heads["entropy"] * math.nan}
+        self.model.set_attn_implementation(attention)
         by_position = heads.pop("by_position")
-        for name in ("ceiling", "layer"):  # the same in all rows, and their number
-            del heads[name]
-        random_by_position = random["by_position"] if random else torch.full_like(by_position, math.nan)
-        heads["entropy_random"] = random["entropy"] if random else torch.full_like(heads["entropy"], math.nan)
+        heads["entropy_random"] = random["entropy"]
+        slopes = [whole(slope).item() for slope in self.model.slopes] or [math.nan]
+        scales = [whole(scale).item() for scale in self.model.scales] or [math.nan]
         for layer, values in enumerate(layers):
             where = {"step": step, "layer": layer}
-            values |= {"slope": slopes[layer % len(slopes)], "scale": scales[layer % len(scales)]}
-            self.tables["layers"].append(where | values)
+            learned = {"slope": slopes[layer % len(slopes)], "scale": scales[layer % len(scales)]}
+            self.tables["layers"].append(where | values | learned)
             for head in range(heads["entropy"].shape[1]):
                 values = {name: float(table[layer, head]) for name, table in heads.items()}
-                self.tables["heads"].append({**where, "head": head, **values})
+                self.tables["heads"].append(where | {"head": head} | values)
             if last:
-                pairs = zip(by_position[layer].tolist(), random_by_position[layer].tolist(), strict=True)
-                for i, (entropy, entropy_random) in enumerate(pairs, 1):
-                    values = {"entropy": entropy, "entropy_random": entropy_random}
-                    self.tables["positions"].append({**where, "position": i, **values})
+                pairs = zip(by_position[layer].tolist(), random["by_position"][layer].tolist(), strict=True)
+                for position, (entropy, entropy_random) in enumerate(pairs, 1):
+                    values = {"position": position, "entropy": entropy, "entropy_random": entropy_random}
+                    self.tables["positions"].append(where | values)
 
+    def _forward(self) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+        """Measure each layer and its heads in a pass over the probe."""
+        layers: list[dict[str, float]] = []
 
-@contextmanager
-def _fused_attention(model: NormFreeForCausalLM) -> Iterator[None]:
-    """Attend with torch's fused attention, so that a probe does not depend on what training attends with."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+        def after_activation(module: nn.Module, args: Any, y: Tensor) -> None:
+            x = args[0]
+            share, centred = nonlinear_shares(x.flatten(0, -2), y.flatten(0, -2))
+            shares = {"nonlinear_share": share, "nonlinear_share_centred": centred}
+            layers.append({"preactivation_std": float(x.std()), **shares})
 
+        def after_block(module: nn.Module, args: Any, output: Any) -> None:
+            layers[-1]["residual_rms"] = float(output[0].float().square().mean().sqrt())
 
-def _rms(x: Tensor) -> float:
-    return float(x.float().square().mean().sqrt())
+        hooks = [activation.register_forward_hook(after_activation) for activation in self.model.activations]
+        hooks += [block.register_forward_hook(after_block) for block in self.model.blocks]
+        heads = attention_statistics(self.model, self.probe)
+        for hook in hooks:
+            hook.remove()
+        del heads["ceiling"], heads["layer"]  # the same in all rows, and their number
+        return layers, heads

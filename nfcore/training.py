@@ -10,9 +10,10 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_li
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -43,23 +45,9 @@ from nfcore.tokens import TokenData, prepare
 
 PLAIN_ATTENTION = 512  # T up to which plain attention trains faster than torch's fused one in bfloat16 on a CPU
 VOCABULARY_MULTIPLE = 128  # a GPU multiplies faster by a vocabulary that is padded to a multiple of this
+CHECKPOINTS = "checkpoints"  # folder of an unfinished run
 PROGRESS = "progress"  # file of an unfinished run: the share of its updates that are made
 PATIENCE = timedelta(hours=12)  # how long other processes wait while the first one prepares data
-
-
-@torch.no_grad()
-def token_losses(model: NormFreeForCausalLM, sequences: Any, batch_size: int) -> Tensor:
-    """Cross-entropy of every predicted token, (N, T - 1) float32 on the CPU, in nats; the model in eval mode."""
-    training, losses = model.training, []
-    model.eval()
-    for start in range(0, len(sequences), batch_size):
-        stop = min(start + batch_size, len(sequences))
-        ids = as_ids(sequences[start:stop]).to(model.device)
-        logits = model(input_ids=ids, use_cache=False).logits.float().flatten(0, 1)  # (B T, V)
-        all_losses = F.cross_entropy(logits, ids.roll(-1, 1).flatten(), reduction="none").view(ids.shape)
-        losses.append(all_losses[:, :-1].cpu())  # the last position has nothing to predict
-    model.train(training)
-    return torch.cat(losses)
 
 
 def as_ids(rows: np.ndarray) -> Tensor:
@@ -67,21 +55,9 @@ def as_ids(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(rows, dtype=np.int64))
 
 
-class Batches:
-    """The sequences (B, T) of each update. An epoch is the whole batches of a permutation that ``seed`` plus its number
-    gives, so an update's batch depends on nothing but that, whatever the micro-batch and the number of processes."""
-
-    def __init__(self, sequences: np.ndarray, size: int, seed: int) -> None:
-        self.sequences, self.size, self.seed = sequences, size, seed
-        self.per_epoch = len(sequences) // size
-        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
-
-    def __getitem__(self, step: int) -> np.ndarray:
-        epoch, place = divmod(step, self.per_epoch)
-        if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            self.epoch, self.order = epoch, torch.randperm(len(self.sequences), generator=generator).numpy()
-        return self.sequences[self.order[place * self.size : (place + 1) * self.size]]
+@lru_cache(maxsize=1)
+def _permutation(count: int, seed: int) -> np.ndarray:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------
@@ -95,39 +71,36 @@ class Training:
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        tokens: TokenData,
-        checkpoint_dir: Path,
-        steps: int,
-        report_to: Sequence[str] = (),
-        fsdp: bool = False,
+        self, experiment: Experiment, tokens: TokenData, folder: Path, report_to: Sequence[str] = (), fsdp: bool = False
     ) -> None:
         settings = self.settings = experiment.training
-        processes = faults.processes()
-        if settings.batch_size % processes:
-            raise SettingsError(
-                f"training.batch_size: {settings.batch_size} is not a multiple of the {processes} processes"
-            )
+        rows, context = tokens.train.shape
+        batch, processes = settings.batch_size, faults.processes()
+        if rows < batch:
+            raise SettingsError(f"training.batch_size: {batch} is more than the {rows} training sequences")
+        if batch % processes:
+            raise SettingsError(f"training.batch_size: {batch} is not a multiple of the {processes} processes")
         if fsdp and processes == 1:
             raise SettingsError("fsdp: needs several processes, started by torchrun or `accelerate launch`")
-        self.steps, self.step, self.checkpoint_dir = steps, 0, checkpoint_dir
+        self.folder, self.steps, self.step = folder, settings.steps or rows // batch, 0
         self.precision = machine.resolve_precision(settings.precision)
-        self.accelerator = _accelerator(self.precision, settings.compile, fsdp, report_to, checkpoint_dir.parent)
+        self.compiled = settings.compile and not machine.why_not_compiled()
+        self.accelerator = _accelerator(self.precision, self.compiled, fsdp, report_to, folder)
         torch.manual_seed(experiment.seed)
         self.model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model))).to(self.accelerator.device)
-        self._fit_to_machine(experiment.data.context)
-        optimizer, self.schedule = optimizer_and_schedule(self.model, settings, steps)
-        self.watch = Watch(self.model, watch_gradients=self.precision != "float16")
+        self._fit_to_machine(context)
+        optimizer, self.schedule = optimizer_and_schedule(self.model, settings, self.steps)
+        self.watch = Watch(self.model)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.batches = Batches(tokens.train, settings.batch_size, experiment.seed)
+        self.rows, self.seed, self.per_epoch = tokens.train, experiment.seed, rows // batch
+        self.tokens_per_update = batch * context
         self.validation = tokens.validation[: settings.eval_sequences]
-        self.telemetry = Telemetry(
-            self.model, as_ids(self.validation[: settings.probe_sequences]), machine.git_commit() or "unknown"
-        )
+        probe = as_ids(self.validation[: settings.probe_sequences])
+        self.telemetry = Telemetry(self.model, probe, machine.git_commit() or "unknown")
         self.loss_sum = torch.zeros((), device=self.accelerator.device)  # over the updates since the last log
         self.diverged: dict[str, Any] | None = None
         self.received: list[int] = []  # signals
+        self.bar = tqdm(disable=True)
         if report_to:
             self.accelerator.init_trackers("nfcore", config={"id": experiment.id, "name": experiment.name})
         set_seed(experiment.seed)  # of dropout
@@ -155,7 +128,7 @@ class Training:
             self.probe()
             self.evaluate()
         logged = self.step
-        telemetry.start_clock()
+        telemetry.lap(training=False)
         while self.step < self.steps and not self.diverged:
             norm, rate = self.update()
             step, last = self.step, self.step == self.steps
@@ -166,30 +139,35 @@ class Training:
             probing = step % settings.probe_every == 0 or last
             logging = step % settings.log_every == 0 or step == 1 or saving or last
             if logging or evaluating or probing:
+                telemetry.lap(training=True)
                 self.diverged, exploded = self.watch.events()
                 telemetry.exploded = telemetry.exploded or exploded
-            if probing or self.diverged:
-                self.probe(last=last or bool(self.diverged))
+            if self.diverged:  # the last probe, and neither evaluation nor checkpoint
+                last, probing, evaluating, saving = True, True, False, False
             if logging:
                 mean = float(self.accelerator.gather(self.loss_sum).mean()) / (step - logged)
                 self.log(train_loss=mean, grad_norm=float(norm), learning_rate=rate)
                 self.loss_sum, logged = torch.zeros_like(self.loss_sum), step
-            if evaluating and not self.diverged:
+                self.show_progress(mean)
+            if evaluating:
                 self.evaluate()
+            if probing:
+                self.probe(last)
             if saving and not self.diverged:
                 self.save()
+            if logging or evaluating or probing:
+                telemetry.lap(training=False)
             if stopping:
                 break
-        telemetry.stop_clock()
 
     def update(self) -> tuple[Tensor, float]:
         """Make one update; returns the gradient norm before clipping and the learning rate."""
         settings, accelerator = self.settings, self.accelerator
-        if self.step % self.batches.per_epoch == 0:
+        if self.step % self.per_epoch == 0:
             torch.empty((), dtype=torch.int64).random_()  # as a DataLoader draws; recorded runs with dropout had one
         self.wrapped.train()
         self.watch.step.fill_(self.step + 1)
-        batch, micro = self.batches[self.step], faults.micro_batch(settings)
+        batch, micro = self.batch(), faults.micro_batch(settings)
         penalised = settings.entropy_penalty > 0
         mine = range(accelerator.process_index * micro, len(batch), accelerator.num_processes * micro)
         for start in mine:
@@ -200,15 +178,24 @@ class Training:
                 penalty = self.entropy_excess(output.attentions) / len(mine) if penalised else 0
                 accelerator.backward(loss + penalty)
             self.loss_sum += loss.detach()
-        self.watch.check_gradients()
+        if self.precision != "float16":  # where the loss scaler lets gradients overflow, and skips the update
+            self.watch.check_gradients()
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.max_grad_norm)
         self.optimizer.step()
         rate = float(self.schedule.get_last_lr()[0])
-        if not accelerator.optimizer_step_was_skipped:  # as the loss scaler does in float16
+        if not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
         return cast(Tensor, norm), rate
+
+    def batch(self) -> np.ndarray:
+        """The sequences (B, T) of the next update. An epoch is the whole batches of a permutation that the seed plus
+        its number gives: a batch depends on nothing else, not on the micro-batch or the number of processes."""
+        epoch, place = divmod(self.step, self.per_epoch)
+        size = self.settings.batch_size
+        order = _permutation(len(self.rows), self.seed + epoch)
+        return self.rows[order[place * size : (place + 1) * size]]
 
     def entropy_excess(self, maps: Sequence[Tensor]) -> Tensor:
         """``entropy_penalty`` times the mean of max(0, E / ceiling - ``entropy_target``)^2 over layers, sequences and
@@ -220,42 +207,49 @@ class Training:
         return self.settings.entropy_penalty * excess.square().mean()
 
     def log(self, **values: float) -> None:
-        self.telemetry.add(self.step, **values)
+        rows = [{"step": self.step, "name": name, "value": float(value)} for name, value in values.items()]
+        self.telemetry.tables["metrics"] += rows
         self.accelerator.log(values, step=self.step)
-        self.on_log(self.step, values)
 
-    def on_log(self, step: int, values: dict[str, float]) -> None:
-        """Replaced by whoever shows progress."""
+    def show_progress(self, loss: float) -> None:
+        """Move the bar, and leave the share that is made in the run's directory for whoever watches a grid."""
+        if self.accelerator.is_main_process:
+            write_atomically(self.folder / PROGRESS, str(self.step / self.steps))
+            self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self.bar.update(self.step * self.tokens_per_update - self.bar.n)
 
-    def probe(self, last: bool = False) -> None:
-        with self.accelerator.autocast():
-            self.telemetry.measure(self.step, last)
-
+    @torch.no_grad()
     def evaluate(self) -> None:
         """Log ``eval_loss`` (mean), ``eval_loss_median`` and ``eval_loss_p95`` over the tokens of the validation
         sequences, in nats per token. A mean that is not finite ends the run."""
-        accelerator, rows = self.accelerator, self.validation
-        with self.telemetry.paused(), accelerator.autocast():
-            part = -(-len(rows) // accelerator.num_processes)  # of each process; the last one repeats the last sequence
-            mine = np.minimum(np.arange(part) + part * accelerator.process_index, len(rows) - 1)
-            losses = token_losses(self.model, rows[mine], faults.micro_batch(self.settings))
-            losses = accelerator.gather(losses.to(accelerator.device))[: len(rows)].cpu()
-        values = losses.double().flatten().numpy()
+        accelerator, rows, losses = self.accelerator, self.validation, []
+        part = -(-len(rows) // accelerator.num_processes)  # of each process; the last one repeats the last sequence
+        mine = np.minimum(np.arange(part) + part * accelerator.process_index, len(rows) - 1)
+        self.model.eval()
+        for ids in as_ids(rows[mine]).to(accelerator.device).split(faults.micro_batch(self.settings)):
+            with accelerator.autocast():
+                logits = self.model(input_ids=ids, use_cache=False).logits.float().flatten(0, 1)  # (B T, V)
+            each = F.cross_entropy(logits, ids.roll(-1, 1).flatten(), reduction="none").view(ids.shape)
+            losses.append(each[:, :-1])  # the last position has nothing to predict
+        values = accelerator.gather(torch.cat(losses))[: len(rows)].cpu().double().flatten().numpy()
         median, p95 = np.quantile(values, [0.5, 0.95])
         self.log(eval_loss=values.mean(), eval_loss_median=median, eval_loss_p95=p95)
         if not np.isfinite(values.mean()):
             layer = len(self.model.blocks)  # the head's
             self.diverged = {"step": self.step, "layer": layer, "where": "evaluation"}
 
+    def probe(self, last: bool = False) -> None:
+        with self.accelerator.autocast():
+            self.telemetry.measure(self.step, last)
+
     def asked_to_stop(self) -> bool:
         """Whether a signal came. Several processes agree on that where they log, and stop at the same update."""
-        if not dist.is_initialized():
-            return bool(self.received)
-        if self.step % self.settings.log_every:
-            return False
-        signals = torch.tensor(max(self.received, default=0), device=self.accelerator.device)
-        dist.all_reduce(signals, dist.ReduceOp.MAX)
-        self.received[:] = [int(signals)] if int(signals) else []  # in place: the handler adds to it
+        if self.accelerator.num_processes > 1:
+            if self.step % self.settings.log_every:
+                return False
+            mine = torch.tensor(max(self.received, default=0), device=self.accelerator.device)
+            anyone = int(self.accelerator.gather(mine).max())
+            self.received[:] = [anyone] if anyone else []  # in place: the handler adds to it
         return bool(self.received)
 
     # Whole tensors, gathered on the first process, whether they are sharded or not: one file that any number of
@@ -264,47 +258,48 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint of the last update and seal it."""
-        checkpoint, first = self.checkpoint_dir / f"checkpoint-{self.step}", self.accelerator.is_main_process
-        with self.telemetry.paused(), faults.disk_watched(checkpoint, 16 * self.parameters, undo=checkpoint):
-            model, optimizer = get_state_dict(self.model, self.optimizer.optimizer, options=self.WHOLE)
-            if first:
-                checkpoints.discard(checkpoint)  # one that was cut short or passed over
-                checkpoint.mkdir(parents=True)
-                scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
-                state = {
-                    "model": model,
-                    "optimizer": optimizer,
-                    "schedule": self.schedule.state_dict(),
-                    "scaler": scaler,
-                }
-                torch.save(state, checkpoint / "state.pt")
-                self.telemetry.save(checkpoint)
-            self.accelerator.wait_for_everyone()
-            torch.save(_random_state(), checkpoint / f"random-{self.accelerator.process_index}.pt")
-            self.accelerator.wait_for_everyone()
-            if first:
-                checkpoints.seal(checkpoint, processes=self.accelerator.num_processes)
-                checkpoints.prune(self.checkpoint_dir)
+        accelerator = self.accelerator
+        checkpoint = self.folder / CHECKPOINTS / f"checkpoint-{self.step}"
+        model, optimizer = get_state_dict(self.model, self.optimizer.optimizer, options=self.WHOLE)
+        if accelerator.is_main_process:
+            checkpoints.discard(checkpoint)  # one that was cut short or passed over
+            checkpoint.mkdir(parents=True)
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+            state = {"model": model, "optimizer": optimizer, "schedule": self.schedule.state_dict(), "scaler": scaler}
+            torch.save(state, checkpoint / "state.pt")
+            self.telemetry.save(checkpoint)
+        accelerator.wait_for_everyone()
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        torch.save(random, checkpoint / f"random-{accelerator.process_index}.pt")
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            checkpoints.seal(checkpoint, processes=accelerator.num_processes)
+            checkpoints.prune(checkpoint.parent)
 
-    def load(self, checkpoint: Path) -> None:
-        """Go on from a sealed checkpoint."""
-        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-        set_state_dict(
-            self.model,
-            self.optimizer.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=StateDictOptions(full_state_dict=True),
-        )
+    def resume(self) -> bool:
+        """Go on from the newest whole checkpoint, if there is one. Several processes take what the first one finds."""
+        accelerator = self.accelerator
+        found, manifest = agreed(accelerator.is_main_process and checkpoints.newest(self.folder / CHECKPOINTS))
+        if found is None:
+            return False
+        if manifest["processes"] != accelerator.num_processes:
+            made = f"{found}: was made by {manifest['processes']} processes"
+            raise SettingsError(f"{made}; go on with as many, or fresh=true starts anew")
+        state = torch.load(found / "state.pt", map_location="cpu", weights_only=True)
+        parts = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
+        set_state_dict(self.model, self.optimizer.optimizer, **parts, options=self.WHOLE)
         self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = checkpoints.step_of(checkpoint)
-        self.telemetry.load(checkpoint)
-        random = torch.load(checkpoint / f"random-{self.accelerator.process_index}.pt", weights_only=True)
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = checkpoints.step_of(found)
+        self.telemetry.load(found)
+        random = torch.load(found / f"random-{accelerator.process_index}.pt", weights_only=True)
         torch.set_rng_state(random["cpu"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state(random["cuda"])
+        return True
 
     def close(self) -> None:
         """Part from the other processes. DDP's wrapper has to go first: whoever drops the group with it holds Python's
@@ -315,40 +310,24 @@ class Training:
             gc.collect()
         self.accelerator.end_training()
 
-    @property
-    def parameters(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
-
 
 def _accelerator(precision: str, compiled: bool, fsdp: bool, report_to: Sequence[str], directory: Path) -> Accelerator:
-    choices = sorted(map(str, LOGGER_TYPE_TO_CLASS))
     for logger in report_to:
-        choice("report_to", logger, choices)
+        choice("report_to", logger, sorted(map(str, LOGGER_TYPE_TO_CLASS)))
     AcceleratorState._reset_state()  # of a run with another precision that this process has trained before
     plugin = None
     if fsdp:
-        from torch.distributed.fsdp import MixedPrecisionPolicy
-
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["Block"],
-            # else it would cast what runs between the blocks, whose precision is ours to say
-            mixed_precision_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
-        )
+        # If inputs were cast, so would be what runs between the blocks, whose precision is ours to say.
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
-        dynamo_backend="inductor" if compiled and not machine.why_not_compiled() else None,
+        dynamo_backend="inductor" if compiled else None,
         fsdp_plugin=plugin,
         log_with=list(report_to) or None,
         project_dir=directory,
     )
-
-
-def _random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
 
 
 # --- a run ------------------------------------------------------------------------------------------------------
@@ -382,65 +361,46 @@ def train(
     label = f"{experiment.name or experiment.model.configuration} [{experiment.id}]"
     directory = runs.runs_dir() / experiment.id
     directory.mkdir(parents=True, exist_ok=True)
-    first = not _several() or PartialState().is_main_process
+    first = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE).is_main_process
     quiet = quiet or not first
-    with _only_writer(directory, label, first):
+    with _lock(directory, label) if first else nullcontext():
         record = None if fresh else runs.read_record(directory)
         if agreed(record is None):
             _run(experiment, directory, label, fresh and first, report_to, quiet, fsdp)
         elif first and record:
-            runs.verify(directory, record)
-            if record["status"] == "complete":
-                shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # where the run was killed at its very end
-            for difference in _differences(experiment, record):
-                print(f"  {label}: made {difference} (fresh=true retrains)", file=sys.stderr)
+            _reuse(experiment, directory, label, record)
             if not quiet:
                 print(f"  {label}: finished before, reused")
     return directory
 
 
-def _several() -> bool:
-    """Whether this is one of several processes of one job; if so they are connected now."""
-    if faults.processes() == 1:
-        return False
-    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-    return True
-
-
 def agreed(value: Any) -> Any:
     """What the first of several processes says; with one process ``value``."""
-    return broadcast_object_list([value])[0] if dist.is_initialized() else value
+    return broadcast_object_list([value])[0]
 
 
-@contextmanager
-def _only_writer(directory: Path, label: str, first: bool) -> Iterator[None]:
-    """Hold the run's lock, which ends with the process. Of several processes of one job only the first writes."""
-    if not first:
-        yield
-        return
+def _lock(directory: Path, label: str) -> AbstractContextManager[Any]:
+    """Hold the run's lock, which ends with the process."""
     lock = FileLock(directory / ".lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"  {label}: waits for another process that trains it", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
-def _differences(experiment: Experiment, record: dict[str, Any]) -> Iterator[str]:
-    """How the sources and the data of a finished run differ from the present ones."""
-    if record["provenance"]["measurement"] != runs.MEASUREMENT_VERSION:
-        made, now = record["provenance"]["measurement"], runs.MEASUREMENT_VERSION
-        yield f"with measurement version {made}, now {now}"
-    try:
-        tokens = prepare(experiment.data).hash
-    except SettingsError:
-        return  # the data are not at hand any more; the run is
-    if record["provenance"]["data_hash"] != tokens:
-        yield f"from other tokens ({record['provenance']['data_hash']}, now {tokens})"
+def _reuse(experiment: Experiment, directory: Path, label: str, record: dict[str, Any]) -> None:
+    """Check the files of a finished run, and say how its source and its data differ from the present ones."""
+    runs.verify(directory, record)
+    if record["status"] == "complete":
+        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # where the run was killed at its very end
+    made = record["provenance"]
+    now: dict[str, Any] = {"measurement": runs.MEASUREMENT_VERSION}
+    with suppress(SettingsError):  # the data are not at hand any more; the run is
+        now["data_hash"] = prepare(experiment.data).hash
+    for name, value in now.items():
+        if made[name] != value:
+            print(f"  {label}: made with {name} {made[name]}, now {value} (fresh=true retrains)", file=sys.stderr)
 
 
 def _run(
@@ -449,38 +409,36 @@ def _run(
     """Check what can be checked before anything starts, train from the newest checkpoint, write the record."""
     settings = experiment.training
     _check_machine(settings, label)
-    with PartialState().main_process_first() if dist.is_initialized() else nullcontext():
+    with PartialState().main_process_first():
         tokens = prepare(experiment.data)  # the others find the tokens made
-    if len(tokens.train) < settings.batch_size:
-        raise SettingsError(
-            f"training.batch_size: {settings.batch_size} is more than the {len(tokens.train)} training sequences"
-        )
-    steps = settings.steps or len(tokens.train) // settings.batch_size
-    if not quiet and (warning := faults.too_large(experiment)):
-        print(f"  {label}: {warning}", file=sys.stderr)
-    training = Training(experiment, tokens, directory / "checkpoints", steps, report_to, fsdp)
+    if not quiet and faults.memory_bytes(experiment, faults.micro_batch(settings)) > faults.memory_limit():
+        print(f"  {label}: {faults.memory_advice(experiment)}", file=sys.stderr)
+    training = Training(experiment, tokens, directory, report_to, fsdp)
     if fresh:  # only now that nothing can be wrong with the settings
-        _clear(directory)
-    if _resume(training) and not quiet:
+        (directory / "record.json").unlink(missing_ok=True)
+        for left in (CHECKPOINTS, "model"):
+            shutil.rmtree(directory / left, ignore_errors=True)
+    if training.resume() and not quiet:
         print(f"  {label}: resumes at step {training.step}")
-    with faults.deferred_signals() as training.received, _progress(training, directory, label, quiet):
+    with (
+        faults.deferred_signals() as training.received,
+        faults.disk_watched(directory, needed=16 * training.model.num_parameters()),
+        _bar(training, label, quiet) as training.bar,
+    ):
         try:
             training.run()
         except Exception as error:
-            if not faults.is_out_of_memory(error):
+            # torch raises a plain RuntimeError when the CPU's memory runs out.
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate" not in str(error):
                 raise
-            where = faults.explain_memory(error, experiment, training.model, training.step + 1)
-            raise faults.OutOfMemory(f"{label}: {where}") from error
-        done = training.step >= steps or bool(training.diverged)
-        if done:
-            with faults.disk_watched(directory, 8 * training.parameters):
-                _finish(experiment, directory, training, tokens)
+            where = f"out of memory at step {training.step + 1}"
+            raise faults.OutOfMemory(f"{label}: {where}; {faults.memory_advice(experiment)}") from error
+        if done := training.step == training.steps or bool(training.diverged):
+            _finish(experiment, training, tokens)
     training.close()
     if training.received:
-        reached = "finished" if done else f"stopped at step {training.step} of {steps}"
+        reached = "finished" if done else f"stopped at step {training.step} of {training.steps}"
         raise faults.Stopped(training.received[0], f"{label}: {reached}; {faults.RESUME}")
-    if (diverged := training.diverged) and not quiet:
-        print(f"  {label}: diverged at step {diverged['step']}, layer {diverged['layer']} ({diverged['where']})")
 
 
 def _check_machine(settings: TrainingSettings, label: str) -> None:
@@ -495,85 +453,40 @@ def _check_machine(settings: TrainingSettings, label: str) -> None:
         torch.set_num_threads(settings.threads)
 
 
-def _clear(directory: Path) -> None:
-    """Delete what an earlier training left."""
-    for name in ("checkpoints", "model"):
-        shutil.rmtree(directory / name, ignore_errors=True)
-    for file in directory.glob("*.*"):
-        if file.name != ".lock":
-            file.unlink()
-
-
-def _resume(training: Training) -> bool:
-    """Go on from the newest whole checkpoint, if there is one. Several processes take what the first one finds."""
-    processes = training.accelerator.num_processes
-    newest = checkpoints.newest(training.checkpoint_dir) if training.accelerator.is_main_process else None
-    found, manifest = agreed(newest)
-    if found and manifest["processes"] != processes:
-        made = f"{found}: was made by {manifest['processes']} processes"
-        raise SettingsError(f"{made}; go on with as many, or fresh=true starts anew")
-    if found:
-        training.load(found)
-    return bool(found)
-
-
-@contextmanager
-def _progress(training: Training, directory: Path, label: str, quiet: bool) -> Iterator[None]:
-    """Show a bar unless ``quiet``, and leave the share that is made in ``directory`` for whoever watches a grid."""
-    if not training.accelerator.is_main_process:
-        yield
-        return
-    batch = training.settings.batch_size * training.batches.sequences.shape[1]
-    form = "  {desc}: {percentage:3.0f}% of {total_fmt} tokens, {rate_fmt}, {remaining} left{postfix}"
-    with tqdm(
-        total=training.steps * batch,
-        initial=training.step * batch,
+def _bar(training: Training, label: str, quiet: bool) -> tqdm:
+    return tqdm(
+        total=training.steps * training.tokens_per_update,
+        initial=training.step * training.tokens_per_update,
         desc=label,
         unit=" tokens",
         unit_scale=True,
-        bar_format=form,
+        bar_format="  {desc}: {percentage:3.0f}% of {total_fmt} tokens, {rate_fmt}, {remaining} left{postfix}",
         mininterval=0.5 if sys.stderr.isatty() else 30,
         disable=quiet,
-    ) as bar:
-
-        def show(step: int, values: dict[str, float]) -> None:
-            if "train_loss" in values:
-                write_atomically(directory / PROGRESS, str(step / training.steps))
-                bar.set_postfix_str(f"loss {values['train_loss']:.3f}", refresh=False)
-                bar.update(step * batch - bar.n)
-
-        training.on_log = show  # type: ignore[method-assign]
-        yield
+    )
 
 
-def _finish(experiment: Experiment, directory: Path, training: Training, tokens: TokenData) -> None:
+def _finish(experiment: Experiment, training: Training, tokens: TokenData) -> None:
     """Write the run's files and, last, its record; all processes leave when that is there."""
-    telemetry, diverged, files = training.telemetry, training.diverged, []
+    folder, telemetry, diverged = training.folder, training.telemetry, training.diverged
     weights = None if diverged else training.accelerator.get_state_dict(training.wrapped)  # gathered by all together
-    if not training.accelerator.is_main_process:
-        training.accelerator.wait_for_everyone()
-        return
-    files += [runs.write_table(directory, name, rows) for name, rows in telemetry.tables.items()]
-    (directory / "settings.yaml").write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False))
-    files.append(directory / "settings.yaml")
-    if not diverged:
-        transformers_logging.disable_progress_bar()
-        convert.save(training.model, tokens.tokenizer, directory / "model", weights)
-        files += [f for f in (directory / "model").iterdir() if f.is_file()]
-    record = {
-        "id": experiment.id,
-        "name": experiment.name,
-        "status": "diverged" if diverged else "complete",
-        "diverged": diverged,
-        "exploded": telemetry.exploded,
-        "settings": experiment.to_dict(),
-        "final": final_metrics(telemetry.tables["metrics"], bool(diverged)),
-        "provenance": provenance(experiment, training, tokens),
-    }
-    runs.write_record(directory, record, files)
-    (directory / PROGRESS).unlink(missing_ok=True)
-    if not diverged:
-        shutil.rmtree(training.checkpoint_dir, ignore_errors=True)
+    if training.accelerator.is_main_process:
+        files = [folder / "settings.yaml"]
+        files[0].write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False))
+        files += [runs.write_table(folder, name, rows) for name, rows in telemetry.tables.items()]
+        if not diverged:
+            transformers_logging.disable_progress_bar()
+            convert.save(training.model, tokens.tokenizer, folder / "model", weights)
+            files += [f for f in (folder / "model").iterdir() if f.is_file()]
+        status = "diverged" if diverged else "complete"
+        record = dict(id=experiment.id, name=experiment.name, status=status, diverged=diverged)
+        record |= dict(exploded=telemetry.exploded, settings=experiment.to_dict())
+        record["final"] = final_metrics(telemetry.tables["metrics"], bool(diverged))
+        record["provenance"] = provenance(experiment, training, tokens)
+        runs.write_record(folder, record, files)
+        (folder / PROGRESS).unlink(missing_ok=True)
+        if not diverged:
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     training.accelerator.wait_for_everyone()
 
 
@@ -582,26 +495,23 @@ def final_metrics(metrics: list[dict[str, Any]], diverged: bool) -> dict[str, fl
     last ones."""
     evaluations = {m["step"]: m["value"] for m in metrics if m["name"] == "eval_loss"}
     last = {m["name"]: m["value"] for m in metrics if m["name"].startswith("eval_loss")}
+    last["perplexity"] = math.exp(min(last["eval_loss"], 700.0))
     best = min(evaluations, key=lambda step: evaluations[step])
-    final: dict[str, float | int | None] = {"step": max(m["step"] for m in metrics)}
-    final |= {name: None if diverged else value for name, value in last.items()}
-    final["perplexity"] = None if diverged else math.exp(min(last["eval_loss"], 700.0))
-    final |= {"best_step": best, "best_eval_loss": evaluations[best]}
-    return final
+    ended = {"best_step": best, "best_eval_loss": evaluations[best]}
+    return {"step": max(m["step"] for m in metrics), **(dict.fromkeys(last) if diverged else last), **ended}
 
 
 def provenance(experiment: Experiment, training: Training, tokens: TokenData) -> dict[str, Any]:
     """What made the run: commit, versions, hardware, data, speed."""
-    telemetry = training.telemetry
-    seen = training.step * experiment.training.batch_size * experiment.data.context
+    telemetry, seen = training.telemetry, training.step * training.tokens_per_update
     return {
         "commit": " ".join(telemetry.commits),
         "measurement": runs.MEASUREMENT_VERSION,
         **machine.provenance(),
         "processes": training.accelerator.num_processes,
         "precision": training.precision,
-        "compiled": experiment.training.compile and not machine.why_not_compiled(),
-        "parameters": training.parameters,
+        "compiled": training.compiled,
+        "parameters": training.model.num_parameters(),
         "data_hash": tokens.hash,
         "unique_tokens": int(tokens.train.size),
         "validation_overlap": round(tokens.meta["validation_overlap"], 4),
@@ -609,7 +519,7 @@ def provenance(experiment: Experiment, training: Training, tokens: TokenData) ->
         "tokens": seen,
         "seconds": round(telemetry.seconds, 2),
         "wall_seconds": round(telemetry.wall_seconds, 2),
-        "tokens_per_second": round(seen / max(telemetry.seconds, 1e-9), 1),
+        "tokens_per_second": round(seen / telemetry.seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -620,13 +530,3 @@ def unigram_loss(tokens: TokenData, sequences: int | None) -> float:
     counts = np.bincount(tokens.train.reshape(-1), minlength=tokens.tokenizer.get_vocab_size()) + 1.0
     surprise = -np.log(counts / counts.sum())
     return float(surprise[tokens.validation[:sequences, 1:]].mean())
-
-
-def load_model(run: str | Path) -> NormFreeForCausalLM:
-    """The trained model of a run, by id or directory. Raises SettingsError for one that is unfinished or diverged."""
-    directory = Path(run) if Path(run).is_dir() else runs.runs_dir() / str(run)
-    record = runs.read_record(directory)
-    if not record or record["status"] == "diverged":
-        raise SettingsError(f"{directory}: no trained model here")
-    runs.verify(directory, record)
-    return NormFreeForCausalLM.from_pretrained(directory / "model")

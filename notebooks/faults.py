@@ -72,12 +72,12 @@ markdown_table(
 # |---|---|
 # | killed outright | The next command goes on from the last whole checkpoint. Half-written files are never read. |
 # | SIGINT, SIGTERM | The run finishes its update, writes a checkpoint, and says in one line how to go on. A second signal ends it at once. |
-# | disk full, read-only, no permission, folder gone | One line names the path and, for a full disk, the space left and what to set. Half a checkpoint is removed. |
+# | disk full, read-only, no permission, folder gone | One line names the path and, for a full disk, what to set. Half a checkpoint is never read. |
 # | the same run started twice | The second says that it waits, and then finds the run finished. The lock ends with its process. |
 # | a bit flipped in a checkpoint | The file is named, and the checkpoint before it is used. |
 # | a bit flipped in a finished run, its record or token files | It is refused by name, with what to do. |
 # | a run that diverges | The run ends as a result: its record names step and layer. |
-# | out of memory | Step and layer are named, with the largest micro-batch that is estimated to fit. |
+# | out of memory | The step is named, with the estimated memory and the largest micro-batch that would fit. |
 # | one of several processes dies | The whole job ends, torchrun names rank and signal, and the same command resumes. |
 # | the clock jumps | Durations come from a clock that cannot; checkpoints are kept by step, not by age. |
 # | locale C, no HOME, no network, umask 077, blanks and other letters in paths, a read-only checkout | The results are the same. |

@@ -16,7 +16,6 @@ import yaml
 
 from nfcore import runs, train
 from nfcore.settings import Experiment, project_root
-from nfcore.training import load_model
 from tests.test_training import metric, record, table, weights
 
 
@@ -80,7 +79,6 @@ def test_equals_the_run_of_one_process(
     assert made["provenance"]["processes"] == processes
     assert done.stdout.count("perplexity") == 1  # of the first process alone
     assert not list(found.glob("checkpoints/*"))
-    load_model(found)
     os.environ["NFCORE_RUNS"] = str(elsewhere / "alone")
     alone = train(experiment, quiet=True)
     assert_close(alone, found)

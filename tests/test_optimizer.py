@@ -79,13 +79,6 @@ def test_epsilon_is_larger_than_torchs_by_the_bias_correction() -> None:
     torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-12)
 
 
-def test_decay_shrinks_the_step_too() -> None:
-    start, gradients = drawn(5)
-    plain = updated(HFAdamW, start, gradients[:1], eps=1e-8, weight_decay=0.0)
-    decayed = updated(HFAdamW, start, gradients[:1], eps=1e-8, weight_decay=0.3)
-    torch.testing.assert_close(decayed, plain * (1 - 0.1 * 0.3), rtol=1e-12, atol=1e-12)
-
-
 def test_loaded_state_goes_on_as_if_uninterrupted() -> None:
     start, gradients = drawn(4)
     p = nn.Parameter(start.clone())
@@ -109,16 +102,3 @@ def test_an_update_that_the_loss_scaler_skips_does_not_count() -> None:
         optimizer.zero_grad()
     assert float(optimizer.state[p]["step"]) == 2
     assert float(optimizer.state[p]["exp_avg"][0]) == pytest.approx(1 - BETAS[0] ** 2)  # of gradients that are unscaled
-
-
-def test_a_closure_is_evaluated_with_gradients() -> None:
-    p = nn.Parameter(torch.ones(1))
-    optimizer = HFAdamW([p], lr=0.1, betas=BETAS, eps=1e-8)
-
-    def closure() -> float:
-        loss = (p * p).sum()
-        loss.backward()
-        return loss.item()
-
-    assert optimizer.step(closure) == 1.0
-    assert p.item() == pytest.approx(0.9)

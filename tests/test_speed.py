@@ -153,13 +153,13 @@ def test_attention_of_short_sequences_in_bfloat16(
         data={"context": context}, model={"max_position_embeddings": 1024}, training={"precision": precision}
     )
     tokens: Any = SimpleNamespace(train=np.zeros((8, context), np.uint16), validation=np.zeros((2, context), np.uint16))
-    found = training.Training(experiment, tokens, tmp_path / "checkpoints", 1)
+    found = training.Training(experiment, tokens, tmp_path)
     assert found.model.config._attn_implementation == expected
 
 
 def test_a_model_trained_with_plain_attention_loads_with_the_default(tiny: Tiny) -> None:
     run = train(tiny(training={"precision": "bfloat16"}), quiet=True)
-    assert training.load_model(run).config._attn_implementation == "sdpa"
+    assert NormFreeForCausalLM.from_pretrained(run / "model").config._attn_implementation == "sdpa"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
