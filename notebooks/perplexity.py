@@ -9,10 +9,13 @@
 # %% [markdown]
 # # Perplexity with and without LayerNorm
 #
-# GPT-2 and Pythia, trained from scratch on Python source, with LayerNorm in the blocks ({term}`SM`+{term}`LN`) or without (SM), and with
-# GELU ({term}`G`), ReLU ({term}`R`), a leaky ReLU of slope 0.1 (`L(0.1)`) or a linear feed-forward network (no letter). The paper's first
-# table {cite}`jha2024relus` and later ones {cite}`jha2024aero,jha2025entropy` have their final {term}`perplexity` (claims [C1](#claim-c1),
-# [C2](#claim-c2) and [C8](#claim-c8)). The numbers here are of one preset; [Claims](claims.ipynb) judges them over seeds.
+# {glue:text}`perplexity_found:s` These are runs of one preset, and unless more seeds are given they have one seed;
+# [Claims](claims.ipynb) has the verdicts over seeds.
+#
+# GPT-2 and Pythia are trained from scratch on Python source, with LayerNorm in the blocks or without, and with GELU, ReLU, a leaky ReLU of slope
+# 0.1 or a linear feed-forward network. The paper's first table {cite}`jha2024relus` and later ones {cite}`jha2024aero,jha2025entropy` have
+# the final {term}`perplexity` of such models (claims [C1](#claim-c1), [C2](#claim-c2) and [C8](#claim-c8)). In tables and legends
+# {term}`SM` is softmax attention, {term}`LN` LayerNorm, {term}`G` GELU, {term}`R` ReLU and {term}`L` a leaky ReLU.
 
 # %% tags=["parameters"]
 preset = "quick"  # smoke, quick, gpu or paper: the sizes in notebooks/params/<preset>.yaml
@@ -31,6 +34,7 @@ preset = parameters(globals())
 
 # %% tags=["remove-input"]
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
@@ -38,10 +42,11 @@ from nfbook.figures import STYLES, direct_labels, show_figure, use_style
 from nfbook.presets import FAMILIES, MAIN
 from nfbook.recorded import together
 from nfbook.report import (
-    NAMES,
     against,
     banner,
+    early_share,
     final_heads,
+    folded,
     glue,
     markdown_table,
     perplexities,
@@ -55,15 +60,42 @@ from nfcore.shares import entropy_ceiling
 use_style()
 table, main, context = (sources(preset, name) for name in ("table", "main", "context"))
 trained = next(iter(main.values()))
+length = int(trained.runs["data.context"].iloc[0])
 banner(preset, together([next(iter(of.values())) for of in (table, context)]))
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-main", "caption": "The four main GPT-2 configurations at the end of training. Left: perplexity on held-out files; lower is better. Right: mean head entropy of each layer over the causal ceiling, on the fixed probe batch. Compare the two models without LayerNorm: the bars SM+G and SM+R, and the early layers of their lines."}, "image": {"alt": "Left, bars of the final perplexity of GELU and ReLU with LayerNorm, and of GELU and ReLU without. Right, a line for each of them: attention entropy over its ceiling, from the first layer to the last."}}
+figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.1), width_ratios=[2, 3])
+final = perplexities(trained).droplevel(["model.family", "data.context"])
+for position, configuration in enumerate(MAIN):
+    value = final[configuration]
+    left.bar(position, value, color=STYLES[configuration]["color"], width=0.6, label=configuration)
+    label = "diverged" if np.isnan(value) else f"{value:.2f}"
+    left.annotate(label, (position, 0 if np.isnan(value) else value), ha="center", va="bottom", fontsize=9)
+    profile = np.nanmean(final_heads(trained, configuration), axis=1) / entropy_ceiling(length)
+    right.plot(range(len(profile)), profile, label=configuration, markersize=4, linewidth=1.2, **STYLES[configuration])
+left.set_xticks(range(len(MAIN)), [name.replace("+LN", "\n+LN") for name in MAIN], fontsize=9)
+left.grid(axis="x")
+left.set(title="perplexity")
+right.set_xticks(range(len(profile)))
+right.set(title="entropy / ceiling", xlabel="layer")
+right.axhline(1, color="grey", linestyle="--", linewidth=0.8, gid="ceiling")
+direct_labels(right)
+seeds_of = {c: trained.where(configuration=c).runs["perplexity"].astype(float) for c in MAIN}
+early = {c: early_share(final_heads(trained, c), length) for c in MAIN}
+show_figure(
+    figure,
+    trained,
+    finding=f"Perplexity without LayerNorm is {against('SM+R', seeds_of['SM+R'], 'SM+G', seeds_of['SM+G'])}; entropy of the early "
+    f"layers over the ceiling is {against('SM+R', early['SM+R'], 'SM+G', early['SM+G'])}.",
+    preview=True,
+)
 
 # %% [markdown]
 # ## Final perplexity
 #
-# Final perplexity on held-out files, and its change in percent against `SM+LN+G` of the same family at the same number
-# of steps. Rows with other step counts must not be compared with one another: a preset may train the main GPT-2 rows
-# longer than the rest. `NaN`: the run diverged. How far LayerNorm gets in runs this short depends on their length:
-# [Claims](claims.ipynb) follows it over tokens, and has the changes over seeds with verdicts.
+# The table compares each configuration with SM+LN+G of the same family after equally many updates, next to the published values
+# {cite}`jha2024relus,jha2024aero,jha2025entropy`. Do not compare perplexities of rows with other numbers of updates, nor ours with
+# published ones; compare changes. `NaN`: the run diverged.
 
 # %% tags=["remove-input"]
 paper = published("perplexity")
@@ -71,42 +103,52 @@ table_of = {"gpt2": paper["GPT2_T128"] | paper["GPT2_T128_softmax_only"], "pythi
 
 
 def rows_of(runs):
-    """One row a configuration: perplexity, steps and change against SM+LN+G where the steps agree."""
-    steps = runs.runs.groupby(["model.family", "configuration"], sort=False)["step"].max()
-    result = pd.DataFrame({"perplexity": perplexities(runs).droplevel("data.context"), "steps": steps})
+    """One row a configuration: perplexity, updates and change against SM+LN+G where the updates agree."""
+    updates = runs.runs.groupby(["model.family", "configuration"], sort=False)["step"].max()
+    result = pd.DataFrame({"perplexity": perplexities(runs).droplevel("data.context"), "updates": updates})
     result["change"] = float("nan")
     for (family, configuration), row in result.iterrows():
         base = result.loc[(family, "SM+LN+G")]
-        if row["steps"] == base["steps"]:
+        if row["updates"] == base["updates"]:
             change = relative_change(row["perplexity"], base["perplexity"])
             result.loc[(family, configuration), "change"] = change
     return result
 
 
-def text(value, digits=2):
-    return "NaN" if pd.isna(value) else f"{value:.{digits}f}"
+def text(value, form="{:.2f}", none="NaN"):
+    return none if pd.isna(value) else form.format(value)
+
+
+def changed(value):
+    return text(value, "{:+.1f}", "-")
+
+
+def of_paper(numbers, configuration):
+    """Published perplexity and its change in percent, as shown."""
+    value = numbers.get(configuration)
+    if value is None or value == "NaNs":
+        return {"paper": "-" if value is None else "NaN", "change, paper (%)": "-"}
+    return {"paper": f"{value[0]:.3f}", "change, paper (%)": f"{value[1]:+.1f}"}
 
 
 measured = {where: rows_of(runs) for where, runs in table.items()}
 own = next(iter(measured.values()))
 rows = []
 for family, configuration in own.index:
-    row = {"model": FAMILIES[family], "configuration": configuration}
-    value = table_of[family].get(configuration)
-    row["published"] = "-" if value is None else "NaN" if value == "NaNs" else f"{value[0]:.3f} ({value[1]:+.1f} %)"
+    row = {"model": FAMILIES[family], "configuration": configuration, **of_paper(table_of[family], configuration)}
     for where, result in measured.items():
         entry = result.loc[(family, configuration)]
-        change = "" if pd.isna(entry["change"]) else f" ({entry['change']:+.1f} %)"
-        row[where] = text(entry["perplexity"]) + change
-        row[f"steps, {where}"] = f"{int(entry['steps'])}"
+        row[where] = text(entry["perplexity"])
+        row[f"change, {where} (%)"] = changed(entry["change"])
+        row[f"updates, {where}"] = f"{int(entry['updates'])}"
     rows.append(row)
 markdown_table(pd.DataFrame(rows))
 
 # %% [markdown]
 # ## Over training
 #
-# The evaluation loss of the four main GPT-2 configurations, on the same held-out files. Early in training, models with LayerNorm are
-# behind those without; [Claims](claims.ipynb) shows where they overtake, over seeds.
+# The order of the configurations can change while they train, so a short run need not show where a longer one ends.
+# [Claims](claims.ipynb) follows the gaps over seeds.
 
 
 # %% tags=["remove-input"]
@@ -117,63 +159,56 @@ def curve(runs, configuration, name="eval_loss"):
     return rows.groupby("step")["value"].mean()
 
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-curves", "caption": "Evaluation loss of the four main GPT-2 configurations: published (left), and ours (right). Note the different step axes: the published runs see several hundred times more tokens than those of preset quick."}, "image": {"alt": "Four falling curves of evaluation loss against optimiser steps, published and ours; the markers tell the configurations apart."}}
-panels = {"published": None} | main
-figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), squeeze=False)
-ends = {where: {} for where in panels}
-for panel, (where, runs) in zip(axes[0], panels.items(), strict=True):
-    for configuration in MAIN:
-        if runs is None:
-            points = pd.DataFrame(published("eval_loss_curves")["curves"][configuration])
-            steps, losses, mark = points[0], points[2], dict(markevery=8, markerfacecolor="white")
-        else:
-            losses = curve(runs, configuration)
-            steps, mark = losses.index, {}
-        ends[where][configuration] = [*losses][-1]
-        panel.plot(steps, losses, label=configuration, markersize=4, linewidth=1.2, **STYLES[configuration], **mark)
-    panel.set(title=where, xlabel="optimiser step", ylabel="evaluation loss (nats per token)")
-for panel in axes[0]:
+def published_curve(configuration):
+    points = pd.DataFrame(published("eval_loss_curves")["curves"][configuration])
+    return pd.Series(points[2].to_numpy(), index=points[0])
+
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-curves", "caption": "Change of perplexity against GELU with LayerNorm (SM+LN+G, the line at zero), at each evaluation of the GPT-2 runs: published, read off a plot to about 1.5 %, and ours. The axis is the part of training that is done, because the published runs see several hundred times more tokens than those of preset quick. A line above zero is worse than GELU with LayerNorm. See how the order changes, and on which side of zero each line ends."}, "image": {"alt": "Panels of lines over the part of training that is done, published and ours: perplexity of SM+LN+R, SM+G and SM+R against SM+LN+G."}}
+panels = {"published": {c: published_curve(c) for c in MAIN}}
+panels |= {where: {c: curve(runs, c) for c in MAIN} for where, runs in main.items()}
+figure, axes = plt.subplots(len(panels), 1, figsize=(5.6, 2.5 * len(panels) + 0.4), sharex=True)
+ends = {}
+for panel, (where, curves) in zip(axes, panels.items(), strict=True):
+    for configuration in MAIN[1:]:
+        gap = 100 * np.expm1(curves[configuration] - curves["SM+LN+G"]).dropna()
+        gap = gap[gap.index > 0]
+        ends.setdefault(where, {})[configuration] = gap.iloc[-1] if len(gap) else float("nan")
+        every = max(1, len(gap) // 16)
+        style = dict(markersize=4, linewidth=1.2, markevery=every, **STYLES[configuration])
+        panel.plot(100 * gap.index / max(gap.index, default=1), gap, label=configuration, **style)
+    panel.axhline(0, color="black", linewidth=0.6, gid="SM+LN+G")
+    panel.set(title=where, xlabel="part of training done (%)", ylabel="change of perplexity (%)")
     direct_labels(panel)
 finding = "; ".join(
-    f"{where}: {against('SM+R', of['SM+R'], 'SM+G', of['SM+G'], '{:.3f}')}" for where, of in ends.items()
+    f"{where}, {against('SM+R', of['SM+R'], 'SM+G', of['SM+G'], '{:+.1f} %')}" for where, of in ends.items()
 )
-show_figure(figure, trained, finding=f"Last loss in nats per token, {finding}.")
+show_figure(figure, trained, finding=f"At the end: {finding}.")
 
 # %% [markdown]
-# Mean, median and 95th percentile of the token losses at the last evaluation, in {term}`nats`. A mean can hide a tail. The published
-# mean is the logarithm of the published {term}`perplexity`.
+# A mean of losses can hide a tail, so the folded table has the median and the 95th percentile of the token losses too, at the last evaluation, in
+# {term}`nats`. The published mean is the logarithm of the published {term}`perplexity`.
 
 # %% tags=["remove-input"]
 rows = []
 for configuration in MAIN:
     row = {"configuration": configuration}
     for label, name in {"mean": "eval_loss", "median": "eval_loss_median", "95th percentile": "eval_loss_p95"}.items():
-        series = curve(trained, configuration, name)
-        row[label] = series.iloc[-1]
+        row[label] = curve(trained, configuration, name).iloc[-1]
     mean = curve(trained, configuration)
     row |= {
         "best mean": mean.min(),
-        "best at step": int(mean.idxmin()),
+        "best at update": int(mean.idxmin()),
         "published mean": published("eval_loss_curves")["final_eval_loss_from_published_perplexity"][configuration],
     }
     rows.append(row)
-markdown_table(pd.DataFrame(rows))
-
-# %% tags=["remove-input"]
-g, r = curve(trained, "SM+G"), curve(trained, "SM+R")
-common = g.index.intersection(r.index)
-ahead = (g[common] - r[common])[common > 0]
-ends = {c: points[-1][2] for c, points in published("eval_loss_curves")["curves"].items()}
-Markdown(
-    f"SM+R is ahead of SM+G at {int((ahead > 0).sum())} of {len(ahead)} evaluations after step 0 and by {ahead.iloc[-1]:+.3f} nats at the "
-    f"last (published: {ends['SM+G'] - ends['SM+R']:+.3f})."
-)
+folded("Mean, median and tail of the losses", markdown_table(pd.DataFrame(rows)))
 
 # %% [markdown]
 # ## At twice the context length
 #
-# Pythia at T and at twice the {term}`context length`, with equally many tokens a step, as in the paper's tables at T=128 and T=256
-# {cite}`jha2024relus`. Entropies are over the {term}`ceiling` of their own T.
+# Pythia is trained at T and at twice the {term}`context length`, with equally many tokens an update, as in the paper's tables at T=128 and T=256
+# {cite}`jha2024relus`. The paper's columns are those of its shorter and its longer context. Changes are against SM+LN+G of the same T, and entropies are means over the {term}`ceiling` of their own T.
 
 # %% tags=["remove-input"]
 longer = next(iter(context.values()))
@@ -183,42 +218,34 @@ by_length = {
     contexts[1]: ("256", published("perplexity")["Pythia70M_T256"]),
 }
 rows, gains = [], []
-for length in contexts:
-    _, numbers = by_length[length]
-    base = numbers["SM+LN+G"][0]
+for T in contexts:
+    _, numbers = by_length[T]
     for configuration in MAIN:
-        row = {
-            "T": str(length),
-            "configuration": configuration,
-            f"published (T = {contexts[0]}, {contexts[1]}: 128, 256)": f"{numbers[configuration][0]:.3f} ({numbers[configuration][1]:+.1f} %)",
-        }
+        row = {"T": str(T), "configuration": configuration, **of_paper(numbers, configuration)}
         for where, runs in context.items():
             values = perplexities(runs)
-            level = sorted(runs.runs["data.context"].unique())[contexts.index(length)]
+            level = sorted(runs.runs["data.context"].unique())[contexts.index(T)]
             value, reference = values[("pythia", level, configuration)], values[("pythia", level, "SM+LN+G")]
-            row[where] = f"{value:.2f} ({relative_change(value, reference):+.1f} %)"
-        part = longer.where(data__context=length)
-        row["mean entropy / ceiling"] = float(final_heads(part, configuration).mean() / entropy_ceiling(int(length)))
-        row["steps"] = str(int(part.runs["step"].max()))
+            row |= {where: text(value), f"change, {where} (%)": changed(relative_change(value, reference))}
+        part = longer.where(data__context=T)
+        row["entropy / ceiling"] = f"{final_heads(part, configuration).mean() / entropy_ceiling(int(T)):.2f}"
         rows.append(row)
     values = perplexities(longer)
-    gains.append(
-        (
-            length,
-            -relative_change(values[("pythia", length, "SM+R")], values[("pythia", length, "SM+G")]),
-            -relative_change(numbers["SM+R"][0], numbers["SM+G"][0]),
-        )
-    )
-markdown_table(pd.DataFrame(rows).rename(columns=lambda c: "published" if c.startswith("published") else c))
-
-# %% [markdown]
-# ## What to remember
+    gains.append((T, relative_change(values[("pythia", T, "SM+R")], values[("pythia", T, "SM+G")]), numbers))
+markdown_table(pd.DataFrame(rows))
 
 
 # %% tags=["remove-input"]
+def side(percent):
+    """A change of perplexity as "8.2 % below"."""
+    if pd.isna(percent):
+        return "not comparable to (a run diverged)"
+    return "level with" if round(percent, 1) == 0 else f"{abs(percent):.1f} % {'below' if percent < 0 else 'above'}"
+
+
 def lead(value, family, norm=""):
-    """How far ReLU's perplexity is below GELU's, in percent."""
-    return -relative_change(value(family, f"SM{norm}+R"), value(family, f"SM{norm}+G"))
+    """Change of perplexity from GELU to ReLU, in percent."""
+    return relative_change(value(family, f"SM{norm}+R"), value(family, f"SM{norm}+G"))
 
 
 def ours(family, configuration):
@@ -229,35 +256,24 @@ def theirs(family, configuration):
     return table_of[family][configuration][0]
 
 
-def side(percent):
-    return (
-        "not comparable (a run diverged)"
-        if pd.isna(percent)
-        else f"{abs(percent):.1f} % {'below' if percent > 0 else 'above'}"
-    )
-
-
 def both(*which):
-    return f"{side(lead(ours, *which))} (published: {side(lead(theirs, *which))})"
+    return f"{side(lead(ours, *which))} GELU's (paper: {side(lead(theirs, *which))})"
 
 
-Markdown(
-    f"Without LayerNorm, ReLU's perplexity against GELU's is, for GPT-2, {both('gpt2')}, and for Pythia, {both('pythia')}. "
-    f"With LayerNorm it is, for GPT-2, {both('gpt2', '+LN')}, and for Pythia, {both('pythia', '+LN')}. "
-    "At both context lengths of Pythia without LayerNorm: "
-    + "; ".join(
-        f"T={length}, {side(gain)} (published at T={by_length[length][0]}: {side(paper)})"
-        for length, gain, paper in gains
-    )
-    + "."
+at_lengths = " and ".join(
+    f"{side(gain)} GELU's at T={T} (paper: {side(relative_change(numbers['SM+R'][0], numbers['SM+G'][0]))} at T={by_length[T][0]})"
+    for T, gain, numbers in gains
 )
+glue(
+    perplexity_found=f"Without LayerNorm, ReLU's perplexity is {both('gpt2')} for GPT-2, and {both('pythia')} for Pythia."
+)
+Markdown(f"Without LayerNorm, ReLU's perplexity is {at_lengths}.")
+
+# %% [markdown]
+# ## What to remember
 
 # %% tags=["remove-input"]
-glue(
-    gain_gpt2=f"{lead(ours, 'gpt2'):.1f}",
-    gain_pythia=f"{lead(ours, 'pythia'):.1f}",
-    gain_published=f"{lead(theirs, 'gpt2'):.1f}",
-    gain_ln_gpt2=f"{lead(ours, 'gpt2', '+LN'):.1f}",
-    **{f"ppl_{name}": text(ours("gpt2", configuration)) for name, configuration in NAMES.items()},
-    main_steps=f"{int(own.loc[('gpt2', 'SM+G'), 'steps'])}",
+Markdown(
+    f"In GPT-2, ReLU's perplexity is {both('gpt2')} without LayerNorm, and {both('gpt2', '+LN')} with it: one preset, "
+    f"{'seed' if len(preset.seeds) == 1 else 'seeds'} {', '.join(map(str, preset.seeds))}."
 )

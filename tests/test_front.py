@@ -12,7 +12,7 @@ from nfbook.presets import Preset
 
 
 ROW = dict(id="T4", statement="ReLU <is> ahead", unit="percent", published=-8.2, estimate=-5.0, low=-6.0, high=-4.0)
-ROW |= dict(n=5, lost=0, verdict="reproduced")
+ROW |= dict(n=5, lost=0, verdict="reproduced", least=1)
 NOTHING = {**ROW, "id": "E1", "verdict": "no runs", "n": 0, "estimate": np.nan, "low": np.nan, "high": np.nan}
 WORDS = {"T4": ("ReLU is better.", "a against b"), "E1": ("Heads are overloaded.", "b against a")}
 
@@ -29,12 +29,35 @@ def test_a_badge_has_icon_word_and_a_colour_of_its_own(verdict: str, icon: str) 
     assert badge == f'<span class="nf-badge nf-{verdict}">{icon} {verdict}</span>'
 
 
-def test_a_strip_has_a_line_a_test_and_runs_nothing_that_a_statement_holds() -> None:
-    html = front.strip(pd.DataFrame([ROW, NOTHING])).data
+def test_a_strip_has_a_line_a_test_under_its_claim_and_runs_nothing_that_words_hold() -> None:
+    rows = pd.DataFrame([ROW, NOTHING])
+    html = front.strip({"C1. <b>": rows[:1], "C2.": rows[1:], "C3.": rows[:0]}).data
     head, *lines = (text(row) for row in re.findall("<tr>.*?</tr>", html))
-    assert head == "claim published ours, 95 % interval n verdict"
-    assert lines[0] == "ReLU &lt;is&gt; ahead -8.2 % -5.0 % [-6.0, -4.0] 5 ✓ reproduced"
-    assert lines[1].endswith("-8.2 % - 0 ◌ not trained yet")
+    assert head == "claim paper ours, 95 % interval n verdict"
+    assert lines == [
+        "C1. &lt;b&gt;",
+        "ReLU &lt;is&gt; ahead -8.2 % -5.0 % [-6.0, -4.0] 5 ✓ reproduced",
+        "C2.",
+        "ReLU &lt;is&gt; ahead -8.2 % - 0 ◌ not trained yet",
+    ], "a claim without tests has no heading"
+
+
+def test_the_picture_of_a_row_is_to_scale() -> None:
+    """Zero, the paper's value, ours and its interval on the scale of all rows of the unit."""
+    one = {**ROW, "n": 1, "low": np.nan, "high": np.nan, "published": 12.0}
+    first, second = re.findall("<svg.*?</svg>", front.strip({"C1.": pd.DataFrame([ROW, one])}).data)
+    span = front.EFFECT[0] - 12
+
+    def place(value: float) -> str:
+        return f"{6 + span * (value + 8.2) / 20.2:.1f}"
+
+    for picture, published in ((first, -8.2), (second, 12.0)):
+        assert f"M{place(0)} 0V" in picture
+        assert f'x="{place(-1)}"' in picture
+        assert f'cx="{place(published)}"' in picture
+    assert f"M{place(-6)} 9.0H{place(-4)}" in first
+    assert ("nf-full" in first, "nf-full" in second) == (True, False), "one seed has no interval and is hollow"
+    assert re.findall(r"M[\d.]+ 9.0H", second) == ["M0 9.0H"], "the axis alone"
 
 
 def test_cards_have_both_numbers_or_say_what_is_missing() -> None:

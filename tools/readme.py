@@ -33,14 +33,14 @@ BEGIN, END = "<!-- results: written by tools/readme.py -->", "<!-- end of result
 
 
 def picture() -> str:
-    """The SVG of figure ``fig-main`` in the committed results notebook."""
-    notebook = json.loads((ROOT / "book" / "notebooks" / "results.ipynb").read_text())
+    """The SVG of figure ``fig-main`` in the committed notebook on perplexity."""
+    notebook = json.loads((ROOT / "book" / "notebooks" / "perplexity.ipynb").read_text())
     for cell in notebook["cells"]:
         if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == "fig-main":
             for output in cell["outputs"]:
                 if "image/svg+xml" in output.get("data", {}):
                     return "".join(output["data"]["image/svg+xml"])
-    raise SystemExit("book/notebooks/results.ipynb holds no figure fig-main; run `make notebooks` first")
+    raise SystemExit("book/notebooks/perplexity.ipynb holds no figure fig-main; run `make notebooks` first")
 
 
 def block() -> str:

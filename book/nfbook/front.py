@@ -47,17 +47,54 @@ def badge(row: pd.Series) -> str:
     return f'<span class="nf-badge nf-{row["verdict"].replace(" ", "-")}">{words}</span>'
 
 
-def strip(rows: pd.DataFrame) -> HTML:
-    """Rows of :func:`nfbook.claims.verdicts`: claim, published value, ours with interval and n, verdict. On a narrow
-    page each row is a box."""
-    names = ("claim", "published", "ours, 95 % interval", "n", "verdict")
-    lines = []
-    for _, row in rows.iterrows():
-        cells = (escape(row["statement"]), published_estimate(row), estimate(row), str(row["n"]), badge(row))
-        lines.append("".join(f'<td data-name="{n}">{cell}</td>' for n, cell in zip(names, cells, strict=True)))
+def strip(groups: Mapping[str, pd.DataFrame]) -> HTML:
+    """Rows of :func:`nfbook.claims.verdicts` under the heading of their group: claim with a picture of the effect,
+    published value, ours with interval and n, verdict. On a narrow page each row is a box."""
+    names = ("claim", "paper", "ours, 95 % interval", "n", "verdict")
+    scales = _scales(pd.concat(groups.values()))
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return _html(f'<table class="nf-strip"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    bodies = []
+    for heading, rows in groups.items():
+        lines = [f'<tr><th colspan="{len(names)}" scope="rowgroup">{escape(heading)}</th></tr>'] if len(rows) else []
+        for _, row in rows.iterrows():
+            claim = escape(row["statement"]) + _effect(row, scales[row["unit"]])
+            cells = (claim, published_estimate(row), estimate(row), str(row["n"]), badge(row))
+            line = "".join(f'<td data-name="{n}">{cell}</td>' for n, cell in zip(names, cells, strict=True))
+            lines.append(f"<tr>{line}</tr>")
+        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+    return _html(f'<table class="nf-strip"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>')
+
+
+EFFECT = (240, 18)  # width and height of the picture in a row of the strip
+
+
+def _scales(rows: pd.DataFrame) -> dict[str, Any]:
+    """For each unit the scale that has zero and all that is drawn of its rows."""
+    drawn = rows[["unit", "published", "estimate", "low", "high", "least"]].assign(zero=0.0, down=-rows["least"])
+    ends = drawn.set_index("unit").astype(float).groupby(level=0).agg(["min", "max"]).agg(["min", "max"], axis=1)
+    return {unit: _scale(low, high, 6, EFFECT[0] - 6) for unit, low, high in ends.itertuples()}
+
+
+def _effect(row: pd.Series, across: Any) -> str:
+    """The effect of a row next to the published one: a band for what is of no interest, a hollow circle for the paper's
+    value, a diamond for ours, which is hollow where one seed gives no interval."""
+    least, published, ours, low, high = (float(row[n]) for n in ("least", "published", "estimate", "low", "high"))
+    if math.isnan(published) and math.isnan(ours):
+        return ""
+    (width, height), middle = EFFECT, EFFECT[1] / 2
+    left, right, zero = (float(across(v)) for v in (-least, least, 0))
+    parts = [
+        _tag("rect", class_="nf-none-of-interest", x=f"{left:.1f}", y=0, width=f"{right - left:.1f}", height=height),
+        _tag("path", class_="nf-axis", d=f"M0 {middle}H{width}M{zero:.1f} 0V{height}"),
+    ]
+    if not math.isnan(published):
+        parts.append(_tag("circle", class_="nf-paper", cx=f"{across(published):.1f}", cy=middle, r=4.5))
+    if not math.isnan(ours):
+        at, kind = float(across(ours)), "nf-ours" if math.isnan(low) else "nf-ours nf-full"
+        if not math.isnan(low):
+            parts.append(_tag("path", class_="nf-ours", d=f"M{across(low):.1f} {middle}H{across(high):.1f}"))
+        parts.append(_tag("path", class_=kind, d=f"M{at - 5:.1f} {middle}l5 -5l5 5l-5 5Z"))
+    return f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def cards(rows: pd.DataFrame, words: Mapping[str, tuple[str, str]]) -> HTML:
@@ -163,7 +200,9 @@ def _training(
 ) -> tuple[str, list[dict[str, Any]]]:
     """The panels of heads and perplexities at the last step, and their stops over training."""
     columns = dict(zip(MAIN, np.linspace(LEFT + 38, RIGHT - 38, len(MAIN)), strict=True))
-    values = [v for of in perplexity.values() for v in of.values() if math.isfinite(v)]
+    # An untrained model is so much worse that it would leave the rest no room: it has a number and no point.
+    courses = {c: {s: v for s, v in of.items() if s > steps[0] and math.isfinite(v)} for c, of in perplexity.items()}
+    values = [v for of in courses.values() for v in of.values()]
     high, across = _scale(0, 1, HEADS[1], HEADS[0]), _scale(steps[0], steps[-1], LEFT, RIGHT)
     low = _scale(math.log(min(values)), math.log(max(values)), PERPLEXITY[1], PERPLEXITY[0])
 
@@ -177,11 +216,10 @@ def _training(
         stop: dict[str, Any] = {"nf-hero-past": {"width": f"{across(step) - LEFT + 0.1:.1f}"}}
         for number, c in enumerate(MAIN):
             value = perplexity[c][step]
-            finite = math.isfinite(value)
-            now = f"M{across(step):.1f} {low(math.log(value)):.1f}h0" if finite else ""
+            now = f"M{across(step):.1f} {low(math.log(value)):.1f}h0" if step in courses[c] else ""
             stop[f"nf-hero-heads-{number}"] = {"d": dots(c, step)}
             stop[f"nf-hero-now-{number}"] = {"d": now}
-            stop[f"nf-hero-value-{number}"] = {"text": f"{value:.3g}" if finite else "diverged"}
+            stop[f"nf-hero-value-{number}"] = {"text": f"{value:.3g}" if math.isfinite(value) else "diverged"}
         stops.append(stop)
     last, rule = stops[-1], float(high(1))
     past = _moved("rect", "nf-hero-past", last, x=LEFT, y=0, height=HEIGHT)
@@ -200,8 +238,8 @@ def _training(
         *(_text(LEFT - 5, float(low(math.log(v))) + 4, f"{v:.0f}", "end") for v in (min(values), max(values))),
     ]
     for number, c in enumerate(MAIN):
-        color, course = STYLES[c]["color"], [(s, v) for s, v in perplexity[c].items() if math.isfinite(v)]
-        line = _path(across([s for s, _ in course]), low(np.log([v for _, v in course])))
+        color = STYLES[c]["color"]
+        line = _path(across([*courses[c]]), low(np.log([*courses[c].values()])))
         stroke = {"stroke": color, "stroke_dasharray": "7 3" if "+LN" in c else "", "d": line}
         parts += [
             _moved("path", f"nf-hero-heads-{number}", last, class_="nf-dots", stroke=color),

@@ -48,6 +48,8 @@ MODULES = "<!-- modules -->"
 PREVIEW = "fig-main"  # the figure that other sites show with a link to the book
 MOVED = {  # old addresses, and the pages that have what was there
     "claims-of-the-paper": "notebooks/claims",
+    "reading": "summary",
+    "notebooks/results": "notebooks/perplexity",
     "notebooks/maps": "notebooks/entropy",
     "notebooks/shares": "notebooks/entropy",
     "notebooks/layers": "notebooks/entropy",
