@@ -10,39 +10,25 @@ import importlib
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Experiment": "settings",
-    "ModelSettings": "settings",
-    "DataSettings": "settings",
-    "TrainingSettings": "settings",
-    "SettingsError": "settings",
-    "SHAPES": "settings",
-    "NormFreeConfig": "model",
-    "NormFreeForCausalLM": "model",
-    "from_gpt2": "convert",
-    "from_gpt_neox": "convert",
-    "to_gpt2": "convert",
-    "to_gpt_neox": "convert",
-    "attention_entropy": "entropy",
-    "attention_rows": "entropy",
-    "attention_statistics": "meter",
-    "entropy_ceiling": "shares",
-    "head_entropy": "meter",
-    "quartile_shares": "shares",
-    "prepare": "tokens",
-    "train": "training",
-    "load_runs": "runs",
-    "Runs": "runs",
+    "settings": ["Experiment", "ModelSettings", "DataSettings", "TrainingSettings", "SettingsError", "SHAPES"],
+    "model": ["NormFreeConfig", "NormFreeForCausalLM"],
+    "convert": ["from_gpt2", "from_gpt_neox", "to_gpt2", "to_gpt_neox"],
+    "entropy": ["attention_entropy", "attention_rows"],
+    "meter": ["attention_statistics", "head_entropy"],
+    "shares": ["entropy_ceiling", "quartile_shares"],
+    "tokens": ["prepare"],
+    "training": ["train"],
+    "runs": ["load_runs", "Runs"],
 }
+_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = [*_EXPORTS]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _EXPORTS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'nfcore' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"nfcore.{_EXPORTS[name]}"), name)
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(f"nfcore.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -57,7 +57,7 @@ def data(args: argparse.Namespace) -> None:
     experiment = read_experiment(args.experiment, args.settings)
     from nfcore.tokens import prepare
 
-    tokens = prepare(experiment.data, args.processes)
+    tokens = prepare(experiment.data)
     summary = {k: v for k, v in tokens.meta.items() if k not in ("settings", "packages", "versions")}
     print(yaml.safe_dump({"directory": str(tokens.directory), **summary}, sort_keys=False), end="")
 
@@ -119,14 +119,12 @@ def command(parent: Any, name: str, run: Callable[..., Any], text: str) -> argpa
 def add_run_commands(commands: Any) -> None:
     text = "train one run, resume it, or find it finished (fresh=true: train it again)"
     training = command(commands, "train", train, text)
-    preparing = command(commands, "data", data, "prepare the token files of an experiment")
-    for sub in (training, preparing):
+    for sub in (training, command(commands, "data", data, "prepare the token files of an experiment")):
         sub.add_argument("experiment", metavar="EXPERIMENT.yaml", help="a settings file")
         sub.add_argument("settings", nargs="*", metavar="section.field=value")
     training.add_argument("--report-to", action="append", default=[], help="tensorboard, wandb, trackio, ...")
     training.add_argument("--quiet", action="store_true", help="no progress")
     training.add_argument("--fsdp", action="store_true", help="shard the model over torchrun's processes (FSDP2)")
-    preparing.add_argument("--processes", type=int, default=1, metavar="N", help="how many tokenise at once")
 
 
 def add_entropy(commands: Any) -> None:

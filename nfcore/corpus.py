@@ -81,21 +81,20 @@ def package_documents(package: str, skipped: Counter[str]) -> Iterator[Document]
     A file more than a quarter of whose bytes are digits is a table of numbers, not source, and is left out.
     """
     remedy = "install the locked versions again, or give data.corpus a path"
-    with refusing(f"data.corpus: python-source needs the package {package}", remedy):
+    with refusing(f"data.corpus: python-source cannot read the package {package}", remedy):
         files = importlib.metadata.files(package) or []
-    # Scripts outside the package ("../../bin/x.py") are rewritten by the installer for each machine.
-    sources = sorted(file for file in files if file.suffix == ".py" and file.parts[0] != "..")
-    if not sources:
-        raise SettingsError(f"data.corpus: python-source finds no RECORD of Python files for {package}; {remedy}")
-    for file in sources:
-        with refusing(f"data.corpus: {package}: {file} cannot be read", remedy):
+        # Scripts outside the package ("../../bin/x.py") are rewritten by the installer for each machine.
+        sources = sorted(file for file in files if file.suffix == ".py" and file.parts[0] != "..")
+        if not sources:
+            raise ValueError("no RECORD of Python files")
+        for file in sources:
             data = file.read_binary()
-        found = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
-        if file.hash is None or (file.hash.mode, file.hash.value) != ("sha256", found):
-            raise SettingsError(f"data.corpus: {package}: {file} differs from the package's RECORD; {remedy}")
-        if sum(map(data.count, b"0123456789")) > len(data) / 4:
-            skipped["number table"] += 1
-        else:
+            found = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+            if file.hash is None or file.hash.value != found:
+                raise ValueError(f"{file} differs from the package's RECORD")
+            if sum(map(data.count, b"0123456789")) > len(data) / 4:
+                skipped["number table"] += 1
+                continue
             group = "/".join(file.parts[:-1][:2]) or package
             yield from (Document(text, group) for text in file_texts(Path(str(file.locate())), skipped, LONGEST))
 
@@ -108,16 +107,19 @@ def path_documents(path: Path, column: str, skipped: Counter[str]) -> Iterator[D
     """
     root = Path(os.path.realpath(path))
     files = [*folder_files(root, skipped)] if path.is_dir() else [path]
-    sizes = (sum(os.path.getsize(f) for f in files if kind(f) == k and os.path.isfile(f)) for k in ("text", "records"))
-    chosen = "records" if next(sizes) < next(sizes) else "text"
+    size: Counter[str] = Counter()
+    for file in filter(os.path.isfile, files):
+        size[kind(file)] += os.path.getsize(file)
+    chosen = "records" if size["records"] > size["text"] else "text"
+    whole = path.is_dir() and chosen == "text"
     for file in files:
         if kind(file) != chosen:
             skipped[f"{suffix(file) or 'other'} file"] += 1
-            continue
-        whole = path.is_dir() and chosen == "text"
-        texts = file_texts(file, skipped, LONGEST if whole else BLOCK)
-        texts = record_texts(file, column, skipped) if chosen == "records" else texts
-        yield from (Document(text, file.relative_to(root).parts[0] if whole else sha256(text)) for text in texts)
+        elif chosen == "records":
+            yield from (Document(text, sha256(text)) for text in record_texts(file, column, skipped))
+        else:
+            for text in file_texts(file, skipped, LONGEST if whole else BLOCK):
+                yield Document(text, file.relative_to(root).parts[0] if whole else sha256(text))
 
 
 def folder_files(root: Path, skipped: Counter[str]) -> Iterator[Path]:
@@ -125,8 +127,7 @@ def folder_files(root: Path, skipped: Counter[str]) -> Iterator[Path]:
     for folder, below, names in os.walk(root, onerror=lambda _: skipped.update(["unreadable"])):
         skipped.update("hidden directory" for name in below if name.startswith("."))
         below[:] = sorted(name for name in below if not name.startswith("."))
-        links = (name for name in below if os.path.islink(os.path.join(folder, name)))
-        for path in sorted(Path(folder, name) for name in chain(names, links)):
+        for path in sorted(Path(folder, name) for name in names + below):
             if not Path(os.path.realpath(path)).is_relative_to(root):
                 skipped["link outside"] += 1
             elif path.exists() and not path.is_file():
@@ -158,17 +159,18 @@ def local_corpus(settings: DataSettings) -> Corpus:
     """A corpus without exact copies, split and shuffled. The first of equal texts stays, so none is in both parts."""
     skipped: Counter[str] = Counter()
     parts: dict[str, list[int]] = {"train": [], "validation": []}
-    total, hashed = 0, hashlib.sha256(b"[")  # of the JSON list of every text's hash and group
-    with refusing(f"data.corpus: {settings.corpus!r} cannot be read", "choose another path", (OSError,)):
-        for total, (key, document) in enumerate(distinct(settings, skipped), 1):
-            hashed.update(((", " if total > 1 else "") + json.dumps([key, document.group])).encode())
+    hashed = hashlib.sha256()  # of the JSON list of every text's hash and group
+    with refusing(f"data.corpus: {settings.corpus!r} cannot be read", "choose another path", OSError):
+        for number, (key, document) in enumerate(distinct(settings, skipped)):
+            hashed.update(f"{', ' if number else '['}{json.dumps([key, document.group])}".encode())
             split_key = document.group if settings.split_by == "group" else key
             validates = in_validation(split_key, settings.validation_fraction)
-            parts["validation" if validates else "train"].append(total - 1)
+            parts["validation" if validates else "train"].append(number)
     hashed.update(b"]")
+    total = sum(map(len, parts.values()))
     facts: dict[str, Any] = {"duplicates": skipped.pop("duplicate", 0), "skipped": dict(sorted((+skipped).items()))}
     if skipped["malformed"] + skipped["not text"] >= total + facts["duplicates"]:
-        reasons = ", ".join(f"{count} {name}" for name, count in facts["skipped"].items()) or "nothing skipped"
+        reasons = counts(facts["skipped"]) or "nothing skipped"
         found = f"{'little' if total else 'no'} text ({total} documents; skipped: {reasons})"
         raise SettingsError(f"data.corpus: {settings.corpus!r} holds {found}")
     for part, most in (("train", settings.max_documents), ("validation", settings.max_validation_documents)):
@@ -184,14 +186,19 @@ def local_corpus(settings: DataSettings) -> Corpus:
     return Corpus(hashed.hexdigest(), facts, load)
 
 
+def counts(skipped: dict[str, int]) -> str:
+    """What was left out, in words; a table of numbers is no source and goes without saying."""
+    return ", ".join(f"{count} {name}" for name, count in skipped.items() if name != "number table")
+
+
 def stored(place: Path, name: str, texts: Iterator[str | None]) -> Dataset:
     """The texts in an Arrow file below ``place``, which is not made again if it is there."""
     import datasets  # takes a second, so only where a corpus is more than read
 
+    features = datasets.Features({"text": datasets.Value("large_string")})
     options: dict[str, Any] = {"cache_dir": str(place), "fingerprint": name, "writer_batch_size": ROWS}
-    options["features"] = datasets.Features({"text": datasets.Value("large_string")})
     try:
-        return datasets.Dataset.from_generator(lambda: ({"text": text} for text in texts), **options)
+        return datasets.Dataset.from_generator(lambda: ({"text": text} for text in texts), features, **options)
     except datasets.exceptions.DatasetGenerationError as error:
         raise error.__cause__ or error from None
 
@@ -210,9 +217,8 @@ def codeparrot_corpus(settings: DataSettings) -> Corpus:
     """
     import datasets
 
-    streaming = settings.streaming
     facts: dict[str, Any] = {"duplicates": None, "skipped": {}}
-    files = {"train": settings.train_files, "validation": settings.validation_files}
+    sources = {part: getattr(settings, f"{part}_files") or hub for part, hub in CODEPARROT.items()}
     most = {"train": settings.max_documents, "validation": settings.max_validation_documents}
 
     def identity(where: str) -> str:
@@ -222,18 +228,18 @@ def codeparrot_corpus(settings: DataSettings) -> Corpus:
             return datasets.load_dataset_builder(where).hash or where
 
     def texts(part: str, place: Path) -> Iterator[str | None]:
-        where = name = files[part] or CODEPARROT[part]
-        options: dict[str, Any] = {"split": "train", "streaming": streaming}
-        if files[part]:
-            choice(f"data.{part}_files: the suffix", suffix(Path(where)), RECORDS)
-            name, options = RECORDS[suffix(Path(where))], options | {"data_files": where, "cache_dir": str(place)}
-        how = {"buffer_size": SHUFFLE_WINDOW} if streaming else {"keep_in_memory": True}
-        with refusing(f"data: the data set {where} cannot be loaded", HUB_REMEDY):
+        name, options = sources[part], {"split": "train", "streaming": settings.streaming}
+        if settings.train_files:
+            choice(f"data.{part}_files: the suffix", suffix(Path(name)), RECORDS)
+            options |= {"data_files": name, "cache_dir": str(place)}
+            name = RECORDS[suffix(Path(name))]
+        how = {"buffer_size": SHUFFLE_WINDOW} if settings.streaming else {"keep_in_memory": True}
+        with refusing(f"data: the data set {sources[part]} cannot be loaded", HUB_REMEDY):
             for row in islice(datasets.load_dataset(name, **options).shuffle(seed=0, **how), most[part]):
-                yield text_in(row, settings.text_column, where)
+                yield text_in(row, settings.text_column, sources[part])
 
     def load(place: Path) -> dict[str, Dataset]:
-        rows = {part: stored(place, part, texts(part, place)) for part in files}
+        rows = {part: stored(place, part, texts(part, place)) for part in sources}
         parts = {part: rows[part].select(rows[part].data["text"].is_valid().to_numpy().nonzero()[0]) for part in rows}
         if lost := sum(map(len, rows.values())) - (kept := sum(map(len, parts.values()))):
             facts["skipped"] = {"not text": lost}
@@ -241,7 +247,7 @@ def codeparrot_corpus(settings: DataSettings) -> Corpus:
             raise SettingsError(f"data.text_column: {settings.text_column!r} is text in only {kept} records")
         return parts
 
-    return Corpus(digest([identity(files[part] or CODEPARROT[part]) for part in files], 64), facts, load)
+    return Corpus(digest([*map(identity, sources.values())], 64), facts, load)
 
 
 def overlap(train: Iterable[str], validation: Iterable[str], most: int = 2**18) -> float:

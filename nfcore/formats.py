@@ -10,13 +10,12 @@ import importlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nfcore.settings import SettingsError
+from nfcore.settings import choice
 from nfcore.store import refusing
 
 
@@ -52,7 +51,7 @@ def file_texts(path: Path, skipped: Counter[str], least: int) -> Iterator[str]:
     A piece ends where a line does, unless that is longer than ``LONGEST``. A file that is binary or cannot be read
     gives none and is counted. It is read twice, so that this is known before its first piece.
     """
-    how: dict[str, Any] = {"mode": "rt", "encoding": "utf-8", "newline": "\n"}
+    how = {"mode": "rt", "encoding": "utf-8", "newline": "\n"}
     try:
         with open_file(path, **how) as file:
             if any("\0" in chunk for chunk in iter(lambda: file.read(2**20), "")):
@@ -66,42 +65,39 @@ def file_texts(path: Path, skipped: Counter[str], least: int) -> Iterator[str]:
         yield from chain([next(pieces, "")], pieces)  # an empty file is a document too
 
 
-def text_in(row: Any, column: str, where: object) -> str | None:
+def text_in(row: dict[str, Any], column: str, where: object) -> str | None:
     """The text in a column of a record; None for null, a number or half a surrogate pair."""
-    if not isinstance(row, dict) or column not in row:
-        found = f"which has: {', '.join(row)}" if isinstance(row, dict) else f"which is {row!r:.60}"
-        raise SettingsError(f"data.text_column: no {column!r} in a record of {where}, {found}")
+    choice(f"data.text_column: in {where}", column, row)
     text = row[column]
     return text if isinstance(text, str) and text.encode("utf-8", "ignore").decode() == text else None
 
 
 def record_texts(path: Path, column: str, skipped: Counter[str]) -> Iterator[str]:
     """The texts in one column of a file of records."""
+    rows = {"json": json_rows, "csv": csv_rows}.get(RECORDS[suffix(path)], table_rows)
     with refusing(f"data.corpus: {path} cannot be read as {suffix(path)[1:]}", "give it the suffix of its format"):
-        readers: dict[str, Callable[[Path], Iterator[Any]]] = {
-            "json": partial(json_rows, skipped=skipped),
-            "csv": csv_rows,
-        }
-        read = readers.get(RECORDS[suffix(path)], table_rows)
-        for row in read(path):
-            text = text_in(row, column, path)
-            if text is None or len(text) > LONGEST:
-                skipped["not text" if text is None else "too long"] += 1
+        for row in rows(path):
+            if not isinstance(row, dict):
+                skipped["malformed"] += 1
+            elif (text := text_in(row, column, path)) is None:
+                skipped["not text"] += 1
+            elif len(text) > LONGEST:
+                skipped["too long"] += 1
             else:
                 yield text
 
 
-def json_rows(path: Path, skipped: Counter[str]) -> Iterator[Any]:
-    """The values of JSON lines and those in JSON arrays. Lines that are not JSON are counted."""
+def json_rows(path: Path) -> Iterator[Any]:
+    """The values of JSON lines and those in JSON arrays; None for a line that is not JSON."""
     with open_file(path, "rb") as file:
         first = file.readline()
         is_array = first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
         for line in filter(bytes.strip, [first + file.read()] if is_array else chain([first], file)):
             try:
                 row = json.loads(line)
-                yield from row if isinstance(row, list) else [row]
             except (ValueError, RecursionError):
-                skipped["malformed"] += 1
+                row = None
+            yield from row if isinstance(row, list) else [row]
 
 
 def csv_rows(path: Path) -> Iterator[dict[str, str]]:

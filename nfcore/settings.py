@@ -7,14 +7,11 @@ default filled in, so two ways of writing the same run are the same run.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
 import re
-import reprlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -54,42 +51,23 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 # --- checks -----------------------------------------------------------------------------------------------------
 
-SHORT = reprlib.Repr()  # whatever the value, the message is readable
-SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
-
-
-@contextmanager
-def _one_line(where: str) -> Iterator[None]:
-    """The first of pydantic's errors as a SettingsError: the field below ``where``, its value, what is allowed."""
-    try:
-        yield
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
-        must = re.sub(r"^\w+ should", "must", first["msg"]).replace("a valid dictionary", "a mapping")
-        own = first.get("ctx", {}).get("error")  # a SettingsError of our validators
-        raise SettingsError(str(own) if own else f"{field}: {SHORT.repr(first['input'])} {must}") from None
-
 
 def choice(where: str, value: object, allowed: Collection[object]) -> None:
     if value not in [*allowed]:
-        raise SettingsError(f"{where}: {SHORT.repr(value)} is not one of {', '.join(map(str, allowed))}")
+        raise SettingsError(f"{where}: {value!r:.200} is not one of {', '.join(map(str, allowed))}")
 
 
-def check_type(where: str, value: Any, kind: Any) -> Any:
-    """``value``, if it is of the annotated type ``kind`` (an int may stand for a float, a bool for nothing)."""
-    with _one_line(where):
-        return pydantic.TypeAdapter(kind).validate_python(value, strict=True)
-
-
-def check_mapping(value: Any, where: str) -> dict[Any, Any]:
-    return check_type(where, value, dict)
+def check_mapping(value: Any, where: str) -> dict[str, Any]:
+    """A copy of a mapping from names to anything; None stands for an empty one."""
+    if not isinstance(value, dict | None) or not all(isinstance(key, str) for key in value or ()):
+        raise SettingsError(f"{where}: {value!r:.200} must be a mapping from names")
+    return dict(value or {})
 
 
 def check_keys(mapping: Any, allowed: Collection[str], where: str) -> dict[str, Any]:
     for key in (mapping := check_mapping(mapping, where)):
         if key not in allowed:
-            raise SettingsError(f"{where}: unknown setting {SHORT.repr(key)}; allowed: {', '.join(allowed)}")
+            raise SettingsError(f"{where}: unknown setting {key!r:.200}; allowed: {', '.join(allowed)}")
     return mapping
 
 
@@ -108,8 +86,14 @@ class Section(pydantic.BaseModel):
 
     def __init__(self, /, **values: Any) -> None:
         check_keys(values, type(self).model_fields, self.section or "experiment")
-        with _one_line(self.section):
+        try:
             super().__init__(**values)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in (self.section, *first["loc"]) if part)
+            must = re.sub(r"^\w+ should", "must", first["msg"]).replace("a valid dictionary", "a mapping")
+            own = first.get("ctx", {}).get("error")  # a SettingsError of our validators
+            raise SettingsError(str(own) if own else f"{where}: {first['input']!r:.200} {must}") from None
 
     def to_dict(self) -> dict[str, Any]:
         return self.model_dump()
@@ -359,8 +343,7 @@ class Experiment(Section):
         that of ``data``.
         """
         values = check_keys(mapping, cls.model_fields, "experiment")
-        sections = ("model", "data", "training")
-        part = {k: {} if (v := values.get(k)) is None else check_type(k, v, dict[str, Any]) for k in sections}
+        part = {name: check_mapping(values.get(name), name) for name in ("model", "data", "training")}
         data, shape = DataSettings(**part["data"]), part["model"].pop("shape", None)
         if shape is not None:
             choice("model.shape", shape, SHAPES)
@@ -409,21 +392,20 @@ def _load(source: str | Path, where: str) -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; a file that cannot be read or parsed raises :class:`SettingsError`."""
-    return check_mapping(_load(Path(path), str(path)) or {}, str(path))
+    return check_mapping(_load(Path(path), str(path)), str(path))
 
 
-def override(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Apply ``section.field=value`` assignments of a command line, their values in YAML, to nested settings."""
-    result = copy.deepcopy(dict(mapping))
+def override(settings: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Change nested settings by the ``section.field=value`` assignments of a command line, their values in YAML."""
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise SettingsError(f"{SHORT.repr(assignment)}: overrides are written section.field=value")
+        key, _, text = assignment.partition("=")
+        if key in ("", assignment):
+            raise SettingsError(f"{assignment!r:.200}: overrides are written section.field=value")
         *sections, leaf = key.split(".")
-        target = result
+        target = settings
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise SettingsError(f"{key}: {SHORT.repr(section)} is not a section of settings")
+                raise SettingsError(f"{key:.200}: {section!r:.200} is not a section of settings")
         target[leaf] = _load(text, key)
-    return result
+    return settings

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,40 +34,41 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def made_whole(directory: Path) -> Iterator[Path | None]:
-    """Give a hidden place in which ``directory`` can be made, and move it there at the end; None if it exists.
-
-    While another process makes it, this one waits. What a killed process has made stays in the place for the next one.
-    After a SettingsError, which would come again, it is deleted.
-    """
-    if directory.exists():
-        yield None
-        return
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    place = directory.with_name(f".{directory.name}.unfinished")
-    lock = FileLock(directory.with_name(f".{directory.name}.lock"))
+def locked(path: Path, waiting: str) -> Iterator[None]:
+    """Hold a lock file, which ends with the process. While another process holds it, this one says so and waits."""
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{directory}: waits for another process that makes it", file=sys.stderr)
+        print(waiting, file=sys.stderr)
         lock.acquire()
     try:
-        if directory.exists():
-            yield None
-        else:
-            place.mkdir(exist_ok=True)
-            yield place
-            os.replace(place, directory)
-        Path(lock.lock_file).unlink(missing_ok=True)  # whoever has opened it will find the directory
-    except SettingsError:
-        shutil.rmtree(place, ignore_errors=True)
-        raise
+        yield
     finally:
         lock.release()
 
 
+def make_once(directory: Path, make: Callable[[Path], None]) -> None:
+    """Let ``make`` fill a hidden folder that then becomes ``directory``, unless another process has done so meanwhile.
+
+    What a killed process has made stays for the next one. After a SettingsError, which would come again, it is deleted.
+    """
+    place, lock = (directory.with_name(f".{directory.name}.{end}") for end in ("unfinished", "lock"))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock, f"{directory}: waits for another process that makes it"):
+        if not directory.exists():
+            place.mkdir(exist_ok=True)
+            try:
+                make(place)
+            except SettingsError:
+                shutil.rmtree(place)
+                raise
+            os.replace(place, directory)
+        lock.unlink(missing_ok=True)  # whoever has opened it will find the directory
+
+
 @contextmanager
-def refusing(what: str, remedy: str, errors: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+def refusing(what: str, remedy: str, errors: type[Exception] = Exception) -> Iterator[None]:
     """Raise these errors, by default whatever a library raises, as one line: what failed, why, and the remedy.
 
     Raises:

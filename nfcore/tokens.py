@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import PositiveInt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nfcore import __version__
-from nfcore.corpus import HUB_REMEDY, Corpus, codeparrot_corpus, local_corpus, overlap, texts_of
-from nfcore.settings import DataSettings, SettingsError, check_type, digest, identity, project_root
-from nfcore.store import file_sha256, made_whole, refusing, sha256
+from nfcore.corpus import HUB_REMEDY, Corpus, codeparrot_corpus, counts, local_corpus, overlap, texts_of
+from nfcore.settings import DataSettings, SettingsError, digest, identity, project_root
+from nfcore.store import file_sha256, make_once, refusing, sha256
 
 
 if TYPE_CHECKING:
@@ -83,36 +82,28 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, list[list[int]]]:
-    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text: only we end documents
-    return {"ids": [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]}
-
-
-def write_part(
-    path: Path, texts: Dataset, tokenizer: Tokenizer, settings: DataSettings, processes: int
-) -> Counter[str]:
+def write_part(path: Path, texts: Dataset, tokenizer: Tokenizer, settings: DataSettings) -> Counter[str]:
     """Tokenise ``texts`` into the token file ``path``; returns what there is to count.
 
     A document is cut to a multiple of ``context`` tokens. Packed documents are not cut, and an end-of-text token stands
     between them.
     """
-    from datasets import Features, List, Value
-
     context, dtype = settings.context, np.dtype(token_type(settings.vocab_size))
     rows = max(1, min(1000, BATCH_BYTES * len(texts.data) // max(1, texts.data.nbytes)))  # of average length
-    how = dict(input_columns="text", remove_columns="text", batched=True, batch_size=rows, writer_batch_size=rows)
-    how |= dict(features=Features({"ids": List(Value(dtype.name))}), fn_kwargs={"tokenizer": tokenizer})
-    encoded = texts.map(encode, **how, num_proc=min(processes, len(texts)) if processes > 1 < len(texts) else None)
     model = json.loads(tokenizer.to_str())["model"]
     unknown = model.get("unk_id", tokenizer.token_to_id(model.get("unk_token") or ""))
-    end_of_text = np.array([tokenizer.token_to_id(END_OF_TEXT)]) if settings.packing == "packed" else None
-    count = Counter(documents=0, bytes=sum(len(text.encode()) for text in texts_of(texts)), tokens=0, unknown=0)
+    end_of_text = [tokenizer.token_to_id(END_OF_TEXT)] if settings.packing == "packed" else None
+    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text: only we end documents
+    count = Counter(documents=0, bytes=0, tokens=0, unknown=0)
     with open(path, "wb") as file:
-        for ids in (row.values.to_numpy() for table in encoded.with_format("arrow").iter(rows) for row in table["ids"]):
-            whole = ids[: len(ids) // context * context]
-            kept = whole if end_of_text is None else np.concatenate([end_of_text[: count["documents"]], ids])
-            file.write(kept.astype(dtype).tobytes())
-            count.update(documents=1, tokens=len(ids), unknown=int((ids == unknown).sum()))
+        for batch in texts.iter(rows):
+            count["bytes"] += sum(len(text.encode()) for text in batch["text"])
+            for encoding in tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False):
+                ids = encoding.ids
+                whole = ids[: len(ids) // context * context]
+                kept = whole if end_of_text is None else end_of_text[: count["documents"]] + ids
+                file.write(np.array(kept, dtype).tobytes())
+                count.update(documents=1, tokens=len(ids), unknown=ids.count(unknown))
     count["sequences"] = path.stat().st_size // (context * dtype.itemsize)
     os.truncate(path, count["sequences"] * context * dtype.itemsize)
     found = f"the {path.stem} part ({count['documents']} documents, {count['tokens']} tokens)"
@@ -161,52 +152,45 @@ def cache_dir() -> Path:
     return Path(os.environ.get("NFCORE_DATA") or project_root() / "data" / "tokens")
 
 
-def prepare(settings: DataSettings, processes: int = 1) -> TokenData:
+def prepare(settings: DataSettings) -> TokenData:
     """Token files for these settings, made unless the same corpus and tokenizer were tokenised before.
 
-    ``processes``: how many tokenise at once; the files are the same. If another process makes the same files, this one
-    waits for them.
+    If another process makes the same files, this one waits for them.
 
     Raises:
         SettingsError: a corpus or tokenizer that cannot be had, is empty, too small or of the wrong size or format;
             token files that cannot be written or differ from their recorded hashes.
     """
-    check_type("processes", processes, PositiveInt)
     codeparrot = settings.corpus == "codeparrot"
-    source = (codeparrot_corpus if codeparrot else local_corpus)(settings)
+    corpus = (codeparrot_corpus if codeparrot else local_corpus)(settings)
     name = settings.tokenizer or (CODEPARROT_TOKENIZER if codeparrot else None)
     tokenizer = load_tokenizer(name, settings.vocab_size) if name else None
     if tokenizer and settings.packing == "packed" and tokenizer.token_to_id(END_OF_TEXT) is None:
         raise SettingsError(f"data.packing: packed needs a tokenizer with {END_OF_TEXT}, which data.tokenizer lacks")
     hashed = sha256(tokenizer.to_str()) if tokenizer else None
-    directory = cache_dir() / digest([FORMAT, identity(settings), source.identity, hashed], 16)
-    remedy = "free space on that disk, set NFCORE_DATA to another, or take fewer processes; the same command goes on"
-    errors = (OSError, RuntimeError)  # the latter where datasets misses a process that was killed
-    with refusing(f"{directory}: token files cannot be written", remedy, errors), made_whole(directory) as place:
-        if place:
-            make(place, source, tokenizer, settings, processes)
+    directory = cache_dir() / digest([FORMAT, identity(settings), corpus.identity, hashed], 16)
+    if not directory.exists():
+        remedy = "free space on that disk, or set NFCORE_DATA to another; the same command goes on"
+        with refusing(f"{directory}: token files cannot be written", remedy, OSError):
+            make_once(directory, lambda place: make(place, corpus, tokenizer, settings))
     return open_tokens(directory)
 
 
-def make(place: Path, corpus: Corpus, tokenizer: Tokenizer | None, settings: DataSettings, processes: int) -> None:
+def make(place: Path, corpus: Corpus, tokenizer: Tokenizer | None, settings: DataSettings) -> None:
     """Make token files and their record in ``place``.
 
-    The Arrow files of ``datasets`` lie there meanwhile. Those that are finished are found again if this is killed.
+    The Arrow file of the texts lies there meanwhile. If this is killed, a finished one is found again.
     """
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    if processes > 1:  # a forked process lacks the threads of the tokenizer
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     texts = corpus.load(place / "arrow")
-    left_out = {name: number for name, number in corpus.facts["skipped"].items() if name != "number table"}
-    if left_out:
-        said = ", ".join(f"{number} {name}" for name, number in left_out.items())
-        print(f"data.corpus: left out of {settings.corpus}: {said}", file=sys.stderr)
+    if left_out := counts(corpus.facts["skipped"]):
+        print(f"data.corpus: left out of {settings.corpus}: {left_out}", file=sys.stderr)
     tokenizer = tokenizer or train_tokenizer(texts_of(texts["train"]), settings.vocab_size)
     (place / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    parts = {p: write_part(place / f"{p}.bin", texts[p], tokenizer, settings, processes) for p in PARTS}
+    parts = {part: write_part(place / f"{part}.bin", texts[part], tokenizer, settings) for part in PARTS}
     order_by_hash(place / "validation.bin", settings)
     versions = {name: importlib.metadata.version(name) for name in ("datasets", "numpy", "tokenizers")}
     versions |= {"python": platform.python_version(), "nfcore": __version__}

@@ -192,7 +192,7 @@ def test_train_reports_divergence_as_a_result(file: Path, diverged: Path, capsys
 
 
 def test_data(file: Path, capsys: Capture) -> None:
-    assert main(["data", str(file), "--processes", "2"]) == 0
+    assert main(["data", str(file)]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert Path(printed["directory"]).is_dir()
     assert printed["train"]["sequences"] > printed["validation"]["sequences"] > 20

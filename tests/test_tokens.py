@@ -1,7 +1,6 @@
 """Texts to token files, on corpora of a few kilobytes; nothing is downloaded."""
 
 import errno
-import functools
 import json
 import os
 import random
@@ -75,7 +74,7 @@ def test_token_files_are_the_oracle(folder, tmp_path, packing):
             assert rows.tolist() != oracle(ids, 8, end)  # in the order of their hashes
 
 
-def test_the_same_bytes_at_any_time_place_and_number_of_processes(folder, tmp_path, monkeypatch, cache, capfd):
+def test_the_same_bytes_at_any_time_and_place(folder, tmp_path, monkeypatch, cache, capfd):
     """Tokens and key are those that nfcore made before it used datasets."""
     monkeypatch.chdir(tmp_path)
     first = prepare(settings_for(folder.name))
@@ -86,8 +85,7 @@ def test_the_same_bytes_at_any_time_place_and_number_of_processes(folder, tmp_pa
     assert prepare(settings_for(folder.name)).hash == first.hash
     assert {path: path.stat().st_mtime_ns for path in first.directory.iterdir()} == before
     monkeypatch.setenv("NFCORE_DATA", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    second = prepare(settings_for(folder.rename(tmp_path / "moved")), processes=2)
+    second = prepare(settings_for(folder.rename(tmp_path / "moved")))
     assert second.directory.name != first.directory.name  # the path is one of the settings
     assert {**read(second.directory), "meta.json": b""} == {**read(first.directory), "meta.json": b""}
     (tmp_path / "moved" / "group0" / "file0.py").write_text("def other():\n    pass\n")
@@ -113,12 +111,10 @@ def test_tokenizer_gives_the_text_back_and_never_sees_validation(folder, tmp_pat
     assert again.to_str(pretty=True) == (made.directory / "tokenizer.json").read_text()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_end_of_text_in_a_document_is_text(folder, monkeypatch, processes):
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+def test_end_of_text_in_a_document_is_text(folder):
     for path in folder.rglob("*.py"):
         path.write_text(f"x = '{END_OF_TEXT}'\n" + path.read_text())
-    made = prepare(settings_for(folder), processes)
+    made = prepare(settings_for(folder))
     assert not (made.train == made.tokenizer.token_to_id(END_OF_TEXT)).any()
 
 
@@ -167,25 +163,14 @@ def test_an_error_of_the_disk_keeps_what_is_made(folder, cache, monkeypatch):
             prepare(settings_for(folder))
     assert str(cache) in str(error.value)
 
-    @functools.wraps(datasets.Dataset._map_single)
-    def never(*args, **options):
-        pytest.fail("what is tokenised is there")
-
-    monkeypatch.setattr(datasets.Dataset, "_map_single", never)
-    made = prepare(settings_for(folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.ArrowBasedBuilder, "_prepare_split", lambda *args: pytest.fail("the texts are there"))
+        patch.setattr(datasets.GeneratorBasedBuilder, "_prepare_split", lambda *args: pytest.fail("the texts are there"))
+        made = prepare(settings_for(folder))
     assert [path.name for path in cache.iterdir()] == [made.directory.name]
     monkeypatch.setenv("NFCORE_DATA", str(folder / "group0" / "file0.py" / "tokens"))
     with pytest.raises(SettingsError, match=r"token files cannot be written \(NotADirectoryError"):
         prepare(settings_for(folder))
-
-
-def test_a_killed_worker_is_said(folder, monkeypatch):
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setattr(tokens, "encode", lambda texts, tokenizer: os.kill(os.getpid(), 9))
-    with pytest.raises(SettingsError, match=r"abruptly died .*take fewer processes; the same command goes on"):
-        prepare(settings_for(folder), processes=2)
-    with pytest.raises(SettingsError, match="processes: 0 must be greater than 0"):
-        prepare(settings_for(folder), processes=0)
 
 
 def test_sigkill_at_any_moment_and_the_next_command_makes_the_same(folder, tmp_path, cache, monkeypatch):
