@@ -86,11 +86,12 @@ pdf zip links: book
 
 lock: $(ENVIRONMENT)
 	.venv/bin/python -m pip install --quiet uv==0.13.9
-	.venv/bin/python -m tools.lock $(LOCK_OPTIONS)
+	.venv/bin/python -m uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --custom-compile-command "make lock" --quiet --output-file requirements.lock $(LOCK_OPTIONS)
 
 clean:
 	rm -rf .venv _build book/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(ENVIRONMENT): requirements.lock requirements.hashes pyproject.toml tools/install.py
+$(ENVIRONMENT): requirements.lock pyproject.toml tools/install.py
 	@$(PYTHON) tools/install.py $(if $(findstring system-torch,$@),--system-torch)
 	@touch $@

@@ -85,7 +85,7 @@ class Section(pydantic.BaseModel):
     section: ClassVar[str] = ""
 
     def __init__(self, /, **values: Any) -> None:
-        check_keys(values, type(self).model_fields, self.section or "experiment")
+        check_keys(values, type(self).model_fields, self.section or type(self).__name__.lower())
         try:
             super().__init__(**values)
         except pydantic.ValidationError as error:

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -17,21 +16,33 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import nfcore
-from tools import install, lock
+from tools import install
 
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCK = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines() if line[0] != "#"]
+ENTRIES = (ROOT / "requirements.lock").read_text().replace("\\\n", "").splitlines()
+PINS = [line.split() for line in ENTRIES if line[0] != "#"]
+HASHES = {words[0]: [word for word in words if word.startswith("--hash=")] for words in PINS}
+LOCK = [Requirement(" ".join(word for word in words if not word.startswith("--hash="))) for words in PINS]
+MACHINES = [
+    {
+        "python_version": f"{major}.{minor}",
+        "python_full_version": f"{major}.{minor}.{micro}",
+        "sys_platform": system.lower(),
+        "platform_system": system,
+        "platform_machine": machine,
+    }
+    for major, minor in install.PYTHONS
+    for micro in (0, 99)
+    for system, machine in install.PLATFORMS
+]
 HERE = {**default_environment(), "extra": ""}
 # Required by some builds of torch only; see the head of the lock.
 CUDA = re.compile(r"cuda-|nvidia-|triton|pytorch-triton")
 OTHER_TORCH = importlib.metadata.version("torch").split("+")[0] != next(
     str(pin.specifier)[2:] for pin in LOCK if pin.name == "torch"
 )
-
-
-HASHES = [line.split(" --hash=") for line in (ROOT / "requirements.hashes").read_text().splitlines() if line[0] != "#"]
 
 
 def applies(requirement: Requirement, environment: dict[str, str], extra: str = "") -> bool:
@@ -83,17 +94,24 @@ def test_every_line_is_an_exact_version() -> None:
         assert not pin.url, pin
 
 
-def test_every_package_but_torch_has_hashes() -> None:
-    assert [line for line, *_ in HASHES] == [
-        line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith(("#", "torch=="))
-    ]
-    for line, *hashes in HASHES:
-        assert hashes, line
-        assert all(re.fullmatch("sha256:[0-9a-f]{64}", value) for value in hashes), line
+def test_every_pin_has_hashes() -> None:
+    for pin, hashes in HASHES.items():
+        assert hashes, pin
+        assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", value) for value in hashes), pin
 
 
-@pytest.mark.parametrize("environment", lock.environments(), ids=lambda e: "-".join(map(e.get, lock.LABEL)))
-def test_lock_is_complete_on_every_supported_machine(environment: dict[str, str]) -> None:
+def test_torch_alone_is_installed_without_its_hashes() -> None:
+    """Nor are the others: what the regular expression takes out of the lock is one whole entry."""
+    rest, torch = install.without_torch((ROOT / "requirements.lock").read_text())
+    assert torch in HASHES
+    assert torch not in rest
+    assert {line.split()[0] for line in rest.splitlines() if line[0] not in "# "} == {*HASHES} - {torch}
+    assert rest.count("--hash=") == sum(map(len, HASHES.values())) - len(HASHES[torch])
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: "-".join(machine.values()))
+def test_lock_is_complete_on_every_supported_machine(machine: dict[str, str]) -> None:
+    environment = {**HERE, **machine}
     locked = pins(environment)
     for asker, requirement in closure(environment):
         name = canonicalize_name(requirement.name)
@@ -118,22 +136,6 @@ def test_this_environment_has_the_locked_versions() -> None:
     # A build's own label ("2.13.0+cpu") is not part of the version that is locked.
     found = {name: Version(Version(importlib.metadata.version(name)).public) for name in locked}
     assert found == locked
-
-
-def test_torch_is_locked_for_the_supported_platforms_alone() -> None:
-    assert all("torch" in pins(environment) for environment in lock.environments())
-    for system, machine in [("Darwin", "x86_64"), ("Windows", "AMD64"), ("Linux", "ppc64le")]:
-        assert "torch" not in pins({**HERE, "platform_system": system, "platform_machine": machine})
-
-
-def test_conda_environment_takes_its_versions_from_the_lock() -> None:
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    python, pip, from_pip = environment["dependencies"]
-    assert pip == "pip"
-    assert from_pip == {"pip": ["-r requirements.lock", "-e ."]}
-    name, version = python.split("=")
-    assert name == "python"
-    assert install.wrong_python(install.numbers(version)) is None
 
 
 def test_supported_pythons_agree() -> None:
@@ -190,24 +192,3 @@ def test_missing_or_old_system_torch_is_refused(version: str | None) -> None:
 @pytest.mark.parametrize("version", ["2.11.0", "2.11.0a0+git1", "2.13.0+cu130", "3.0"])
 def test_recent_system_torch_is_taken(version: str) -> None:
     assert install.wrong_torch(version) is None
-
-
-@pytest.mark.parametrize(
-    ("line", "kept"),
-    [
-        ("rich==15.0.0", "rich==15.0.0"),
-        ("pexpect==4.9.0 ; sys_platform != 'win32'", "pexpect==4.9.0"),
-        ("colorama==0.4.6 ; sys_platform == 'win32'", None),
-        ("appnope==1.0.0 ; sys_platform == 'darwin'", 'appnope==1.0.0 ; sys_platform == "darwin"'),
-    ],
-)
-def test_lock_keeps_what_a_supported_machine_installs(line: str, kept: str | None) -> None:
-    assert lock.supported(line) == kept
-
-
-def test_compiled_requirements_are_read_with_their_hashes() -> None:
-    compiled = "rich==15.0.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\nlocal==1 ; python_version < '3.12'\n"
-    assert lock.pinned(compiled) == [
-        ("rich==15.0.0", ["sha256:aa", "sha256:bb"]),
-        ("local==1 ; python_version < '3.12'", []),
-    ]

@@ -15,7 +15,7 @@ from nfcore.settings import SHAPES, Experiment, SettingsError
 
 
 SIZES = dict(main=4, table=14, context=8, slopes=4, instability=9)
-STEPS = dict(main=8, table=6, slopes=6, instability=6, context=6)
+STEPS = dict(main=8, table=6, context=6, slopes=6, instability=6)
 
 
 def refusal(name: Any = "smoke", **changes: Any) -> str:
@@ -134,19 +134,19 @@ def test_merge() -> None:
     [
         (dict(name="big"), ["preset: 'big'", "smoke, quick, gpu, paper"]),
         (dict(name=None), ["preset: None", "smoke, quick, gpu, paper"]),
-        (dict(source="remote"), ["source: 'remote'", "local, recorded"]),
-        (dict(sorce="local"), ["parameters: unknown setting 'sorce'", "source"]),
+        (dict(source="remote"), ["source: 'remote'", "'local' or 'recorded'"]),
+        (dict(sorce="local"), ["preset: unknown setting 'sorce'", "source"]),
         (dict(seeds=3), ["seeds: 3", "list"]),
         (dict(seeds=[]), ["seeds: []"]),
         (dict(seeds=["0"]), ["seeds.0: '0'", "integer"]),
         (dict(seeds=[True]), ["seeds.0: True", "integer"]),
         (dict(seeds=[-1]), ["seed: -1", "greater than or equal to 0"]),
         (dict(steps=100), ["steps: 100", "mapping"]),
-        (dict(steps={"man": 5}), ["steps: unknown setting 'man'", "main, table, slopes"]),
+        (dict(steps={"man": 5}), ["steps: unknown setting 'man'", "main, table, context"]),
         (dict(steps={"main": "5"}), ["steps.main: '5'", "int"]),
         (dict(steps={"main": 1.5}), ["steps.main: 1.5", "int"]),
         (dict(steps={"main": 0}), ["training.steps: 0", "greater than 0"]),
-        (dict(models={"llama": {}}), ["models: unknown setting 'llama'", "gpt2, pythia"]),
+        (dict(models={"llama": {}}), ["models.llama", "'gpt2' or 'pythia'"]),
         (dict(models={"gpt2": 3}), ["models.gpt2: 3", "mapping"]),
         (dict(models={"gpt2": {"shape": "gpt2-xl"}}), ["model.shape: 'gpt2-xl'", "gpt2-124m"]),
         (dict(models={"gpt2": {"num_attention_heads": 5}}), ["model.num_attention_heads: 5 must divide", "32"]),

@@ -164,8 +164,9 @@ def test_an_error_of_the_disk_keeps_what_is_made(folder, cache, monkeypatch):
     assert str(cache) in str(error.value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets.ArrowBasedBuilder, "_prepare_split", lambda *args: pytest.fail("the texts are there"))
-        patch.setattr(datasets.GeneratorBasedBuilder, "_prepare_split", lambda *args: pytest.fail("the texts are there"))
+        patch.setattr(
+            datasets.GeneratorBasedBuilder, "_prepare_split", lambda *args, **options: pytest.fail("they are there")
+        )
         made = prepare(settings_for(folder))
     assert [path.name for path in cache.iterdir()] == [made.directory.name]
     monkeypatch.setenv("NFCORE_DATA", str(folder / "group0" / "file0.py" / "tokens"))

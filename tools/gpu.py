@@ -27,6 +27,7 @@ import gc
 import io
 import json
 import lzma
+import math
 import multiprocessing
 import os
 import shutil
@@ -43,8 +44,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from pydantic import NonNegativeFloat
-
 from nfbook.cost import flops_per_token
 from nfbook.recorded import export, recorded_dir
 from nfbook.study import Study
@@ -57,7 +56,7 @@ from nfcore.runs import (
     write_record,
     write_table,
 )
-from nfcore.settings import Experiment, SettingsError, check_type, project_root
+from nfcore.settings import Experiment, SettingsError, project_root
 from nfcore.store import file_sha256, write_atomically
 from nfcore.tokens import open_tokens, prepare
 
@@ -100,7 +99,7 @@ def corpus(args: argparse.Namespace) -> int:
             extract(Path(wheels), Path(data.corpus))
         for wheel in carry.glob("*.whl"):  # perhaps of another version, and two of a package cannot be installed
             wheel.unlink()
-        locked = (ROOT / "requirements.hashes").read_text().splitlines()
+        locked = (ROOT / "requirements.lock").read_text().replace("\\\n", "").splitlines()
         with tempfile.NamedTemporaryFile("w") as file:
             file.write("\n".join(line for line in locked if line.partition("==")[0] in NEEDED))
             file.flush()
@@ -361,7 +360,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
-        check_type("--minutes", getattr(args, "minutes", 0.0), NonNegativeFloat)
+        if not 0 <= getattr(args, "minutes", 0.0) < math.inf:
+            raise SettingsError(f"--minutes: {args.minutes} must be a number of at least 0")
         return args.action(args)
     except (SettingsError, OSError) as error:
         print(f"tools.gpu: {error}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """Make .venv with the versions of requirements.lock and nfcore itself; refuse what cannot work before making anything.
 
 Called by the Makefile with the Python that .venv is to have. Standard library only. With ``--system-torch`` torch is
-not installed: .venv sees the packages of this Python and takes the torch among them.
+not installed: .venv sees the packages of this Python and takes the torch among them. With ``--here`` everything is
+installed for this Python itself, as containers and conda need it.
 """
 
 import importlib.metadata
@@ -77,32 +78,47 @@ def refusal(system_torch):
     return wrong_platform(system, platform.machine(), release)
 
 
-def install(system_torch):
-    """Make or update .venv; one made from other pins is made anew, so that nothing of them stays."""
-    lines = (ROOT / "requirements.lock").read_text().splitlines(keepends=True)
-    wanted = "".join(line for line in lines if not (system_torch and line.startswith("torch==")))
-    pins = VENV / "requirements.txt"
-    if not pins.exists() or pins.read_text() != wanted:
+def environment(system_torch, pins):
+    """The Python of .venv, which is made anew if it was made from other pins, so that nothing of them stays."""
+    made_from = VENV / "requirements.txt"
+    if not made_from.exists() or made_from.read_text() != pins:
         venv.create(VENV, clear=True, symlinks=True, with_pip=True, system_site_packages=system_torch)
-        pins.write_text(wanted)
+        made_from.write_text(pins)
         if system_torch and sys.prefix != sys.base_prefix:
             # Made from another environment, .venv sees the packages of the Python below both, not those of its parent.
             inside = {"base": str(VENV), "platbase": str(VENV)}
             Path(sysconfig.get_path("purelib", vars=inside), "parent.pth").write_text(sysconfig.get_path("purelib"))
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # First what can be checked: with hashes pip takes nothing without one. Then torch, and what this torch asks for.
-    hashed = str(ROOT / "requirements.hashes")
-    subprocess.run([*pip, "--no-deps", "--require-hashes", "--requirement", hashed], check=True)
-    subprocess.run([*pip, "--requirement", str(pins)], check=True)
+    return str(VENV / "bin" / "python")
+
+
+def without_torch(lock):
+    """The lock without torch, and the pin of torch."""
+    torch = re.search(r"^(torch==\S+).*\n(?: .*\n)*", lock, re.MULTILINE)
+    return lock.replace(torch[0], ""), torch[1]
+
+
+def install(system_torch, here):
+    """Install the lock and nfcore itself."""
+    lock = (ROOT / "requirements.lock").read_text()
+    rest, torch = without_torch(lock)
+    python = sys.executable if here else environment(system_torch, rest if system_torch else lock)
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    checked = [*pip, "--no-deps", "--require-hashes", "--requirement", "/dev/stdin"]
+    subprocess.run(checked, input=rest, text=True, check=True)
+    if not system_torch:
+        # Without its hash: the builds of one version for CPUs and for GPUs are different files. Those for GPUs ask for
+        # CUDA libraries, which are not locked either, since no marker tells the builds apart.
+        subprocess.run([*pip, torch], check=True)
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)], check=True)
 
 
 if __name__ == "__main__":
-    system_torch = "--system-torch" in sys.argv[1:]
+    system_torch, here = "--system-torch" in sys.argv[1:], "--here" in sys.argv[1:]
     if reason := refusal(system_torch):
         sys.exit(f"nfcore: {reason}")
-    print(f"Installing the locked packages into .venv, Python {platform.python_version()}: some minutes", flush=True)
+    place = sys.prefix if here else ".venv"
+    print(f"Installing the locked packages into {place}, Python {platform.python_version()}: some minutes", flush=True)
     try:
-        install(system_torch)
+        install(system_torch, here)
     except subprocess.CalledProcessError as error:
         sys.exit(f"nfcore: pip failed with exit code {error.returncode}; its message is above")

@@ -13,13 +13,12 @@ import shutil
 import tempfile
 import types
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from nfbook.presets import Preset
 from nfbook.study import STUDIES, Study
-from nfcore.settings import SettingsError, check_keys, check_type
+from nfcore.settings import SettingsError, check_keys
 
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -52,11 +51,9 @@ def _preset(values: dict[str, Any]) -> Preset | Study:
     if (study := values.get("preset")) in STUDIES:
         check_keys(values, ("preset", "source"), f"parameters of preset {study}")
         return Study.load(study, **{name: value for name, value in values.items() if name == "source"})
-    check_keys(values, [f.name for f in fields(Preset)], "parameters")
+    check_keys(values, Preset.model_fields, "parameters")
     given = {name: value for name, value in values.items() if value is not None}
-    name = given.pop("preset", "quick")
-    check_type("preset", name, str)
-    return Preset.load(name, **given)
+    return Preset.load(given.pop("preset", "quick"), **given)
 
 
 def default_preset(script: Path) -> str | None:

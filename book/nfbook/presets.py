@@ -1,78 +1,57 @@
 """Presets and the grid: which runs each notebook needs, at which size.  No torch here.
 
-A preset is a file ``notebooks/params/<name>.yaml``; its keys are the parameters of every notebook.
+A preset is a file ``notebooks/params/<name>.yaml``; its keys are the parameters of every notebook. The runs are in
+``grids.yaml`` beside this file.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
 
 from nfbook.recorded import recorded_dir
 from nfcore import runs
-from nfcore.settings import (
-    Experiment,
-    SettingsError,
-    check_keys,
-    check_mapping,
-    check_type,
-    choice,
-    project_root,
-    read_yaml,
-)
+from nfcore.settings import Experiment, Section, SettingsError, check_keys, choice, project_root, read_yaml
 
 
-PRESETS = ("smoke", "quick", "gpu", "paper")
-SOURCES = ("local", "recorded")
+Name = Literal["smoke", "quick", "gpu", "paper"]
+Source = Literal["local", "recorded"]
+Family = Literal["gpt2", "pythia"]
+PRESETS, SOURCES = get_args(Name), get_args(Source)
 FAMILIES = {"gpt2": "GPT-2", "pythia": "Pythia"}
-BUDGETS = ("main", "table", "slopes", "instability", "context")
-
-# The paper's configurations, in the order of its tables.
-CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "SM+LN+G": dict(norm="layernorm", activation="gelu"),
-    "SM+LN+R": dict(norm="layernorm", activation="relu"),
-    "SM+G": dict(norm="none", activation="gelu"),
-    "SM+R": dict(norm="none", activation="relu"),
-    "SM+L(0.1)": dict(norm="none", activation="leaky_relu", negative_slope=0.1),
-    "SM+LN": dict(norm="layernorm", activation="identity"),
-    "SM": dict(norm="none", activation="identity"),
-}
 PAPER_TOKENS = 2.11e9  # of a published run: 600,000 files, one epoch
-MAIN = ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")
+
+CONFIGURATIONS, EXPERIMENTS, SHOWN = read_yaml(Path(__file__).with_name("grids.yaml")).values()
+MAIN = tuple(run["configuration"] for run in EXPERIMENTS["main"])
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Sizes, data and budgets of all experiments.
+class Preset(Section):
+    """Sizes, data and budgets of all experiments."""
 
-    ``models``: model settings per family. ``steps``: updates of the runs each budget names; None is one epoch.
-    ``source``: ``local`` takes this machine's runs and trains what is missing, ``recorded`` takes committed records.
-    """
+    preset: Name
+    """Its name."""
+    source: Source = "local"
+    """``local`` takes this machine's runs and trains what is missing, ``recorded`` takes committed records."""
+    seeds: Annotated[list[int], Field(min_length=1)]
+    """Of every run."""
+    models: dict[Family, dict[str, Any]]
+    """Model settings per family."""
+    data: dict[str, Any]
+    """Settings of the data."""
+    training: dict[str, Any]
+    """Settings of the training but for its length."""
+    steps: dict[str, int | None]
+    """Updates of the runs each budget names, which is an experiment; null is one epoch."""
 
-    preset: str
-    source: str = "local"
-    seeds: list[int] = field(default_factory=lambda: [0])
-    models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    steps: dict[str, int | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        choice("preset", self.preset, PRESETS)
-        choice("source", self.source, SOURCES)
-        if not self.seeds:
-            raise SettingsError(f"seeds: {self.seeds!r} must be a list of whole numbers")
-        check_keys(self.models, FAMILIES, "models")
-        for family, settings in self.models.items():
-            check_mapping(settings, f"models.{family}")
-        check_keys(self.steps, BUDGETS, "steps")
-        for name in BUDGETS:
+    def model_post_init(self, context: Any) -> None:
+        check_keys(self.steps, EXPERIMENTS, "steps")
+        for name in EXPERIMENTS:
             if name not in self.steps:
-                raise SettingsError(f"steps: no budget for {name!r}; needed: {', '.join(BUDGETS)}")
-            check_type(f"steps.{name}", self.steps[name], int | None)
+                raise SettingsError(f"steps: no budget for {name!r}; needed: {', '.join(EXPERIMENTS)}")
         if "steps" in self.training:
             raise SettingsError("training: 'steps' has no effect on the grid; give the budgets in steps")
         for family, model in self.models.items():
@@ -85,46 +64,35 @@ class Preset:
     def load(cls, name: str, **changes: Any) -> Preset:
         """The preset ``name`` with parameters replaced; a mapping replaces only the keys it holds."""
         choice("preset", name, PRESETS)
-        values = read_yaml(params_file(name))
-        hints = get_type_hints(cls)
-        check_keys({**values, **changes}, [f.name for f in fields(cls)], "parameters")
-        for key, value in changes.items():
-            check_type(key, value, hints[key])
-            values[key] = merge(values.get(key, {}), value) if isinstance(value, Mapping) else value
-        for key, value in values.items():
-            check_type(key, value, hints[key])
-        return cls(**values)
+        return cls(**merge(read_yaml(params_file(name)), changes))
 
-    def experiment(
-        self,
-        family: str,
-        configuration: str,
-        budget: str,
-        seed: int,
-        model: Any = None,
-        data: Any = None,
-        training: Any = None,
-    ) -> Experiment:
-        """The run of one configuration with extra settings on top of the preset's."""
-        experiment = Experiment.from_dict(
+    def _experiment(self, name: str, run: dict[str, Any], seed: int) -> Experiment:
+        """A run of experiment ``name``."""
+        family, configuration = run.get("family", "gpt2"), CONFIGURATIONS[run["configuration"]]
+        steps = self.steps[run.get("budget", name)]
+        made = Experiment.from_dict(
             {
-                "model": {**self.models.get(family, {}), **CONFIGURATIONS[configuration], **(model or {})},
-                "data": {**self.data, **(data or {})},
-                "training": {**self.training, "steps": self.steps[budget], **(training or {})},
+                "model": {**self.models.get(family, {}), **configuration, **run.get("model", {})},
+                "data": self.data,
+                "training": {**self.training, "steps": steps, **run.get("training", {})},
                 "seed": seed,
             }
         )
-        name = f"{FAMILIES[family]} {experiment.model.configuration} T={experiment.data.context} seed {seed}"
-        return experiment.replace(name=name)
+        for section, factors in run.get("times", {}).items():
+            old = getattr(made, section)
+            new = {field: type(value)(value * by) for field, by in factors.items() if (value := getattr(old, field))}
+            made = made.replace(**{section: old.replace(**new)})
+        return made.replace(name=f"{FAMILIES[family]} {made.model.configuration} T={made.data.context} seed {seed}")
 
     def grid(self) -> dict[str, list[Experiment]]:
-        """The runs of each experiment. Runs with equal settings are one run, whichever experiments show them."""
+        """The runs of each experiment."""
         grids: dict[str, dict[str, Experiment]] = {name: {} for name in EXPERIMENTS}
         for seed in self.seeds:
-            for name, runs_of in EXPERIMENTS.items():
-                for run in runs_of(self):
-                    experiment = self.experiment(seed=seed, **run)
-                    grids[name].setdefault(experiment.id, experiment)
+            for name, grid in grids.items():
+                for run in EXPERIMENTS[name]:
+                    if self.preset in run.get("only", PRESETS):
+                        experiment = self._experiment(name, run, seed)
+                        grid.setdefault(experiment.id, experiment)
         return {name: list(grid.values()) for name, grid in grids.items()}
 
     def experiments(self) -> list[Experiment]:
@@ -193,60 +161,6 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merge(result[key], value) if both else value
     return result
-
-
-def _main(preset: Preset) -> Iterable[dict[str, Any]]:
-    return [dict(family="gpt2", configuration=c, budget="main") for c in MAIN]
-
-
-def _table(preset: Preset) -> Iterable[dict[str, Any]]:
-    """GPT-2's main runs have the main budget; all others the table's."""
-    for family in FAMILIES:
-        for c in CONFIGURATIONS:
-            budget = "main" if family == "gpt2" and c in MAIN else "table"
-            yield dict(family=family, configuration=c, budget=budget)
-
-
-def _slopes(preset: Preset) -> Iterable[dict[str, Any]]:
-    """Per layer and shared: from 0.01 with the paper's weight decay on slopes, and from 0.25 with none."""
-    for sharing in ("per_layer", "shared"):
-        for slope, training in ((0.01, {}), (0.25, {"slope_weight_decay": 0.0})):
-            model = dict(activation="learnable_leaky_relu", negative_slope=slope, slope_sharing=sharing)
-            yield dict(family="gpt2", configuration="SM+R", budget="slopes", model=model, training=training)
-
-
-def _instability(preset: Preset) -> Iterable[dict[str, Any]]:
-    """What the paper reports NaNs for, at the learning rate of the preset and at ten times that."""
-    rate = preset.training.get("learning_rate", 1e-3)
-    for c in ("SM+R", "SM+G", "SM+L(0.1)", "SM"):
-        for factor in (1, 10):
-            yield dict(family="gpt2", configuration=c, budget="instability", training=dict(learning_rate=factor * rate))
-    for precision in ("bfloat16", "float16") if preset.preset in ("gpu", "paper") else ("bfloat16",):
-        low, settings = dict(residual_dtype=precision), dict(precision=precision)
-        yield dict(family="gpt2", configuration="SM+G", budget="instability", model=low, training=settings)
-
-
-def _context(preset: Preset) -> Iterable[dict[str, Any]]:
-    """Pythia at the preset's context and at twice that, with as many tokens a batch."""
-    context, batch = preset.data.get("context", 128), preset.training.get("batch_size", 32)
-    longer = dict(data=dict(context=2 * context), training=dict(batch_size=batch // 2))
-    micro = preset.training.get("micro_batch_size")
-    if micro:
-        longer["training"]["micro_batch_size"] = micro // 2
-    for c in MAIN:
-        yield dict(family="pythia", configuration=c, budget="table")
-        yield dict(family="pythia", configuration=c, budget="context", **longer)
-
-
-EXPERIMENTS = {
-    "main": _main,
-    "table": _table,
-    "context": _context,
-    "slopes": _slopes,
-    "instability": _instability,
-}
-# The experiments that a notebook shows; one that is not named here may show all of them.
-SHOWN = {"entropy": ("main",), "perplexity": ("table", "main", "context"), "slopes": ("slopes", "instability")}
 
 
 def params_file(name: str) -> Path:

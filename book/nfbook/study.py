@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nfbook.presets import CONFIGURATIONS, FAMILIES, SOURCES, merge, params_file
 from nfbook.recorded import export, recorded_dir, together
 from nfcore import runs
-from nfcore.settings import (
-    Experiment,
-    SettingsError,
-    check_keys,
-    check_mapping,
-    check_type,
-    choice,
-    read_yaml,
-)
+from nfcore.settings import Experiment, SettingsError, check_keys, check_mapping, choice, read_yaml
 
 
 if TYPE_CHECKING:
@@ -69,7 +61,7 @@ class Study:
             for cell, line in check_mapping(lines, f"stages.{stage}").items():
                 if cell in cells:
                     raise SettingsError(f"stages.{stage}: cell {cell!r} is there twice")
-                cells[cell] = _cell(stage, cell, check_mapping(line or {}, cell), base)
+                cells[cell] = _cell(stage, cell, check_mapping(line, cell), base)
         return cls(name, cells, source)
 
     @classmethod
@@ -158,8 +150,9 @@ def _cell(stage: str, name: str, line: dict[str, Any], base: dict[str, Any]) -> 
     choice(f"{name}.configuration", configuration, CONFIGURATIONS)
     choice(f"{name}.family", family, base["models"])
     seeds = line.get("seeds", base["seeds"])
-    check_type(f"{name}.seeds", seeds, list)
-    changes = {key: check_mapping(line.get(key, {}), f"{name}.{key}") for key in ("model", "data", "training")}
+    if not isinstance(seeds, list):
+        raise SettingsError(f"{name}.seeds: {seeds!r:.200} must be a list of whole numbers")
+    changes = {key: check_mapping(line.get(key), f"{name}.{key}") for key in ("model", "data", "training")}
     whole = {
         "model": {**base["models"][family], **CONFIGURATIONS[configuration], **changes["model"]},
         "data": merge(base["data"], changes["data"]),
