@@ -90,7 +90,7 @@ class Section(pydantic.BaseModel):
             super().__init__(**values)
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in (self.section, *first["loc"]) if part)
+            where = ".".join(str(part) for part in (self.section, *first["loc"]) if part != "")
             must = re.sub(r"^\w+ should", "must", first["msg"]).replace("a valid dictionary", "a mapping")
             own = first.get("ctx", {}).get("error")  # a SettingsError of our validators
             raise SettingsError(str(own) if own else f"{where}: {first['input']!r:.200} {must}") from None

@@ -92,7 +92,7 @@ def write_part(path: Path, texts: Dataset, tokenizer: Tokenizer, settings: DataS
     rows = max(1, min(1000, BATCH_BYTES * len(texts.data) // max(1, texts.data.nbytes)))  # of average length
     model = json.loads(tokenizer.to_str())["model"]
     unknown = model.get("unk_id", tokenizer.token_to_id(model.get("unk_token") or ""))
-    end_of_text = [tokenizer.token_to_id(END_OF_TEXT)] if settings.packing == "packed" else None
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT) if settings.packing == "packed" else None
     tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text: only we end documents
     count = Counter(documents=0, bytes=0, tokens=0, unknown=0)
     with open(path, "wb") as file:
@@ -101,7 +101,7 @@ def write_part(path: Path, texts: Dataset, tokenizer: Tokenizer, settings: DataS
             for encoding in tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False):
                 ids = encoding.ids
                 whole = ids[: len(ids) // context * context]
-                kept = whole if end_of_text is None else end_of_text[: count["documents"]] + ids
+                kept = whole if end_of_text is None else [end_of_text][: count["documents"]] + ids
                 file.write(np.array(kept, dtype).tobytes())
                 count.update(documents=1, tokens=len(ids), unknown=ids.count(unknown))
     count["sequences"] = path.stat().st_size // (context * dtype.itemsize)

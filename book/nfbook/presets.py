@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
@@ -66,19 +67,26 @@ class Preset(Section):
         choice("preset", name, PRESETS)
         return cls(**merge(read_yaml(params_file(name)), changes))
 
-    def _experiment(self, name: str, run: dict[str, Any], seed: int) -> Experiment:
-        """A run of experiment ``name``."""
-        family, configuration = run.get("family", "gpt2"), CONFIGURATIONS[run["configuration"]]
-        steps = self.steps[run.get("budget", name)]
+    def experiment(
+        self,
+        family: str,
+        configuration: str,
+        budget: str,
+        seed: int,
+        model: Mapping[str, Any] = MappingProxyType({}),
+        training: Mapping[str, Any] = MappingProxyType({}),
+        times: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    ) -> Experiment:
+        """The run of one configuration with extra settings on top of the preset's; ``times`` are factors on them."""
         made = Experiment.from_dict(
             {
-                "model": {**self.models.get(family, {}), **configuration, **run.get("model", {})},
+                "model": {**self.models.get(family, {}), **CONFIGURATIONS[configuration], **model},
                 "data": self.data,
-                "training": {**self.training, "steps": steps, **run.get("training", {})},
+                "training": {**self.training, "steps": self.steps[budget], **training},
                 "seed": seed,
             }
         )
-        for section, factors in run.get("times", {}).items():
+        for section, factors in times.items():
             old = getattr(made, section)
             new = {field: type(value)(value * by) for field, by in factors.items() if (value := getattr(old, field))}
             made = made.replace(**{section: old.replace(**new)})
@@ -89,9 +97,10 @@ class Preset(Section):
         grids: dict[str, dict[str, Experiment]] = {name: {} for name in EXPERIMENTS}
         for seed in self.seeds:
             for name, grid in grids.items():
-                for run in EXPERIMENTS[name]:
-                    if self.preset in run.get("only", PRESETS):
-                        experiment = self._experiment(name, run, seed)
+                for line in EXPERIMENTS[name]:
+                    run = {"family": "gpt2", "budget": name, **line}
+                    if self.preset in run.pop("only", PRESETS):
+                        experiment = self.experiment(seed=seed, **run)
                         grid.setdefault(experiment.id, experiment)
         return {name: list(grid.values()) for name, grid in grids.items()}
 
