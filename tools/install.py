@@ -57,14 +57,6 @@ def wrong_torch(version):
     return f"SYSTEM_TORCH=1 needs torch 2.11 or later in {sys.executable}, found {version or 'none'}"
 
 
-def installed_torch():
-    """The version of the torch that this Python has, or None."""
-    try:
-        return importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def refusal(system_torch):
     """The reason why this machine cannot have the environment, or None."""
     if reason := wrong_python(sys.version_info):
@@ -72,7 +64,7 @@ def refusal(system_torch):
     if importlib.util.find_spec("ensurepip") is None:
         return f"{sys.executable} cannot make environments: its ensurepip is missing (Debian: the python3-venv package)"
     if system_torch:
-        return wrong_torch(installed_torch())
+        return wrong_torch(next((found.version for found in importlib.metadata.distributions(name="torch")), None))
     system = platform.system()
     release = platform.mac_ver()[0] if system == "Darwin" else platform.libc_ver()[1]
     return wrong_platform(system, platform.machine(), release)

@@ -69,7 +69,7 @@ class Preset(Section):
 
     def experiment(
         self,
-        family: str,
+        family: Family,
         configuration: str,
         budget: str,
         seed: int,
