@@ -58,10 +58,10 @@ def choice(where: str, value: object, allowed: Collection[object]) -> None:
 
 
 def check_mapping(value: Any, where: str) -> dict[str, Any]:
-    """A copy of a mapping from names to anything; None stands for an empty one."""
-    if not isinstance(value, dict | None) or not all(isinstance(key, str) for key in value or ()):
+    """A copy of a mapping from names to anything."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise SettingsError(f"{where}: {value!r:.200} must be a mapping from names")
-    return dict(value or {})
+    return dict(value)
 
 
 def check_keys(mapping: Any, allowed: Collection[str], where: str) -> dict[str, Any]:
@@ -343,7 +343,7 @@ class Experiment(Section):
         that of ``data``.
         """
         values = check_keys(mapping, cls.model_fields, "experiment")
-        part = {name: check_mapping(values.get(name), name) for name in ("model", "data", "training")}
+        part = {k: check_mapping({} if values.get(k) is None else values[k], k) for k in ("model", "data", "training")}
         data, shape = DataSettings(**part["data"]), part["model"].pop("shape", None)
         if shape is not None:
             choice("model.shape", shape, SHAPES)
@@ -392,7 +392,7 @@ def _load(source: str | Path, where: str) -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; a file that cannot be read or parsed raises :class:`SettingsError`."""
-    return check_mapping(_load(Path(path), str(path)), str(path))
+    return check_mapping(_load(Path(path), str(path)) or {}, str(path))
 
 
 def override(settings: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_a_stage_belongs_to_a_study() -> None:
         (("stages", "table", "SM+G", "seed"), 1, r"SM\+G: unknown setting 'seed'"),
         (("stages", "table", "SM+X"), {}, r"SM\+X.configuration: 'SM\+X' is not one of SM\+LN\+G"),
         (("stages", "table", "SM+G", "family"), "llama", r"SM\+G.family: 'llama' is not one of gpt2, pythia"),
-        (("stages", "table", "SM+G", "seeds"), 3, r"SM\+G.seeds: 3 must be a valid list"),
+        (("stages", "table", "SM+G", "seeds"), 3, r"SM\+G.seeds: 3 must be a list"),
         (("stages", "linear", "SM+G"), {}, r"stages.linear: cell 'SM\+G' is there twice"),
         (("stages", "table", "SM+G", "model"), {"norm": "x"}, "SM.G.model.norm: 'x' is not one of|model.norm: 'x'"),
         (("stages", "table"), [1], r"stages.table: \[1\] must be a mapping"),

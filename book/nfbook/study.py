@@ -61,7 +61,7 @@ class Study:
             for cell, line in check_mapping(lines, f"stages.{stage}").items():
                 if cell in cells:
                     raise SettingsError(f"stages.{stage}: cell {cell!r} is there twice")
-                cells[cell] = _cell(stage, cell, check_mapping(line, cell), base)
+                cells[cell] = _cell(stage, cell, check_mapping(line or {}, cell), base)
         return cls(name, cells, source)
 
     @classmethod
@@ -152,7 +152,7 @@ def _cell(stage: str, name: str, line: dict[str, Any], base: dict[str, Any]) -> 
     seeds = line.get("seeds", base["seeds"])
     if not isinstance(seeds, list):
         raise SettingsError(f"{name}.seeds: {seeds!r:.200} must be a list of whole numbers")
-    changes = {key: check_mapping(line.get(key), f"{name}.{key}") for key in ("model", "data", "training")}
+    changes = {key: check_mapping(line.get(key, {}), f"{name}.{key}") for key in ("model", "data", "training")}
     whole = {
         "model": {**base["models"][family], **CONFIGURATIONS[configuration], **changes["model"]},
         "data": merge(base["data"], changes["data"]),
