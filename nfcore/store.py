@@ -68,7 +68,9 @@ def make_once(directory: Path, make: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def refusing(what: str, remedy: str, errors: type[Exception] = Exception) -> Iterator[None]:
+def refusing(
+    what: str, remedy: str, errors: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
     """Raise these errors, by default whatever a library raises, as one line: what failed, why, and the remedy.
 
     Raises:

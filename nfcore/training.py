@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,6 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, set_seed
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -38,7 +37,7 @@ from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 from nfcore.shares import entropy_ceiling
-from nfcore.store import write_atomically
+from nfcore.store import locked, write_atomically
 from nfcore.telemetry import Telemetry, Watch
 from nfcore.tokens import TokenData, prepare
 
@@ -363,7 +362,8 @@ def train(
     directory.mkdir(parents=True, exist_ok=True)
     first = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE).is_main_process
     quiet = quiet or not first
-    with _lock(directory, label) if first else nullcontext():
+    waiting = f"  {label}: waits for another process that trains it"
+    with locked(directory / ".lock", waiting) if first else nullcontext():
         record = None if fresh else runs.read_record(directory)
         if agreed(record is None):
             _run(experiment, directory, label, fresh and first, report_to, quiet, fsdp)
@@ -377,16 +377,6 @@ def train(
 def agreed(value: Any) -> Any:
     """What the first of several processes says; with one process ``value``."""
     return broadcast_object_list([value])[0]
-
-
-def _lock(directory: Path, label: str) -> AbstractContextManager[Any]:
-    """Hold the run's lock, which ends with the process."""
-    lock = FileLock(directory / ".lock")
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        print(f"  {label}: waits for another process that trains it", file=sys.stderr)
-        return lock.acquire()
 
 
 def _reuse(experiment: Experiment, directory: Path, label: str, record: dict[str, Any]) -> None:
