@@ -289,7 +289,7 @@ if counts.max() == 1:
 Markdown(intro)
 
 # %% tags=["remove-input"]
-strip(table)
+strip({"": table})
 
 # %% [markdown]
 # ## What to remember

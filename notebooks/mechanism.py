@@ -530,7 +530,7 @@ folded(f"All {len(rows)} configurations of this page", markdown_table(pd.DataFra
 Markdown(f"So far {len(asked)} of its {len(causes)} predictions have runs.")
 
 # %% tags=["remove-input"]
-strip(asked) if len(asked) else None
+strip({"": asked}) if len(asked) else None
 
 # %% tags=["remove-input"]
 folded("All predictions of the stage", verdict_table(causes, long_frame, columns=("id", "claim", "n", "verdict")))

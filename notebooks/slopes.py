@@ -241,7 +241,7 @@ Markdown(
 )
 
 # %% tags=["remove-input"]
-strip(table)
+strip({"": table})
 
 # %% [markdown]
 # ## What to remember

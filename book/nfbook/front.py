@@ -48,14 +48,15 @@ def badge(row: pd.Series) -> str:
 
 
 def strip(groups: Mapping[str, pd.DataFrame]) -> HTML:
-    """Rows of :func:`nfbook.claims.verdicts` under the heading of their group: claim with a picture of the effect,
-    published value, ours with interval and n, verdict. On a narrow page each row is a box."""
+    """Rows of :func:`nfbook.claims.verdicts` under the heading of their group (none if it is empty): claim with a picture
+    of the effect, published value, ours with interval and n, verdict. On a narrow page each row is a box."""
     names = ("claim", "paper", "ours, 95 % interval", "n", "verdict")
     scales = _scales(pd.concat(groups.values()))
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     bodies = []
     for heading, rows in groups.items():
-        lines = [f'<tr><th colspan="{len(names)}" scope="rowgroup">{escape(heading)}</th></tr>'] if len(rows) else []
+        title = f'<tr><th colspan="{len(names)}" scope="rowgroup">{escape(heading)}</th></tr>'
+        lines = [title] if heading and len(rows) else []
         for _, row in rows.iterrows():
             claim = escape(row["statement"]) + _effect(row, scales[row["unit"]])
             cells = (claim, published_estimate(row), estimate(row), str(row["n"]), badge(row))
