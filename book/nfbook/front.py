@@ -48,8 +48,8 @@ def badge(row: pd.Series) -> str:
 
 
 def strip(groups: Mapping[str, pd.DataFrame]) -> HTML:
-    """Rows of :func:`nfbook.claims.verdicts` under the heading of their group (none if it is empty): claim with a picture
-    of the effect, published value, ours with interval and n, verdict. On a narrow page each row is a box."""
+    """Rows of :func:`nfbook.claims.verdicts` under the heading of their group (none if empty): claim with a picture of
+    the effect, published value, ours with interval and n, verdict. On a narrow page each row is a box."""
     names = ("claim", "paper", "ours, 95 % interval", "n", "verdict")
     scales = _scales(pd.concat(groups.values()))
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
