@@ -97,7 +97,7 @@ study_banner(shown, study)
 # Eight things, and a ninth that the first study left out, could make the paper's result {cite}`jha2024relus`, or change it: from weight decay on the slopes to the learning rate. Each
 # of the eight is an experiment of the project's first study.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-confounds", "caption": "Change of perplexity from GELU to ReLU (above) and early entropy of GELU minus that of ReLU (below), without LayerNorm, under each condition: means over n seeds of those planned, with 95 % intervals. Hollow: one seed, no interval. Dashed: the base settings. Left of zero above, ReLU is ahead. Rows with a rate in their name were added later. Look at the width of an interval before its middle."}, "image": {"alt": "Two forest plots, a row for each condition such as no final norm, dropout, depth and width, with the number of seeds in each label."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-confounds", "caption": "Change of perplexity from GELU to ReLU, and early entropy of GELU minus that of ReLU, without LayerNorm, under each condition: means over n seeds of those planned, with 95 % intervals. Hollow: one seed, no interval. Dashed: the base settings. Where the change of perplexity is left of zero, ReLU is ahead. Rows with a rate in their name were added later. Look at the width of an interval before its middle."}, "image": {"alt": "Two forest plots, a row for each condition such as no final norm, dropout, depth and width, with the number of seeds in each label."}}
 suffixes = {
     "base": "",
     "no final norm": " final none",

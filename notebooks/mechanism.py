@@ -213,8 +213,8 @@ show_figure(
 tau = 0.02 * math.sqrt(768) * math.sqrt(2) * 0.02
 glue(tau_paper=f"{tau:.4f}", share_paper=f"{100 * gaussian_gelu_shares(tau)[0]:.2f} %")
 Markdown(
-    f"The paper's GPT-2 starts in the same place. Its initial weights give τ = σ_W √d √2 σ_E = {tau:.4f} in the first layer, and a non-linear "
-    f"share of {100 * gaussian_gelu_shares(tau)[0]:.2f} %. That is arithmetic, and not a measurement of the paper's models."
+    "The paper's GPT-2 starts in the same place. Its weights and embeddings start with a standard deviation of 0.02, so the inputs of its "
+    f"first layer start with {tau:.4f}, and a non-linear share of {100 * gaussian_gelu_shares(tau)[0]:.2f} %. That is arithmetic, and not a measurement of the paper's models."
 )
 
 # %% [markdown]
@@ -222,7 +222,7 @@ Markdown(
 #
 # GELU(s x)/s {eq}`eq-scaled-gelu` is GELU at s = 1. As s grows, it becomes ReLU.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-sweep", "caption": "GELU(s x)/s without LayerNorm: final perplexity (above) and entropy of the early layers over its ceiling (below) against s. Points are means over n seeds with 95 % intervals; horizontal lines with bands are GELU and ReLU. Look where each panel leaves GELU's band, and how wide the intervals are."}, "image": {"alt": "Two panels of points with intervals against s from a quarter to 256, between a band for GELU and a band for ReLU."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-sweep", "caption": "GELU(s x)/s without LayerNorm: final perplexity, and entropy of the early layers over its ceiling, against s. Points are means over n seeds with 95 % intervals; horizontal lines with bands are GELU and ReLU. Look where each panel leaves GELU's band, and how wide the intervals are."}, "image": {"alt": "Two panels of points with intervals against s from a quarter to 256, between a band for GELU and a band for ReLU."}}
 sweep = {0.25: "SM+G s=1/4", 1: "SM+G", 4: "SM+G s=4", 16: "SM+G s=16", 64: "SM+G s=64", 256: "SM+G s=256"}
 figure, axes = plt.subplots(2, 1, figsize=(5, 5.6), sharex=True)
 for panel, statistic, words in zip(

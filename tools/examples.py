@@ -17,11 +17,11 @@ import torch
 
 from nfbook.recorded import recorded_dir
 from nfbook.study import Study
-from nfcore import NormFreeConfig, NormFreeForCausalLM, head_entropy
-from nfcore.settings import Experiment
+from nfcore import NormFreeConfig, NormFreeForCausalLM, head_entropy, runs
+from nfcore.settings import Experiment, SettingsError
 from nfcore.store import write_atomically
 from nfcore.tokens import prepare
-from nfcore.training import as_ids, load_model
+from nfcore.training import as_ids
 
 
 BINS, WIDEST = 48, 4.0  # of a histogram, which goes to so many standard deviations on both sides
@@ -30,7 +30,12 @@ POSITION = 32  # of the query, counted from one
 
 def examples(experiment: Experiment) -> dict[str, Any]:
     """What the figures show of a finished run; its probe batch is the text. Raises SettingsError where it is not."""
-    trained = load_model(experiment.id)
+    directory = runs.runs_dir() / experiment.id
+    record = runs.read_record(directory)
+    if not record:
+        raise SettingsError(f"{directory}: there is no finished run of {experiment.name or experiment.id}")
+    runs.verify(directory, record)
+    trained = NormFreeForCausalLM.from_pretrained(directory / "model")
     torch.manual_seed(experiment.seed)
     start = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
     tokens = prepare(experiment.data)

@@ -147,7 +147,7 @@ def figure_numbers(figure: Figure) -> pd.DataFrame:
                 for row, column in np.ndindex(*cells.shape)
             ]
     frame = pd.DataFrame(rows, columns=["panel", "series", "x", "y", "low", "high", "value"])
-    return frame.dropna(axis=1, how="all")
+    return frame if frame.empty else frame.dropna(axis=1, how="all")
 
 
 def _is_rule(line: Any) -> bool:

@@ -106,7 +106,7 @@ def list_modules(app: Sphinx, docname: str, source: list[str]) -> None:
         package, _, module = name.partition(".")
         words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         first = re.sub(r":\w+:`|``", "`", re.split(r"\.\s|\n\n", f"{words} ")[0]).replace("\n", " ")
-        names = [f"`{n}`" for n, owner in nfcore._EXPORTS.items() if package == "nfcore" and owner == module]
+        names = [f"`{n}`" for n in nfcore._EXPORTS.get(module, ()) if package == "nfcore"]
         lines.append(f"| [{name}](api/{module}.md) | {first.strip().rstrip('.')} | {', '.join(names)} |")
     source[0] = source[0].replace(MODULES, "\n".join(lines))
 
