@@ -258,7 +258,7 @@ def _blocks(scores: Scores, dtype: torch.dtype, lowest: bool) -> Iterator[Tensor
     if scores.window is not None:
         block = min(block, max(scores.window, 64))
     parts = []
-    for start, stop in scores.rows(block):
+    for start, stop in reversed([*scores.rows(block)]):  # the largest first, whose memory the others then use again
         # No query of the block sees a key outside left..right-1, and each sees all before the edge.
         in_window = 0 if scores.window is None else start - scores.window + 1
         in_chunk = 0 if scores.chunk is None else start // scores.chunk * scores.chunk
@@ -279,7 +279,7 @@ def _blocks(scores: Scores, dtype: torch.dtype, lowest: bool) -> Iterator[Tensor
             tiles.append([x.flatten(0, 1) for x in _tile(values, hidden[piece], edge - left, first[piece], lowest)])
         found = [torch.cat(part).unflatten(0, (batch, heads)) for part in zip(*tiles, strict=True)]
         parts.append((*found, (seen.sum(-1) + edge - left).expand(batch, heads, -1)))
-    return (torch.cat(part, -1) for part in zip(*parts, strict=True))
+    return (torch.cat(part, -1) for part in zip(*parts[::-1], strict=True))
 
 
 def _tile(values: Tensor, hidden: Tensor, edge: int, first: Tensor, lowest: bool) -> tuple[Tensor, ...]:
