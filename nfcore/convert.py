@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from nfcore.model import NormFreeConfig, NormFreeForCausalLM, tied
+from nfcore.model import NormFreeConfig, NormFreeForCausalLM, recompute, recomputes, tied
 from nfcore.settings import SettingsError, choice
 from nfcore.tokens import END_OF_TEXT
 
@@ -26,8 +26,10 @@ IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}  # ours: last
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
+ANSWERS = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
+
 # Our name, then GPT-2's and GPT-NeoX's. {} is the layer; every module has a weight and most have a bias.
-FIELDS = {name: (name, name) for name in (*SIZES, *IDS, "use_cache", "output_hidden_states", "return_dict")} | {
+FIELDS = {name: (name, name) for name in (*SIZES, *IDS, *ANSWERS)} | {
     "intermediate_size": ("n_inner", "intermediate_size"),
     "norm_eps": ("layer_norm_epsilon", "layer_norm_eps"),
     "activation": ("activation_function", "hidden_act"),
@@ -171,14 +173,20 @@ def _refuse(where: str, names: list[str]) -> None:
         raise SettingsError(f"{where}: the given model's weights do not fit: {', '.join(sorted(names)[:4])}")
 
 
+def _new(kind: Any, config: Any, device: torch.device) -> Any:
+    """A model of this class; the random numbers of its first weights, which are replaced, are not the caller's."""
+    with torch.device(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return kind(config)
+
+
 def _take_over(family: Family, hf_model: PreTrainedModel, changes: dict[str, Any]) -> NormFreeForCausalLM:
     hf, source, where = hf_model.config, hf_model.state_dict(), f"from_{hf_model.config.model_type}"
     config = {ours: getattr(hf, theirs) for ours, theirs in family.fields.items()}
     choice(f"{where}: activation", config["activation"], ACTIVATIONS)
     config["activation"] = ACTIVATIONS[config["activation"]]
     config |= dict(family=family.name, biases="all", tie_word_embeddings=tied(hf_model))
-    with torch.device(hf_model.device):
-        model = NormFreeForCausalLM(NormFreeConfig(**config | changes))
+    NormFreeConfig.check_names(changes)
+    model = _new(NormFreeForCausalLM, NormFreeConfig(**config | changes), hf_model.device)
     names = family.weights(hf.num_hidden_layers)
     _refuse(where, [name for name in source if name not in names])
     state = {names[name]: _turned(name, weight, hf.num_attention_heads, 3) for name, weight in source.items()}
@@ -203,10 +211,11 @@ def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
     choice(f"{where}: activation", config.activation, activations)
     given = {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
     given[family.fields["activation"]] = activations[config.activation]
-    with torch.device(model.device):
-        hf_model = family.theirs(family.theirs.config_class(**given, tie_word_embeddings=tied(model), **more))
+    theirs = family.theirs.config_class(**given, tie_word_embeddings=tied(model), **more)
+    hf_model = _new(family.theirs, theirs, model.device)
     weights, names, state = model.state_dict(), family.weights(config.num_hidden_layers), {}
-    _refuse(where, [*(weights.keys() - names.values())])
+    lacking = [n for n in hf_model.state_dict() if n.endswith("weight") and names[n] not in weights]
+    _refuse(where, [*(weights.keys() - names.values()), *lacking])
     for name, empty in hf_model.state_dict().items():
         # A bias that ours lacks, whole or in part, is zero.
         weight = weights.get(names[name], empty[:0].to(model.dtype))
@@ -226,6 +235,8 @@ def _fill(made: Any, like: Any, state: dict[str, Tensor], names: dict[str, str])
     made.generation_config = copy.deepcopy(like.generation_config)
     made.set_attn_implementation(like.config._attn_implementation)
     made.to(like.dtype).train(like.training)
+    if recomputes(like):
+        recompute(made)
     found = made.load_state_dict(state, strict=False, assign=True)  # not copied, which would round to one dtype
     made.tie_weights()
     frozen = {names[name] for name, p in like.named_parameters() if not p.requires_grad}

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -65,11 +67,16 @@ class Scores:
             if not fits and not (name == "mask" and callable(value)):
                 raise SettingsError(f"{name}: {type(value).__name__} must be a tensor")
         for name in ("scale", "softcap", "window", "chunk"):
-            value, kind = getattr(self, name), int if name in ("window", "chunk") else (int, float)
-            number = isinstance(value, kind) and not isinstance(value, bool)
-            if value is not None and not (number and (value > 0 or name == "scale")):
-                must = "a whole number above 0" if kind is int else "a number, and a soft cap above 0"
+            value, whole = getattr(self, name), name in ("window", "chunk")
+            if value is None:
+                continue
+            number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and (value > 0 or name == "scale")):
+                must = "a whole number above 0" if whole else "a finite number, and a soft cap above 0"
                 raise SettingsError(f"{name}: {value!r} must be {must}")
+            object.__setattr__(self, name, int(value) if whole else float(value))  # NumPy's too
+        if not isinstance(self.causal, bool):
+            raise SettingsError(f"causal: {self.causal!r} must be True or False")
         q, k = tuple(self.q.shape), tuple(self.k.shape)
         whole = len(q) == len(k) == 4 and 0 not in q + k
         if not whole or q[0] != k[0] or q[3] != k[3] or q[1] % k[1] or (self.causal and q[2] != k[2]):
@@ -126,7 +133,10 @@ class Scores:
             return seen, None
         if not isinstance(self.mask, Tensor):
             b, h = (torch.arange(n, device=device) for n in self.q.shape[:2])
-            return seen & self.mask(b[:, None, None, None], h[:, None, None], i, j), None
+            let = torch.as_tensor(self.mask(b[:, None, None, None], h[:, None, None], i, j), device=device)
+            if let.dtype != torch.bool:
+                raise SettingsError(f"mask: the function gives {let.dtype}; it must give bool (True: seen)")
+            return seen & let, None
         mask = self.mask.expand(*[-1] * (self.mask.dim() - 2), self.q.shape[2], self.k.shape[2])
         mask = mask[..., start:stop, left:right].to(device)
         if mask.dtype == torch.bool:

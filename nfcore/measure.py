@@ -59,6 +59,8 @@ def sequences_of(network: Any, tokenizer: Any, text: Path, context: int, sequenc
     limit = getattr(network.config.get_text_config(), "max_position_embeddings", None) or context
     if not 2 <= context <= limit:
         raise SettingsError(f"context: {context} must be between 2 and the model's {limit} positions")
+    if sequences < 1:
+        raise SettingsError(f"sequences: {sequences} must be at least 1")
     ids = tokenizer(content)["input_ids"]
     count = min(sequences, len(ids) // context)
     if count < 1:
@@ -149,6 +151,9 @@ def entropy_of_texts(
     """
     for text in texts:
         text.open("rb").close()  # a file that is not there is said before a model is loaded
+    for option, file in (("--csv", csv), ("--plot", plot)):
+        if file is not None and not file.parent.is_dir():
+            raise SettingsError(f"{option}: {str(file)!r} is in a folder that does not exist")
     network, tokenizer = load(model, device, dtype)
     batches = {str(text): sequences_of(network, tokenizer, text, context, sequences) for text in texts}
     frames: dict[str, pd.DataFrame] = {}

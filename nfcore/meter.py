@@ -86,15 +86,20 @@ def _real(padding: Any, query: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode again afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
+    """Evaluation mode; afterwards each module has its own mode, attributes and buffers again.
+
+    Rotary positions that grow with the sequence (dynamic NTK) replace a buffer and note the length.
+    """
+    modules = [*model.modules()]
+    before = [(vars(module).copy(), module._buffers.copy()) for module in modules]
+    for module in modules:
         module.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, (attributes, buffers) in zip(modules, before, strict=True):
+            vars(module).update(attributes)
+            module._buffers.update(buffers)
 
 
 @contextmanager
@@ -160,6 +165,11 @@ def _how(
     tolerance = 0.0 if weights is None else max(1e-5, 4 * torch.finfo(weights.dtype).eps)
     if not sdpa and (weights is None or bool(((weights.sum(-1) - 1).abs() >= tolerance).any())):
         how["sinks"] = options.get("s_aux") if sinks is None else sinks.squeeze(-1)
+    mask = how.get("mask")
+    if weights is not None and isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        hidden = ~mask & mask.any(-1, keepdim=True)
+        if bool(weights.masked_fill(~hidden, 0).any()):
+            how["mask"] = mask.to(query.dtype)  # eager attention has added it, as numbers
     if bias is not None:
         mask = how.get("mask", torch.zeros((), device=bias.device))
         how["mask"] = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
@@ -178,10 +188,13 @@ def _hides_the_future(how: dict[str, Any]) -> bool:
 
 def _transformer(model: Any) -> PreTrainedModel:
     """The outermost transformers model of ``model``, which may be wrapped (compiled, adapted, sharded)."""
-    for module in model.modules() if isinstance(model, nn.Module) else ():
-        if isinstance(module, PreTrainedModel):
-            return module
-    raise SettingsError(f"{type(model).__name__}: not a transformers model, so its attention cannot be measured")
+    name, modules = type(model).__name__, model.modules() if isinstance(model, nn.Module) else ()
+    found = [module for module in modules if isinstance(module, PreTrainedModel)]
+    if not found:
+        raise SettingsError(f"{name}: not a transformers model, so its attention cannot be measured")
+    if not {*found} <= {*found[0].modules()}:
+        raise SettingsError(f"{name}: holds several transformers models, whose layers would mix; give one of them")
+    return found[0]
 
 
 def _layer_numbers(model: nn.Module) -> dict[nn.Module, int]:
@@ -203,7 +216,8 @@ def _tensor(name: str, value: Any) -> Any:
     """Numbers in lists, tuples and arrays as a tensor; a cache as a copy, since the model writes to it."""
     if isinstance(value, (list, tuple, np.ndarray)):
         try:
-            x = torch.as_tensor(np.asarray(value))
+            array = np.asarray(value)
+            x = torch.as_tensor(np.asarray(array, array.dtype.newbyteorder("="), order="C"))
         except (ValueError, TypeError):
             must = "pad sequences to one length, with an attention_mask"
             raise SettingsError(f"batch: {name} is no array of numbers; {must}") from None
@@ -229,10 +243,15 @@ def _inputs(model: nn.Module, network: PreTrainedModel, batch: Any) -> dict[str,
         if name in inputs:
             inputs[name] = _tokens(name, inputs[name], axes)
             _must_fit(inputs, inputs[name])
-    # Offloaded parameters are on the meta device.
+    # Offloaded parameters are on the meta device until accelerate's hooks bring them.
     place = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+    if any(p.is_meta for p in model.parameters()) and not any(hasattr(m, "_hf_hook") for m in model.modules()):
+        raise SettingsError(f"{type(network).__name__}: has weights on the meta device, where there are no numbers")
     inputs = {name: x.to(place) if isinstance(x, Tensor) else x for name, x in inputs.items()}
-    return {"use_cache": False, **inputs} if "use_cache" in inspect.signature(network.forward).parameters else inputs
+    names = inspect.signature(network.forward).parameters
+    taken = inspect.signature(model.forward).parameters.values()
+    passes = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in taken)  # a wrapper of its user may not
+    return {"use_cache": False, **inputs} if "use_cache" in names and passes else inputs
 
 
 def _tokens(name: str, x: Any, axes: int) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any, cast
 
 import torch
@@ -74,9 +74,18 @@ class NormFreeConfig(PreTrainedConfig):
             SettingsError: an unknown shape or field, or a value that is not allowed.
         """
         choice("shape", shape, SHAPES)
-        unknown = changes.keys() - {*vars(cls()), *dir(cls), "attn_implementation"}
-        check_keys(dict.fromkeys(sorted(unknown)), ModelSettings.model_fields, "model")
+        cls.check_names(changes)
         return cls(**{**SHAPES[shape], **changes})
+
+    @classmethod
+    def check_names(cls, fields: dict[str, Any]) -> None:
+        """Refuse a name that is no field; the constructor stores it, since files hold what other tools add.
+
+        Raises:
+            SettingsError: names the first unknown field and the fields of the model.
+        """
+        unknown = fields.keys() - {*vars(cls()), *dir(cls), "attn_implementation"}
+        check_keys(dict.fromkeys(sorted(unknown)), ModelSettings.model_fields, "model")
 
 
 # --- activations: config -> module ------------------------------------------------------------------------------
@@ -169,7 +178,9 @@ def causal_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention that also returns its map (B, H, T, S): the ``eager`` implementation. Output (B, T, H, K)."""
     scores = scaling * q @ k.transpose(-1, -2)
-    if mask is not None:
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
         # Mixed precision: the mask has the dtype of the weights, whose lowest number may be infinite in the scores'.
         scores = scores + mask.clamp_min(torch.finfo(scores.dtype).min).to(scores.dtype)
     weights = scores.softmax(dim=-1).to(v.dtype)  # half precisions are summed in float32
@@ -184,6 +195,8 @@ class QKV(nn.Linear):
     """
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.bias is not None:  # one that its user has added
+            bias = self.bias if bias is None else self.bias + bias
         return F.linear(x, self.weight, bias)
 
 
@@ -244,6 +257,7 @@ class Block(GradientCheckpointingLayer):
     def __init__(self, config: NormFreeConfig, layer_idx: int) -> None:
         super().__init__()
         self.parallel = config.family == "pythia"
+        self.number = layer_idx  # of its activation, also where other blocks are removed
         self.attention_norm = NORMS[config.norm](config)
         self.attention = Attention(config, layer_idx)
         self.ffn_norm = NORMS[config.norm](config)
@@ -272,12 +286,14 @@ class Head(nn.Linear):
         if labels is not None:
             given, wanted, options = x[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), nn.LinearCrossEntropyOptions()
             reduction = "mean" if items is None else "sum"
-            loss = F.linear_cross_entropy(given, self.weight, wanted, reduction=reduction, options=options)
+            how: dict[str, Any] = dict(linear_bias=self.bias, reduction=reduction, options=options)
+            loss = F.linear_cross_entropy(given, self.weight, wanted, **how)
             return loss if items is None else loss / items
         extra = -len(self.weight) % self.multiple
         if not extra:
             return super().forward(x)
-        return F.linear(x, F.pad(self.weight, (0, 0, 0, extra)))[..., :-extra]
+        bias = None if self.bias is None else F.pad(self.bias, (0, extra))
+        return F.linear(x, F.pad(self.weight, (0, 0, 0, extra)), bias)[..., :-extra]
 
 
 class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
@@ -364,7 +380,14 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
         self._keys_to_ignore_on_save = {"lm_head.weight"} if tied else set()  # Trainer resumes without a warning
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As of any model; head and embedding are written as they are, tied or not, whatever the config said."""
+        """As of any model; head and embedding are written as they are, tied or not, whatever the config said.
+
+        Raises:
+            SettingsError: blocks were removed or added, and the config does not say so.
+        """
+        said, there = self.config.num_hidden_layers, len(self.blocks)
+        if said != there:
+            raise SettingsError(f"config.num_hidden_layers: {said} is not the number of the model's blocks, {there}")
         self._note_tied(tied(self))
         super().save_pretrained(*args, **kwargs)
 
@@ -406,7 +429,11 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("forward: give either input_ids or inputs_embeds")
         if output_attentions and config._attn_implementation != "eager":
             raise ValueError('output_attentions=True needs attn_implementation="eager"')
+        if past_key_values is not None and cache is not None:
+            raise ValueError("forward: give either past_key_values or cache, which are the same")
         cache = past_key_values if cache is None else cache
+        if isinstance(cache, (tuple, list)):
+            raise ValueError("past_key_values: tuples are no longer a cache; give a transformers Cache")
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         must_cover(attention_mask, x, cache is not None)
         cache = self._cache(cache, use_cache)
@@ -428,7 +455,8 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
         for i, block in enumerate(self.blocks):
             if output_hidden_states:
                 states.append(x)
-            x, weights = block(x, self.activations[i % len(self.activations)], compute, mask, rotary, cache)
+            activation = self.activations[getattr(block, "number", i) % len(self.activations)]
+            x, weights = block(x, activation, compute, mask, rotary, cache)
             maps.append(weights)
         x = self.final_norm(x.to(compute))
         loss, logits = self._head(x, labels, logits_to_keep, num_items_in_batch)
@@ -438,12 +466,18 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
         as_dict = config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # whose signature transformers looks at
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        for name in ("tokenizer", "assistant_tokenizer"):  # of stop strings; `generate` hands it on to `forward`
+            kwargs.pop(name, None)
+        whole: Any = super()
+        return whole.prepare_inputs_for_generation(*args, **kwargs)
+
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache that keys and values go to: the one that was given, a new one, or none."""
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        recomputing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
-        if use_cache and self.training and recomputing and torch.is_grad_enabled():
+        if use_cache and self.training and recomputes(self) and torch.is_grad_enabled():
             raise ValueError("use_cache=True: gradient checkpointing recomputes and would fill the cache twice")
         return DynamicCache(config=self.config) if use_cache and given is None else given
 
@@ -451,13 +485,16 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
         self, x: Tensor, labels: Tensor | None, logits_to_keep: int | Tensor, num_items_in_batch: int | Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Loss and logits (B, T, V) of the normalised stream (B, T, D), as far as they are asked for."""
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        x = x[:, keep]
+        if labels is not None and labels.shape != x.shape[:2]:
+            raise SettingsError(f"labels: shape {tuple(labels.shape)} is not that of the logits, {tuple(x.shape[:2])}")
         training = self.training and labels is not None
         if training and self.chunked_loss:
             if not isinstance(self.lm_head, Head):
                 raise ValueError(f"chunked_loss: needs lm_head to be a Head, not {type(self.lm_head).__name__}")
             return self.lm_head(x, labels, num_items_in_batch), None
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(x[:, keep])
+        logits = self.lm_head(x)
         loss = None
         if labels is not None:
             options = dict(vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch)
@@ -483,6 +520,18 @@ def _positions(x: Tensor, attention_mask: Tensor | None, cache: Cache | None) ->
         return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -x.shape[1] :]
     past = 0 if cache is None else cache.get_seq_length()
     return (torch.arange(x.shape[1], device=x.device) + past)[None]
+
+
+def recompute(model: PreTrainedModel) -> None:
+    """Let a model compute activations again in the backward pass (gradient checkpointing), for memory."""
+    # transformers 5.23 renamed it and warns of the old name
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)()
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Whether :func:`recompute`, or anyone else, has asked a model to do so."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def tied(model: PreTrainedModel) -> bool:

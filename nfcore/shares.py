@@ -17,6 +17,14 @@ from nfcore.settings import SettingsError
 QUARTERS = ("[0, Max/4)", "[Max/4, Max/2)", "[Max/2, 3Max/4)", "[3Max/4, Max]")
 
 
+def array_of(x: Any) -> Any:
+    """The values of a torch tensor of any dtype and device as an array; anything else as it is."""
+    if not hasattr(x, "detach"):
+        return x
+    x = x.detach().cpu()
+    return (x.double() if x.is_floating_point() else x).numpy()
+
+
 def entropy_ceiling(
     context: int, *, mask: Any = None, padding: Any = None, window: int | None = None, chunk: int | None = None
 ) -> float:
@@ -33,16 +41,20 @@ def entropy_ceiling(
     2.6656
     """
     for name, size in (("context", context), ("window", window), ("chunk", chunk)):
-        if not (isinstance(size, Integral) and size >= 1) and (size is not None or name == "context"):
+        whole = isinstance(size, Integral) and not isinstance(size, bool) and size >= 1
+        if not whole and (size is not None or name == "context"):
             raise SettingsError(f"{name}: {size!r} must be a whole number of at least 1")
     if mask is None and padding is None and window is None and chunk is None:
         return math.lgamma(context + 1) / context
     i, j = np.arange(context)[:, None], np.arange(context)
     seen = (j <= i) & (i - j < (window or context)) & (i // (chunk or context) == j // (chunk or context))
+    mask, padding = array_of(mask), array_of(padding)
     for name, given, last in (("mask", mask, (context, context)), ("padding", padding, (context,))):
         if given is not None and np.shape(given)[-len(last) :] != last:
             raise SettingsError(f"{name}: shape {np.shape(given)} must end in {last}")
     if mask is not None:
+        if (dtype := np.asarray(mask).dtype).kind not in "biu":
+            raise SettingsError(f"mask: dtype {dtype} must be bool (True: seen); a mask that is added is `mask > -1e4`")
         seen = seen & np.asarray(mask, dtype=bool)
     if padding is not None:
         real = np.asarray(padding, dtype=bool)[..., None, None, :]  # (B, 1, 1, T), as the mask's (B, H, T, T)
@@ -59,10 +71,9 @@ def quartile_shares(entropy: Any, maximum: float) -> np.ndarray:
     ``maximum`` is a convention: the ceiling, or the largest head entropy over all compared models (the paper's).
     Values above it count into the last quarter. Returns four numbers that sum to 1 (NaN without a finite head).
     """
+    values, maximum = np.asarray(array_of(entropy), dtype=float).ravel(), float(array_of(maximum))
     if not maximum > 0:
         raise SettingsError(f"maximum: {maximum!r} must be above 0")
-    entropy = entropy.detach().double().cpu() if hasattr(entropy, "detach") else entropy
-    values = np.asarray(entropy, dtype=float).ravel()
     values = values[np.isfinite(values)]
     quarter = np.clip(np.floor(4 * values / maximum), 0, 3).astype(int)
     counts = np.bincount(quarter, minlength=4)

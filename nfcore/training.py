@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from nfcore import checkpoints, convert, faults, machine, runs
-from nfcore.model import NormFreeConfig, NormFreeForCausalLM
+from nfcore.model import NormFreeConfig, NormFreeForCausalLM, recompute
 from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 from nfcore.shares import entropy_ceiling
@@ -116,9 +116,7 @@ class Training:
         self.model.loss_alone = True  # accelerate would copy the logits to float32
         self.model.chunked_loss = self.settings.chunked_loss
         if self.settings.gradient_checkpointing:
-            # transformers 5.23 renamed it and warns of the old name
-            enable = getattr(self.model, "activation_checkpointing_enable", None)
-            (enable or self.model.gradient_checkpointing_enable)()
+            recompute(self.model)
 
     def run(self) -> None:
         """Train to the last update, to divergence, or to a signal."""

@@ -319,6 +319,10 @@ def test_entropy_of_wrong_input(trained: Path, diverged: Path, text: Path, tmp_p
     assert "context: 2048 must be between 2 and the model's 1024" in refused(
         capsys, "entropy", trained.name, text, "--context", 2048
     )
+    assert "sequences: 0 must be at least 1" in refused(capsys, "entropy", trained.name, text, "--sequences", 0)
+    for option in ("--csv", "--plot"):  # said before anything is measured
+        said = refused(capsys, "entropy", "no/model", text, option, tmp_path / "none" / "heads")
+        assert f"{option}: '{tmp_path / 'none' / 'heads'}' is in a folder that does not exist" in said
     assert "missing.txt" in refused(capsys, "entropy", trained.name, tmp_path / "missing.txt")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     assert "not UTF-8 text" in refused(capsys, "entropy", trained.name, tmp_path / "binary")

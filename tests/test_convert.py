@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from nfcore import from_gpt2, from_gpt_neox, to_gpt2, to_gpt_neox
+from nfcore.model import recompute, recomputes
 from nfcore.settings import SettingsError
 from tests.test_model import VOCAB, ours, reloaded, spread, tokens
 
@@ -159,6 +160,18 @@ def test_conversion_refuses_what_it_does_not_have(convert, hf, said):
         convert(hf())
 
 
+def test_conversion_refuses_a_misspelt_change():
+    with pytest.raises(SettingsError, match="model: unknown setting 'activaton'; allowed: family"):
+        from_gpt2(hf_gpt2(), activaton="relu")
+
+
+def test_a_model_whose_blocks_were_cut_is_refused():
+    network = ours(num_hidden_layers=3, biases="all")
+    network.blocks = network.blocks[:2]
+    with pytest.raises(SettingsError, match=r"to_gpt2: .* do not fit: transformer.h.2"):
+        to_gpt2(network)
+
+
 @pytest.mark.parametrize("changes", [{"biases": "none"}, {"biases": "paper"}, {"hidden_size": 64}])
 def test_conversion_refuses_changes_that_do_not_fit_the_weights(changes):
     with pytest.raises(SettingsError, match="do not fit"):
@@ -224,6 +237,20 @@ def test_a_converted_model_stops_where_the_original_does(make, convert, back):
     expected = hf.generate(ids, max_new_tokens=20, do_sample=False)
     assert expected.shape[1] <= 8
     assert torch.equal(convert(hf).generate(ids, max_new_tokens=20, do_sample=False), expected)
+
+
+@pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
+def test_maps_and_checkpointing_are_carried_over_and_no_random_number_is_drawn(make, convert, back):
+    hf = make()
+    hf.set_attn_implementation("eager")
+    hf.config.output_attentions = True
+    recompute(hf)
+    before = torch.get_rng_state()
+    made = convert(hf), back(convert(hf))
+    assert torch.equal(torch.get_rng_state(), before)
+    for m in made:
+        assert len(m(tokens()).attentions) == 2
+        assert recomputes(m)
 
 
 @pytest.mark.parametrize(("make", "convert", "back"), PAIRS)
@@ -354,7 +381,7 @@ def differences(a: PreTrainedModel, b: PreTrainedModel) -> dict[str, Any]:
 )
 @torch.no_grad()
 def test_generation_is_theirs(make, convert, back, how):
-    hf = spread(make(), 0.4)
+    hf = spread(make(), 0.5)
     network, ids = convert(hf), tokens(1 if "prompt_lookup_num_tokens" in how else 2, 6)
     plain = dict(attention_mask=torch.ones_like(ids), max_new_tokens=8, eos_token_id=None, pad_token_id=0)
     made = []

@@ -17,13 +17,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorWithFlattening,
+    DynamicCache,
     StaticCache,
     Trainer,
     TrainingArguments,
     pipeline,
 )
 
-from nfcore import train
+from nfcore import SettingsError, train
 from tests.test_model import VOCAB, ours, reloaded, spread, tokens
 
 
@@ -102,6 +103,38 @@ def test_a_parametrised_bias_and_functional_calls_are_in_the_result():
     nn.utils.parametrize.register_parametrization(half.blocks[0].attention, "qkv_bias", Half())
     twin.blocks[0].attention.qkv_bias.data /= 2
     close(half(ids).logits, twin(ids).logits, 0)
+
+
+@pytest.mark.parametrize("biases", ["paper", "none"])
+def test_a_bias_given_to_a_layer_without_one_is_in_the_result(biases):
+    network, ids = spread(ours(biases=biases)), tokens()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and module.bias is None:
+            before = network(ids).logits
+            module.bias = nn.Parameter(torch.randn(module.out_features))
+            assert (network(ids).logits - before).abs().max() > 1e-3, name
+    expected = network.train()(ids, labels=ids)
+    network.lm_head.multiple = 64
+    close(network(ids).logits, expected.logits)
+    network.chunked_loss = True
+    close(network(ids, labels=ids).loss, expected.loss)
+
+
+def test_blocks_keep_their_activations_when_others_are_removed(tmp_path):
+    network, ids = spread(ours(num_hidden_layers=3, activation="learnable_leaky_relu")), tokens()
+    short = copy.deepcopy(network)
+    short.blocks = nn.ModuleList([short.blocks[0], short.blocks[2]])
+    network.blocks[1] = Passing()
+    close(short(ids, use_cache=False).logits, network(ids, use_cache=False).logits, 0)
+    with pytest.raises(SettingsError, match=r"config.num_hidden_layers: 3 is not .* blocks, 2"):
+        short.save_pretrained(tmp_path)
+
+
+class Passing(nn.Module):
+    """A block that does nothing."""
+
+    def forward(self, x: Tensor, *args: Any) -> tuple[Tensor, None]:
+        return x, None
 
 
 class Half(nn.Module):
@@ -200,6 +233,25 @@ def test_ids_or_embeddings_and_not_both():
     for given in ({}, dict(input_ids=ids, inputs_embeds=network.embed(ids))):
         with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
             network(**given)
+
+
+def test_one_cache_and_none_of_tuples():
+    network, ids = ours(), tokens()
+    with pytest.raises(ValueError, match="either past_key_values or cache"):
+        network(ids, past_key_values=DynamicCache(), cache=DynamicCache())
+    with pytest.raises(ValueError, match="past_key_values: tuples are no longer a cache"):
+        network(ids, past_key_values=((ids, ids),))
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_labels_have_the_shape_of_the_logits(chunked):
+    network, ids = ours().train(), tokens()
+    network.chunked_loss = chunked
+    for labels, keep in ((ids[:, :10], 0), (ids[:1], 0), (ids, 4)):
+        with pytest.raises(SettingsError, match=r"labels: shape .* is not that of the logits"):
+            network(ids, labels=labels, logits_to_keep=keep)
+    kept = network(ids, labels=ids[:, -4:], logits_to_keep=4).loss
+    close(kept, network(ids, labels=F.pad(ids[:, -3:], (13, 0), value=-100)).loss)
 
 
 def test_what_the_config_asks_for_is_given():
@@ -395,6 +447,15 @@ def test_a_run_is_a_whole_hugging_face_folder(run):
     text = "def loss(step):\n    return step * 2  ,\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert set(tokenizer(text)) == {"input_ids", "attention_mask"}
+
+
+def test_generation_stops_at_a_string(run):
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    given = tokenizer("def head(", return_tensors="pt")
+    long = network.generate(**given, max_new_tokens=6, do_sample=False)
+    text = tokenizer.decode(long[0, given["input_ids"].shape[1]])
+    short = network.generate(**given, max_new_tokens=6, do_sample=False, stop_strings=[text], tokenizer=tokenizer)
+    assert torch.equal(short, long[:, : given["input_ids"].shape[1] + 1])
 
 
 def test_a_batched_pipeline_gives_what_single_prompts_give(run):

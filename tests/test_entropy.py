@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -440,7 +441,7 @@ def test_where_there_is_no_kernel_for_a_mask():
         ({"window": 0}, "window: 0 must be a whole number above 0"),
         ({"window": 2.5}, "window: 2.5 must be a whole number"),
         ({"chunk": True}, "chunk: True must be a whole number"),
-        ({"scale": "x"}, "scale: 'x' must be a number"),
+        ({"scale": "x"}, "scale: 'x' must be a finite number"),
         ({"mask": torch.ones(33, 33).numpy()}, "mask: ndarray must be a tensor"),
         ({"mask": [[True]]}, "mask: list must be"),
         ({"mask": "causal"}, "mask: str must be a tensor"),
@@ -449,13 +450,23 @@ def test_where_there_is_no_kernel_for_a_mask():
         ({"window": 4, "causal": False}, "window, chunk: need causal=True"),
         ({"chunk": -1}, "chunk: -1"),
         ({"method": "flash"}, "method: 'flash' is not one of auto, exact, chunked, lse"),
-        ({"softcap": 0.0}, "softcap: 0.0 must be a number, and a soft cap above 0"),
+        ({"softcap": 0.0}, "softcap: 0.0 must be a finite number, and a soft cap above 0"),
+        ({"softcap": math.inf}, "softcap: inf must be a finite number"),
+        ({"scale": math.nan}, "scale: nan must be a finite number"),
+        ({"causal": "no"}, "causal: 'no' must be True or False"),
+        ({"mask": lambda b, h, i, j: (i - j).float()}, "mask: the function gives torch.float32; it must give bool"),
         ({"sinks": torch.zeros(2)}, r"sinks: shape \(2, 1\) must broadcast to \(H,\) or \(B, H, T\)"),
     ],
 )
 def test_masks_that_do_not_fit(how, said):
     with pytest.raises(SettingsError, match=said):
         attention_entropy(*random_qk(), **how)
+
+
+def test_numbers_of_numpy_are_numbers():
+    q, k = random_qk()
+    given = dict(window=np.int64(4), scale=np.float32(0.5), softcap=np.float64(5.0))
+    assert torch.equal(attention_entropy(q, k, **given), attention_entropy(q, k, window=4, scale=0.5, softcap=5.0))
 
 
 @pytest.mark.parametrize("method", ["exact", "chunked", "lse"])

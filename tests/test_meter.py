@@ -266,6 +266,17 @@ def test_parts_with_an_attention_of_their_own_keep_it():
     assert same(before, state(model))
 
 
+def test_rotary_positions_that_grow_are_as_before():
+    """Dynamic NTK widens its wavelengths at the longest sequence so far."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    shape = dict(num_hidden_layers=1, num_attention_heads=2, hidden_size=32, intermediate_size=32, vocab_size=97)
+    model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=8, rope_parameters=rope)).eval()
+    batch = ids(1, 12)
+    expected = model(batch).logits
+    head_entropy(model, ids(1, 40))
+    assert torch.equal(model(batch).logits, expected)
+
+
 def test_a_measurement_inside_a_measurement():
     model, other, batch = with_sharp_attention(gpt2).train(), with_sharp_attention(MODELS["llama"]), ids()
     expected, before, inner = (head_entropy(model, batch), head_entropy(other, batch)), state(model), []
@@ -512,10 +523,48 @@ def test_quantised_and_adapted_models_are_measured_as_they_are(name):
 # --- inputs -----------------------------------------------------------------------------------------------------
 
 
+class Wrapped(nn.Module):
+    """Models of a user's own module, whose forward takes no more than it needs."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, input_ids: Tensor) -> Any:
+        return [model(input_ids) for model in self.models]
+
+
+def test_a_module_around_a_model_is_measured_and_around_two_refused():
+    model, batch = with_sharp_attention(gpt2), ids()
+    assert torch.equal(head_entropy(Wrapped(model), batch), head_entropy(model, batch))
+    with pytest.raises(SettingsError, match="Wrapped: holds several transformers models"):
+        head_entropy(Wrapped(model, gpt2()), batch)
+
+
+def test_a_model_without_numbers_is_refused():
+    with pytest.raises(SettingsError, match="GPT2LMHeadModel: has weights on the meta device"):
+        head_entropy(gpt2().to("meta"), ids())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "our gpt2"])
+def test_a_bool_mask_is_measured_as_eager_attention_takes_it(name):
+    """Ours hides what it does not show; GPT-2's adds it to the scores."""
+    model, batch = with_sharp_attention(MODELS[name]), ids()
+    model.set_attn_implementation("eager")
+    mask = torch.ones(16, 16, dtype=torch.bool).tril()
+    mask[8:, :4] = False
+    batch = {"input_ids": batch, "attention_mask": mask.expand(2, 1, 16, 16)}
+    with torch.no_grad():
+        maps = torch.stack(model(**batch, output_attentions=True).attentions)
+    close(head_entropy(model, batch), torch.special.entr(maps.double()).sum(-1).mean((1, 3)), 1e-5)
+    assert (maps[..., 8:, :4].max() == 0) == (name == "our gpt2")
+
+
 def test_lists_arrays_and_single_sequences_are_converted():
     model, batch = with_sharp_attention(gpt2), ids()
     expected = head_entropy(model, batch)
-    rows = [*batch], tuple(map(tuple, batch.tolist())), batch.numpy().astype("uint16")
+    rows = [*batch], tuple(map(tuple, batch.tolist())), batch.numpy().astype("uint16"), batch.numpy().astype(">i8")
+    rows = *rows, batch.flip(1).numpy()[:, ::-1]
     for same_batch in (batch.tolist(), batch.numpy(), {"input_ids": batch.tolist()}, batch.int(), *rows):
         assert torch.equal(head_entropy(model, same_batch), expected)
     single = head_entropy(model, batch[:1])

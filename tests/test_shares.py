@@ -55,12 +55,24 @@ def test_the_ceiling_follows_the_mask(context):
         ({"window": 0}, "window: 0 must be a whole number"),
         ({"padding": [[1, 1]]}, r"padding: shape \(1, 2\) must end in \(4,\)"),
         ({"mask": np.ones((3, 4))}, r"mask: shape \(3, 4\) must end in \(4, 4\)"),
+        ({"window": True}, "window: True must be a whole number"),
+        ({"mask": torch.zeros(4, 4).fill_diagonal_(-torch.inf)}, r"mask: dtype float64 must be bool .* is added"),
         ({"padding": [[0, 0, 0, 0]]}, "mask, padding: no row sees a key"),
     ],
 )
 def test_ceilings_of_what_does_not_fit(more, said):
     with pytest.raises(SettingsError, match=said):
         entropy_ceiling(**{"context": 4, **more})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.bool, torch.uint8])
+def test_tensors_of_any_dtype_are_read(dtype):
+    padding = torch.tensor([[0, 1, 1, 1]], dtype=dtype)
+    assert entropy_ceiling(4, padding=padding) == pytest.approx(entropy_ceiling(3))
+    entropy = torch.tensor([[0.5, 4.0]], dtype=torch.bfloat16, requires_grad=True)
+    np.testing.assert_array_equal(quartile_shares(entropy, entropy.max()), [0.5, 0, 0, 0.5])
+    if not dtype.is_floating_point:
+        assert entropy_ceiling(4, mask=torch.eye(4).to(dtype)) == 0
 
 
 def test_shares_by_quarter():
