@@ -10,7 +10,7 @@ Frames, each with the column ``run`` (the id):
   ``learning_rate``, ``grad_norm``), ``value``; losses in nats per token.
 - ``layers``: ``step``, ``layer``, ``residual_rms``, ``preactivation_std``, ``nonlinear_share`` and
   ``nonlinear_share_centred`` of the activation (:mod:`nfcore.linearity`), ``slope`` and ``scale`` where they are
-  learnable; on the probe batch.
+  learnable; where there is an evaluation too, what :func:`nfcore.units.unit_statistics` finds; on the probe batch.
 - ``heads``: ``step``, ``layer``, ``head``, ``entropy`` (nats), ``entropy_over_ln_i``, ``nonfinite_rows``,
   ``largest_logit`` (absolute), ``max_logit``, ``log_sum_exp``, ``sink_rate``
   (:func:`nfcore.meter.attention_statistics`); at the last probe ``entropy_random``, on uniformly random tokens.

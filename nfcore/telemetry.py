@@ -20,6 +20,7 @@ from nfcore import runs
 from nfcore.linearity import nonlinear_shares
 from nfcore.meter import attention_statistics
 from nfcore.model import NormFreeForCausalLM
+from nfcore.units import unit_statistics
 
 
 NEVER = 2**62
@@ -148,11 +149,12 @@ class Telemetry:
         self._started -= saved["wall_seconds"]
         self.commits = list(dict.fromkeys([*saved["commits"], *self.commits]))
 
-    def measure(self, step: int, last: bool = False) -> None:
-        """Rows of the tables ``layers``, ``heads`` and, at the last probe, ``positions``; dropout off."""
+    def measure(self, step: int, last: bool = False, units: bool = True) -> None:
+        """Rows of the tables ``layers``, ``heads`` and, at the last probe, ``positions``; dropout off. ``units``: with
+        :func:`~nfcore.units.unit_statistics`, which cost more than the rest."""
         attention = self.model.config._attn_implementation
         self.model.set_attn_implementation("sdpa")  # so that a probe does not depend on what training attends with
-        layers, heads = self._forward()
+        layers, heads = self._forward(units)
         random = attention_statistics(self.model, self.random) if last else {"entropy": heads["entropy"] * math.nan}
         self.model.set_attn_implementation(attention)
         by_position = heads.pop("by_position")
@@ -172,15 +174,16 @@ class Telemetry:
                     values = {"position": position, "entropy": entropy, "entropy_random": entropy_random}
                     self.tables["positions"].append(where | values)
 
-    def _forward(self) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    def _forward(self, units: bool) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
         """Measure each layer and its heads in a pass over the probe."""
         layers: list[dict[str, float]] = []
 
         def after_activation(module: nn.Module, args: Any, y: Tensor) -> None:
-            x = args[0]
-            share, centred = nonlinear_shares(x.flatten(0, -2), y.flatten(0, -2))
-            shares = {"nonlinear_share": share, "nonlinear_share_centred": centred}
-            layers.append({"preactivation_std": float(x.std()), **shares})
+            x, y = args[0].flatten(0, -2), y.flatten(0, -2)  # (B T, F)
+            share, centred = nonlinear_shares(x, y)
+            found = {"nonlinear_share": share, "nonlinear_share_centred": centred}
+            found |= unit_statistics(x, y, self.probe.flatten().to(x.device)) if units else {}
+            layers.append({"preactivation_std": float(x.std()), **found})
 
         def after_block(module: nn.Module, args: Any, output: Any) -> None:
             layers[-1]["residual_rms"] = float(output[0].float().square().mean().sqrt())

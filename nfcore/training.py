@@ -149,7 +149,7 @@ class Training:
             if evaluating:
                 self.evaluate()
             if probing:
-                self.probe(last)
+                self.probe(last, units=evaluating)
             if saving and not self.diverged:
                 self.save()
             if logging or evaluating or probing:
@@ -235,9 +235,9 @@ class Training:
             layer = len(self.model.blocks)  # the head's
             self.diverged = {"step": self.step, "layer": layer, "where": "evaluation"}
 
-    def probe(self, last: bool = False) -> None:
+    def probe(self, last: bool = False, units: bool = True) -> None:
         with self.accelerator.autocast():
-            self.telemetry.measure(self.step, last)
+            self.telemetry.measure(self.step, last, units)
 
     def asked_to_stop(self) -> bool:
         """Whether a signal came. Several processes agree on that where they log, and stop at the same update."""

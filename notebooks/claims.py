@@ -72,7 +72,7 @@ CLAIMS = {  # the claims of the paper, in the words of the section below, and th
     "C7. Some models diverge": ("N",),
     "C8. A linear feed-forward network costs about a quarter": ("L",),
 }
-OURS = ("scale", "cause", "epsilon")  # families of tests of our own predictions
+OURS = ("scale", "cause", "epsilon", "units")  # families of the tests of stage causes
 
 
 def tokens_of(experiment):
@@ -124,7 +124,7 @@ def tally_of(rows, what):
 
 own = table["family"].isin(OURS)
 tally = tally_of(table[~own], "tests of the paper's claims")
-predictions = tally_of(table[own], "tests of our own predictions")
+predictions = tally_of(table[own], "predictions of the stage causes")
 main_runs = {name: trained_runs(frame, name) for name in MAIN}
 seeds = sorted(set.intersection(*(set(of_seed.index) for of_seed in main_runs.values())))
 picture, picture_runs = Markdown("*The runs of this picture are still to be trained.*"), "none"
@@ -178,7 +178,7 @@ study_banner(shown, study)
 # %% tags=["remove-input"]
 judged = table["verdict"] != "no runs"
 groups = {claim: [table["id"].str.startswith(first) for first in firsts] for claim, firsts in CLAIMS.items()}
-groups |= {f"Our prediction. {ledger['families'][name]}": [table["family"] == name] for name in OURS}
+groups |= {f"Why ReLU leads. {ledger['families'][name]}": [table["family"] == name] for name in OURS}
 assert sum(part for parts in groups.values() for part in parts).eq(1).all(), "each test is of one group"
 if judged.any():
     display(strip({claim: pd.concat([table[part & judged] for part in parts]) for claim, parts in groups.items()}))
@@ -193,7 +193,7 @@ if not judged.all():
 # points of heads, other entropies are fractions of the {term}`ceiling`, and divergence is a fraction of the runs.
 #
 # A {term}`verdict` has one of four forms. *Reproduced*: the effect has the claimed sign, beyond chance. *Contradicted*: it has the other sign,
-# beyond chance. *Negligible*: it is too small to matter. *Undecided*: the runs cannot tell. The same rule judges predictions of our own, on why
+# beyond chance. *Negligible*: it is too small to matter. *Undecided*: the runs cannot tell. The same rule judges the predictions of the stage `causes`, on why
 # ReLU leads and whether overload is a cause. {glue:text}`predictions_tally:s`
 
 # %% tags=["remove-input"]

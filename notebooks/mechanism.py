@@ -68,7 +68,7 @@ long_study = Study.load()
 long = study_runs(long_study)
 long_frame = statistics(long, long_study)
 causes = verdicts(long_frame)
-causes = causes[causes["family"].isin(["scale", "cause"])]
+causes = causes[causes["family"].isin(["scale", "cause", "units"])]
 asked = causes[causes["n"] > 0]
 GELU, RELU, SHARP = STYLES["SM+G"]["color"], STYLES["SM+R"]["color"], "#0072B2"
 
@@ -524,7 +524,9 @@ folded(f"All {len(rows)} configurations of this page", markdown_table(pd.DataFra
 # ## What would decide
 #
 # The stage `causes` of the study takes scale, output size and learning rate apart, and sets entropy from outside: it scales the logits of some
-# layers, normalises queries and keys, and puts a penalty on entropy. Its predictions were written before its first run (`data/claims.yaml`).
+# layers, normalises queries and keys, and puts a penalty on entropy. It also measures what the paper argues with: over how many directions
+# the units of a layer spread before and after the activation, how much a unit's output depends on the token it stands at, and how many
+# units are dead ([nfcore.units](../api/units.md)). Its predictions were written before its first run (`data/claims.yaml`).
 
 # %% tags=["remove-input"]
 Markdown(f"So far {len(asked)} of its {len(causes)} predictions have runs.")

@@ -142,8 +142,10 @@ def test_frames_of_all_finished_runs(two: Path, trained: Path, diverged: Path) -
     for name, columns in {
         "metrics": ["step", "name", "value"],
         "layers": [
-            *("step", "layer", "preactivation_std", "nonlinear_share", "nonlinear_share_centred", "residual_rms"),
-            *("slope", "scale"),
+            *("step", "layer", "preactivation_std", "nonlinear_share", "nonlinear_share_centred"),
+            *("spectral_entropy_in", "participation_in", "enrichment_in", "selectivity_in"),
+            *("spectral_entropy_out", "participation_out", "enrichment_out", "selectivity_out"),
+            *("spectral_shift", "dead_units", "residual_rms", "slope", "scale"),
         ],
         "heads": [
             *("step", "layer", "head", "entropy", "entropy_over_ln_i", "nonfinite_rows", "largest_logit"),

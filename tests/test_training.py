@@ -33,6 +33,7 @@ from nfcore.optimizer import HFAdamW, optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings
 from nfcore.telemetry import Watch
 from nfcore.training import Training
+from nfcore.units import unit_statistics
 
 
 Tiny = Callable[..., Experiment]
@@ -430,8 +431,10 @@ def test_telemetry_equals_direct_calculation(tiny: Tiny, family: str, sharing: s
     assert (layers["slope"] != 0.25).all()
 
 
-def test_non_linear_shares_equal_direct_calculation(tiny: Tiny) -> None:
-    experiment = tiny(model=dict(activation="scaled_gelu", activation_scale=8), training={"steps": 4})
+def test_statistics_of_units_equal_direct_calculation(tiny: Tiny) -> None:
+    """Shares at every probe, spectra and selectivity where there is an evaluation too."""
+    activation = dict(activation="scaled_gelu", activation_scale=8)
+    experiment = tiny(model=activation, training=dict(steps=4, probe_every=1, eval_every=2))
     run = train(experiment, quiet=True)
     loaded, (probe, _) = load_model(run), probe_and_validation(experiment)
     seen: dict[int, Any] = {}
@@ -450,7 +453,11 @@ def test_non_linear_shares_equal_direct_calculation(tiny: Tiny) -> None:
         assert row["nonlinear_share_centred"] == pytest.approx(
             float(left_centred.square().sum() / y.square().sum()), rel=1e-4
         )
+        expected = unit_statistics(x, y, probe.flatten())
+        assert row[[*expected]].to_dict() == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert len(seen) == 2
+    measured = table(run, "layers").groupby("step")["participation_out"].count()
+    assert measured.to_dict() == {0: 2, 1: 0, 2: 2, 3: 0, 4: 2}
 
 
 def test_learned_scales_are_recorded(tiny: Tiny) -> None:

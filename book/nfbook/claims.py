@@ -29,7 +29,7 @@ LOSSES = {"loss": "eval_loss", "loss_median": "eval_loss_median", "loss_p95": "e
 STATISTICS = (
     *(*LOSSES, "best_loss", "overload", "early_entropy", "early_entropy_training", "early_over_ln_i"),
     *("early_late_positions", "early_random", "early_minus_late", "slope", "slope_ratio", "slope_beyond_decay"),
-    *("scale", "nonlinear_init"),
+    *("scale", "nonlinear_init", "early_inflation", "selectivity", "selectivity_gain", "dead_units"),
 )
 UNITS: dict[str, Callable[[float], float]] = {
     "percent": lambda x: 100 * math.expm1(x),  # a difference of losses as a change of perplexity
@@ -151,6 +151,14 @@ def _statistics(
         values["slope"] = ends["slope"].mean()
         values["slope_ratio"] = math.log(ends["slope"].abs().mean() / abs(row["model.negative_slope"]))
         values["slope_beyond_decay"] = values["slope_ratio"] + decay_sum(row, metrics)
+    if "participation_in" in ends:  # recorded since there are units to measure
+        spread = np.log(ends["participation_out"] / ends["participation_in"])
+        values |= {
+            "early_inflation": spread[ends["layer"].isin(early_layers(count))].mean(),
+            "selectivity": ends["selectivity_out"].mean(),
+            "selectivity_gain": (ends["selectivity_out"] - ends["selectivity_in"]).mean(),
+            "dead_units": ends["dead_units"].mean(),
+        }
     if ends["scale"].notna().any():
         values["scale"] = np.log(ends["scale"].abs()).mean()
     return values
