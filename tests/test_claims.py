@@ -17,6 +17,7 @@ from nfbook.claims import contrast, divergence, early_layers, holm, interval, la
 from nfbook.study import SPARE, STUDIES, Study
 from nfcore import runs
 from nfcore.settings import SettingsError
+from nfcore.shares import entropy_ceiling
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    np.testing.assert_allclose(holm([np.nan, 0.02, np.nan, 0.03]), [np.nan, 0.04, np.nan, 0.04])
+    np.testing.assert_allclose(holm([np.nan, 0.02, np.nan, 0.03]), [np.nan, 0.08, np.nan, 0.09])
     assert len(holm([])) == 0
 
 
@@ -230,6 +231,10 @@ def test_published_values_of_the_ledger(published: dict[str, Any]) -> None:
             if (value := stated.pop(name + size, None)) is not None:
                 assert value == pytest.approx(100 * (table[first][0] / table[second][0] - 1), abs=0.006), name + size
     assert stated.pop("L1") == pytest.approx(100 * (tables[""]["SM+LN"][0] / tables[""]["SM+LN+G"][0] - 1), abs=0.006)
+    maps = {name: np.array(values) for name, values in published["head_entropy"]["maps"].items()}
+    ends = {c: m[early_layers(12)].mean() - m[late_layers(12)].mean() for c, m in maps.items()}
+    excess = (ends["SM+G"] - ends["SM+R"]) / entropy_ceiling(128)
+    assert stated.pop("E3") == pytest.approx(excess, abs=0.005)
     assert stated == {
         "E1": shares["SM+G"][3] - shares["SM+R"][3],
         "E2": shares["SM+G"][3] - shares["SM+LN+G"][3],

@@ -105,6 +105,7 @@ def test_the_step_at_which_early_layers_leave_the_ceiling(smoke_grid):
 OUTCOMES = pd.DataFrame({"run": ["a", "b", "c", "c"], "outcome": ["trained", "diverged", "untrained", "untrained"]})
 ROW = dict(id="T4", statement="ReLU is ahead", source="paper", statistic="loss", unit="percent", published=-8.2)
 ROW |= dict(estimate=-5.0, low=-6.0, high=-4.0, p_holm=0.0001, n=5, lost=0, verdict="reproduced", runs=["a"])
+ROW |= dict(expect="below", planned=5)
 
 
 def test_a_verdict_table_has_a_column_a_number_and_none_without_content():
@@ -131,6 +132,34 @@ def test_a_verdict_table_has_a_column_a_number_and_none_without_content():
     assert columns(**nothing, lost=3)["verdict"] == "no trained seed"
     assert columns(question="question", verdict="contradicted", published=None)["answer"] == "no, the reverse"
     assert "published" not in columns(published=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "reproduced"),
+        (dict(n=2), "reproduced so far"),
+        (dict(n=2, lost=3), "reproduced"),
+        (dict(n=8), "reproduced"),
+        (dict(verdict="undecided"), "undecided after correction"),
+        (dict(verdict="undecided", high=1.0), "undecided"),
+        (dict(verdict="undecided", expect="zero"), "undecided"),
+        (dict(verdict="undecided", n=1, low=np.nan, high=np.nan), "undecided so far"),
+        (dict(verdict="no runs", n=0), "not trained yet"),
+    ],
+)
+def test_a_verdict_says_what_is_still_to_come_and_what_correction_did(changes, words):
+    assert report.said(pd.Series({**ROW, **changes})) == words
+
+
+def test_seeds_are_of_the_planned_ones_while_some_are_missing():
+    counts = [(5, 0), (2, 0), (2, 3), (0, 0)]
+    assert [report.seeds_used(pd.Series({**ROW, "n": n, "lost": lost})) for n, lost in counts] == [
+        "5",
+        "2 of 5",
+        "2",
+        "0",
+    ]
 
 
 def test_only_chosen_columns_of_a_verdict_table_are_shown():

@@ -22,6 +22,7 @@ from nfbook.report import (
     published,
     relative_change,
     said,
+    seeds_used,
     study_runs,
     with_interval,
 )
@@ -102,7 +103,7 @@ def block() -> str:
         row = verdict.loc[claim]
         ours_text = with_interval(row["unit"], row["estimate"], row["low"], row["high"])
         theirs_text = with_interval(row["unit"], row["published"], np.nan, np.nan)
-        lines.append(f"| {row['statement']} | {theirs_text} | {ours_text} | {row['n']} | {said(row, MARKED)} |")
+        lines.append(f"| {row['statement']} | {theirs_text} | {ours_text} | {seeds_used(row)} | {said(row, MARKED)} |")
     return "\n".join(lines)
 
 

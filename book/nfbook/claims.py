@@ -56,7 +56,7 @@ _TEST = (
 
 
 def early_layers(layers: int) -> range:
-    """The first half of a model's layers without layer 0, whose entropy is near the ceiling in every model.
+    """The first half of a model's layers without layer 0.
 
     >>> list(early_layers(6)), list(early_layers(12))
     ([1, 2], [1, 2, 3, 4, 5])
@@ -228,13 +228,13 @@ def divergence(frame: pd.DataFrame, cell: str, control: str) -> tuple[dict[str, 
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """P values corrected by Holm's step-down method (1979); missing ones do not count."""
+    """P values corrected by Holm's step-down method (1979). Missing ones count as 1: a family is what was registered,
+    so that a verdict does not depend on which of its tests have runs already."""
     values = np.asarray(p, dtype=float)
     result = np.full(len(values), np.nan)
-    order = [i for i in np.argsort(values) if not np.isnan(values[i])]
     highest = 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * values[i]))
+    for rank, i in enumerate(np.argsort(values)[: np.isfinite(values).sum()]):  # missing ones are last
+        highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
         result[i] = highest
     return result
 
@@ -257,8 +257,9 @@ def verdict(expect: str, least: float | None, found: Mapping[str, Any]) -> str:
 
 def verdicts(frame: pd.DataFrame, study: str = "study") -> pd.DataFrame:
     """One row a test of a study, from the :func:`statistics` of its runs: what the ledger says of it, the estimate with
-    its intervals in the test's unit, n, seeds left out, corrected p, ``verdict`` and the runs' ids."""
-    tests, rows = read_ledger(study)["tests"], []
+    its intervals in the test's unit, n, seeds ``lost`` since a run has no value, seeds ``planned``, corrected p,
+    ``verdict`` and the runs' ids."""
+    tests, planned, rows = read_ledger(study)["tests"], Study.load(study).cells, []
     for test in tests:
         row = {"group": "claims", **dict.fromkeys((*_TEST[3:], "scale")), **test}
         cells = test["contrast"]
@@ -271,6 +272,7 @@ def verdicts(frame: pd.DataFrame, study: str = "study") -> pd.DataFrame:
             found, unit = interval(values), UNITS[test["unit"]]
             row |= {name: unit(value) if name != "p" else value for name, value in found.items()}
             row |= {"n": len(values), "lost": lost, "sign": math.nan}
+        row["planned"] = len(set.intersection(*(set(planned[cell].seeds) for cell in cells)))
         row["runs"] = [run for cell in cells for run in of_cell(frame, cell)["run"]]
         rows.append(row)
     table = pd.DataFrame(rows)

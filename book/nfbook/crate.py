@@ -34,6 +34,7 @@ CONTENTS = {
     "heads.parquet": "Attention entropy of each head at the probes, in nats",
     "positions.parquet": "Attention entropy of each layer by query position at the last probe, in nats",
     "verdicts.csv": "The verdict on each claim, as `python -m nfbook claims` takes it from the runs",
+    "verdicts-2026-11-24.csv": "The verdicts on the paper's claims by the first rule, which is not in use any more",
     "checksums.json": "SHA-256 of the tables and of records.json",
     "operations.json": "Bytes, messages and errors of each non-linear operation between two processes",
     "models.json": "Bytes, messages and errors of whole models between two processes",

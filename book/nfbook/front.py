@@ -17,7 +17,7 @@ import pandas as pd
 
 from nfbook.figures import STYLES
 from nfbook.presets import MAIN
-from nfbook.report import MARKED, estimate, published_estimate, said
+from nfbook.report import MARKED, estimate, published_estimate, said, seeds_used
 from nfcore.runs import Runs
 from nfcore.shares import entropy_ceiling
 
@@ -59,7 +59,7 @@ def strip(groups: Mapping[str, pd.DataFrame]) -> HTML:
         lines = [title] if heading and len(rows) else []
         for _, row in rows.iterrows():
             claim = escape(row["statement"]) + _effect(row, scales[row["unit"]])
-            cells = (claim, published_estimate(row), estimate(row), str(row["n"]), badge(row))
+            cells = (claim, published_estimate(row), estimate(row), seeds_used(row), badge(row))
             line = "".join(f'<td data-name="{n}">{cell}</td>' for n, cell in zip(names, cells, strict=True))
             lines.append(f"<tr>{line}</tr>")
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
@@ -104,7 +104,7 @@ def cards(rows: pd.DataFrame, words: Mapping[str, tuple[str, str]]) -> HTML:
     parts = []
     for key, (claim, compared) in words.items():
         row = by_id.loc[key]
-        seeds = f" ({row['n']} seed{'s' if row['n'] > 1 else ''})" if row["n"] else ""
+        seeds = f" ({seeds_used(row)} seed{'s' if row['planned'] > 1 else ''})" if row["n"] else ""
         parts.append(
             f'<div class="nf-card"><p class="nf-claim">{escape(claim)}</p><p>{escape(compared)}</p>'
             f"<dl><dt>paper</dt><dd>{published_estimate(row)}</dd><dt>here</dt><dd>{estimate(row)}{seeds}</dd></dl>"

@@ -220,17 +220,30 @@ def glue_verdicts(rows: pd.DataFrame, words: Mapping[str, str] | None = None) ->
             **{
                 key: verdict if row["verdict"] == "no runs" else estimate(row),
                 f"{key}_published": published_estimate(row),
-                f"{key}_seeds": str(row["n"]),
+                f"{key}_seeds": seeds_used(row),
                 f"{key}_verdict": verdict,
             }
         )
 
 
 def said(row: pd.Series, words: Mapping[str, str] | None = None) -> str:
-    """The verdict of a row in ``words`` (None: its own); without a value, why there is none."""
+    """The verdict of a row in ``words`` (None: its own), and whether planned seeds are still to come; without a value,
+    why there is none. Undecided *after correction* is a test whose interval alone excludes zero."""
     if row["verdict"] == "no runs":
         return "no trained seed" if row["lost"] else "not trained yet"
-    return words[row["verdict"]] if words else str(row["verdict"])
+    word = words[row["verdict"]] if words else str(row["verdict"])
+    corrected = row["verdict"] == "undecided" and row["expect"] != "zero" and row["low"] * row["high"] > 0
+    return word + (" after correction" if corrected else "") + (" so far" if unfinished(row) else "")
+
+
+def unfinished(row: pd.Series) -> bool:
+    """Whether a test with runs waits for more of its planned seeds."""
+    return 0 < row["n"] + row["lost"] < row["planned"]
+
+
+def seeds_used(row: pd.Series) -> str:
+    """The number of seeds behind a row, and of those that are planned where some are still to come."""
+    return f"{row['n']} of {row['planned']}" if unfinished(row) else str(row["n"])
 
 
 def verdict_table(
@@ -253,7 +266,7 @@ def verdict_table(
                 "source": row["source"] or "",
                 "published": "" if (text := published_estimate(row)) == "-" else text,
                 "ours, 95 % interval": estimate(row),
-                "n": str(row["n"]),
+                "n": seeds_used(row),
                 "left out": "" if counted else left_out(frame, row["runs"]),
                 "p (Holm)": "" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}",
                 "verdict" if claims else "answer": said(row, MARKED if claims else ANSWERS),
