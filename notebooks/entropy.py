@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nfbook.claims import statistics, verdicts
+from nfbook.claims import early_layers, late_layers, of_cell, statistics, verdicts
 from nfbook.figures import STYLES, entropy_map, maps_over_steps, show_figure, use_style
 from nfbook.front import strip
 from nfbook.presets import MAIN
@@ -83,24 +83,22 @@ def order(of, form="{:.2f}"):
 
 
 agrees = early["SM+G"] > early["SM+R"], last["SM+G"] > last["SM+R"]
+judged = {c: of_cell(frame, c).query("outcome == 'trained'") for c in MAIN}
+n = min(map(len, judged.values()))
+count = study.cells["SM+G"].experiments[0].model.num_hidden_layers
+long_early = {c: runs["early_entropy"].astype(float).mean() for c, runs in judged.items()}
+more_even = long_early["SM+G"] > long_early["SM+R"]
+raised = long_early["SM+G"] > long_early["SM+LN+G"]
 opening = (
-    "**Without LayerNorm, the early attention heads of a GELU model "
-    + (
-        "attend more evenly than those of a ReLU model"
-        if agrees[0]
-        else "do not attend more evenly than those of a ReLU model"
-    )
-    + f":** their entropy is {order(early)} of the largest possible (paper: {order(published_early)}). "
-)
-opening += (
-    "The number of heads near the largest entropy agrees: "
-    if agrees[1]
-    else "The paper's other sign, more heads near the largest entropy, is not seen here: "
-) + f"{order(last, '{:.0f} %')} (paper: {printed['SM+G'][3]} % and {printed['SM+R'][3]} %). "
-opening += (
-    "One run of each model is a first look, and no result."
-    if seeds_shown == 1
-    else f"These are means over {seeds_shown} seeds."
+    "**Without LayerNorm, the early attention heads attend "
+    f"{'more' if more_even else 'no more'} evenly with GELU than with ReLU in the study's runs, but {'' if raised else 'not '}more evenly "
+    f"than with GELU and LayerNorm.** Over {n} seed{'s' if n > 1 else ''} their entropy is {order(long_early)} of the largest possible, and "
+    f"{long_early['SM+LN+G']:.2f} with GELU and LayerNorm. The paper's maps have {order(published_early)}, and "
+    f"{published_early['SM+LN+G']:.2f} with LayerNorm. The tests over seeds, [at the end of this page](#over-seeds), say what of this is "
+    "beyond chance. *Early* are the first half of the layers without layer 0: "
+    f"here layers {' and '.join(map(str, early_layers(count)))} of 0 to {count - 1}."
+    if n
+    else "The runs of the study are still to be trained; this page shows shorter ones."
 )
 Markdown(opening)
 
@@ -110,7 +108,7 @@ banner(preset, own)
 # %% [markdown]
 # ## What entropy measures
 #
-# A {term}`head` turns each token into a question to all earlier tokens, and spreads a weight of one over them. The
+# A {term}`head` compares each token with itself and all earlier ones, and spreads a total weight of one over them. The
 # {term}`entropy <head entropy>` of these weights says how widely {eq}`eq-head-entropy`. Equal weights give the largest entropy, the
 # {term}`ceiling` {eq}`eq-ceiling`; one weight of one gives zero. The paper calls a head near the ceiling
 # {term}`overloaded <overload (entropic)>`: it takes the average of everything and selects nothing {cite}`jha2024relus`.
@@ -136,7 +134,8 @@ show_figure(
 # %% [markdown]
 # ## Head by head
 #
-# Each square is one head, in {term}`nats`, on one fixed held-out batch.
+# The pictures from here to the last section show one run of each model, of the preset that is named above; it is shorter than the runs of the
+# study. Each square is one head, in {term}`nats`, on one fixed held-out batch.
 
 
 # %% tags=["remove-input"]
@@ -150,18 +149,18 @@ def four_maps(maps, top, figsize, runs=None, interactive=None):
     figure.colorbar(
         image, ax=axes, label="head entropy (nats)", shrink=0.7, location="bottom", aspect=40, extend=extend
     )
-    cut = round(2 * len(maps["SM+G"]) / 3)
-    first, rest = (
-        against("SM+G", np.nanmean(maps["SM+G"][part]), "SM+R", np.nanmean(maps["SM+R"][part]))
-        for part in (slice(cut), slice(cut, None))
+    count = len(maps["SM+G"])
+    bottom, first, rest = (
+        against("SM+G", np.nanmean(maps["SM+G"][[*part]]), "SM+R", np.nanmean(maps["SM+R"][[*part]]))
+        for part in ([0], early_layers(count), late_layers(count))
     )
-    finding = f"Mean entropy of the first two thirds of the layers, in nats: {first}; of the other layers: {rest}."
+    finding = f"Mean entropy in nats of layer 0: {bottom}; of the early layers: {first}; of the second half: {rest}."
     show_figure(figure, runs, interactive, finding=finding)
 
 
 over_steps = {c: own.heads[own.heads["run"].isin(own.where(configuration=c).runs["run"])] for c in MAIN}
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-maps", "caption": "Entropy of every head of our four main GPT-2 models after training, layers by heads; the numbers are means of layers. The colours run from half the ceiling to the ceiling. Compare the upper rows of SM+G and SM+R: bright means even attention."}, "image": {"alt": "Four heat maps of attention head entropy, layers by heads, one for each main configuration, measured here."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-maps", "caption": "Entropy of every head of our four main GPT-2 models after training, layers by heads. The colours run from half the ceiling to the ceiling; bright means even attention. Compare layers 1 and 2 of SM+G, SM+R and SM+LN+G. Layer 0 is bright in both models without LayerNorm."}, "image": {"alt": "Four heat maps of attention head entropy, layers by heads, one for each main configuration, measured here."}}
 four_maps(ours, ceiling, (5, 5), own, maps_over_steps(over_steps, ceiling))
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-maps-published", "caption": "The published entropy of every head (GPT-2, 12 layers of 12 heads), on the same scale. In SM+G most of the first eight layers are bright from side to side."}, "image": {"alt": "Four heat maps of attention head entropy as published, layers by heads, one for each main configuration."}}
@@ -205,11 +204,13 @@ show_figure(
 )
 
 # %% tags=["remove-input"]
+probe = int(own.runs["training.probe_every"].iloc[0])
 below = {configuration: leaves_ceiling(own, configuration) for configuration in MAIN}
 words = {c: f"at update {step:.0f}" if np.isfinite(step) else "never" for c, step in below.items()}
 Markdown(
-    f"The early layers together first fall below nine tenths of the ceiling {words['SM+G']} with GELU and {words['SM+R']} with ReLU, both without LayerNorm; "
-    f"with it, {words['SM+LN+G']} and {words['SM+LN+R']}. The paper's authors show the course in a plot without numbers ({{cite:t}}`jha2024aero`, Fig. 12)."
+    f"The early layers together are below nine tenths of the ceiling for the first time {words['SM+G']} (GELU) and {words['SM+R']} (ReLU) without LayerNorm, "
+    f"and {words['SM+LN+G']} and {words['SM+LN+R']} with it, in one run each. The first probe below it may be {probe} updates late. The paper's authors "
+    "show the course in a plot without numbers ({cite:t}`jha2024aero`, Fig. 12)."
 )
 
 # %% [markdown]
@@ -219,7 +220,7 @@ Markdown(
 # disproportionate share in the last quarter is {term}`entropic overload <overload (entropic)>`, one in the first
 # {term}`entropy collapse <collapse (entropy)>`.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-shares", "caption": "Share of heads in each quarter of [0, Max], with the ceiling for Max: as printed in the paper (hollow) and ours (filled). The claim is about the fourth quarter of SM+G, against that of SM+R."}, "image": {"alt": "Bars of the share of attention heads per entropy quarter for the four main configurations, published and ours."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-shares", "caption": "Share of heads in each quarter of [0, Max], with the ceiling for Max: as printed in the paper (hollow) and of one run of ours (filled). The claim is about the fourth quarter of SM+G, against that of SM+R. After so few updates many heads are still near their start at the ceiling; the tests at the end of the page are on longer runs."}, "image": {"alt": "Bars of the share of attention heads per entropy quarter for the four main configurations, published and ours."}}
 figure, axes = plt.subplots(2, 2, figsize=(5, 4.4), sharey=True, sharex=True)
 positions = np.arange(4)
 for panel, configuration in zip(axes.flat, MAIN, strict=True):
@@ -251,8 +252,7 @@ Markdown(
     "What Max is, we did not see defined; the authors' later paper takes the largest entropy observed. Counting on the published maps reproduces "
     f"{agree['ceiling']} of the {sum(map(len, printed.values()))} printed shares with the ceiling as Max, and {agree['largest observed']} with the largest entropy "
     f"observed. A model of ours has {ours['SM+G'].size} heads, so one head is {100 / ours['SM+G'].size:.1f} points. With LayerNorm and GELU, {last['SM+LN+G']:.0f} % of the heads are in the fourth quarter here and "
-    f"{printed['SM+LN+G'][3]} % in the paper. After few updates most heads are still near "
-    "their start at the ceiling, so these shares need long training to compare."
+    f"{printed['SM+LN+G'][3]} % in the paper."
 )
 
 # %% tags=["remove-input"]
@@ -274,19 +274,17 @@ folded("All shares, in percent, under both conventions", markdown_table(pd.DataF
 # %% [markdown]
 # ## Over seeds
 #
-# The figures above are of one preset. The study trains longer, over several {term}`seeds <seed>`, and is the one that judges
-# ([Claims](claims.ipynb)):
+# The study trains longer, over several {term}`seeds <seed>`, and is the one that judges ([Claims](claims.ipynb)). The early layers leave out layer 0,
+# which stands near the ceiling without LayerNorm whatever the activation.
 
 # %% tags=["remove-input"]
-counts = table["n"]
-intro = (
-    f"So far it has {counts.min()} to {counts.max()} seeds for these claims."
-    if counts.min() < counts.max()
-    else f"So far it has {counts.max()} seeds for each of these claims."
+top = {c: 100 * runs["overload"].astype(float).mean() for c, runs in judged.items()}
+Markdown(
+    f"In the study's runs {', '.join(f'{share:.0f} % of the heads of {c}' for c, share in top.items())} are in the top quarter "
+    f"(means over {n} seed{'s' if n > 1 else ''}; paper: {', '.join(f'{printed[c][3]} %' for c in MAIN)})."
+    if n
+    else "None of its runs is trained yet."
 )
-if counts.max() == 1:
-    intro = "So far it has one seed for each of these claims. One seed has no interval and decides nothing."
-Markdown(intro)
 
 # %% tags=["remove-input"]
 strip({"": table})
@@ -307,7 +305,9 @@ glue(
     published_late=f"{first[cut:].mean():.1f}",
 )
 Markdown(
-    f"Without LayerNorm, early heads attend {'more' if agrees[0] else 'no more'} evenly with GELU than with ReLU, {early['SM+G']:.2f} against {early['SM+R']:.2f} of the "
-    f"ceiling here and {published_early['SM+G']:.2f} against {published_early['SM+R']:.2f} in the paper, while the count of overloaded heads "
-    f"{'points the same way' if agrees[1] else 'points the other way here'}."
+    f"Without LayerNorm, early heads attend {'more' if more_even else 'no more'} evenly with GELU than with ReLU, {long_early['SM+G']:.2f} against "
+    f"{long_early['SM+R']:.2f} of the ceiling over {n} seed{'s' if n > 1 else ''}, {'as' if more_even else 'unlike'} in the paper; with LayerNorm and GELU it is "
+    f"{long_early['SM+LN+G']:.2f}, and there the paper has {published_early['SM+LN+G']:.2f}."
+    if n
+    else "The study decides how evenly heads attend, and is still to be trained."
 )

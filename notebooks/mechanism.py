@@ -11,7 +11,7 @@
 #
 # ```{admonition} These runs are in a transient
 # :class: warning
-# They are 2.5 M tokens long and end in a {term}`transient` in which LayerNorm does not help yet, so no verdict on the paper is taken
+# They are 2.5 M tokens long and end in a {term}`transient`: GPT-2 with LayerNorm is still behind. So no verdict on the paper is taken
 # from them; [Claims](claims.ipynb) has the verdicts, on longer runs.
 # ```
 
@@ -86,32 +86,60 @@ def change(first, second, of=frame, statistic="loss", unit="percent"):
     return f"{text} (n = {n})" if n else "not trained yet"
 
 
+def ended(ids):
+    """Perplexities at the last update of runs, trained or not."""
+    return shown.select(ids).runs["perplexity"].dropna()
+
+
 def direction(key):
     """Whether a test's interval lies below or above zero, or does neither."""
     low, high = table.loc[key, ["low", "high"]]
     return "lowers" if high < 0 else "raises" if low > 0 else "does not measurably change"
 
 
+predictions = {
+    "s=4": "GELU(4x)/4 is ahead of GELU",
+    "s=16": "GELU(16x)/16 is ahead of GELU",
+    "follow-up s=64": "on seeds 4 to 8, GELU(64x)/64 is ahead of GELU (GELU's runs of seeds 4 and 5 had been seen)",
+    "SiLU": "SiLU, sharpened 64 times, is ahead of SiLU",
+    "softplus": "centred softplus, sharpened 64 times, is ahead of softplus",
+    "leaky 0.3": "a leaky slope of 0.3, which bends less at every scale, is behind ReLU",
+    "FFN x4, /4": "GELU with a first matrix 4 times as large and a second 4 times as small is ahead of GELU",
+    "FFN x16, /16": "the same with 16 times",
+    "embeddings x4": "GELU with initial embeddings 4 times as large is ahead of GELU",
+    "embeddings x16": "the same with 16 times",
+    "learnable a": "a learned factor on GELU's inputs grows",
+    "learnable s": "a learned s grows",
+}
+WORDS = {
+    "reproduced": "held",
+    "contradicted": "failed, the opposite",
+    "negligible": "failed, negligible",
+    "undecided": "undecided",
+}
+outcomes = pd.Series([WORDS.get(table.loc[key, "verdict"], "no trained seed") for key in predictions]).value_counts()
+FORMS = {
+    "undecided": ("is undecided", "are undecided"),
+    "no trained seed": ("has no trained seed", "have no trained seed"),
+}
+tally = ", ".join(f"{n} {FORMS[w][n > 1] if w in FORMS else w.split(',')[0]}" for w, n in outcomes.items())
 start = layers_of("SM+G", 0)
 share_start = 100 * start["nonlinear_share"].mean()
 Markdown(
     f"**Without LayerNorm, GELU starts as {'almost a straight line' if share_start < 1 else 'a bent line'}, because its inputs are small: "
     f"a straight line accounts for {100 - share_start:.1f} % of the energy of its outputs.** A sharper GELU that bends on such inputs, "
-    f"GELU(16x)/16, {direction('s=16')} perplexity in these short runs: {change('SM+G s=16', 'SM+G')}. The runs cannot say why it does, and "
-    "two further predictions of the idea were not confirmed: larger inputs, and a learnable factor that grows."
-    if table.loc[["embeddings x4", "learnable a"], "verdict"].ne("reproduced").all()
-    else f"**Without LayerNorm, a straight line accounts for {100 - share_start:.1f} % of the energy of GELU's outputs at the start.** "
-    f"GELU(16x)/16 changes perplexity by {change('SM+G s=16', 'SM+G')} in these short runs, which cannot say why."
+    f"GELU(16x)/16, {direction('s=16')} perplexity in these short runs: {change('SM+G s=16', 'SM+G')}. Why it does, the runs cannot say: "
+    f"of {len(predictions)} predictions of the idea {tally}."
 )
 
 # %% tags=["remove-input"]
 study_banner(shown, study)
 
 # %% [markdown]
-# Two explanations are on offer. The paper credits the geometry of ReLU {cite}`jha2024relus`: the kink, and the zeros on its left. The
-# other is scale, and it is our conjecture. GELU looks like ReLU only on inputs of size one or more. On small inputs it is a straight line,
-# and a network of straight lines and attention leaves all the work to attention. ReLU has no such scale: it is
-# {term}`positively homogeneous` {eq}`eq-homogeneous`, so it bends equally on small and on large inputs.
+# Two explanations are on offer. The paper credits the geometry of ReLU {cite}`jha2024relus`: in its abstract's words, specialisation in
+# input space and selectivity within a class. The other is scale, and it is our conjecture. GELU looks like ReLU only on inputs of size one or
+# more. On small inputs it is a straight line. ReLU has no such scale: it is {term}`positively homogeneous` {eq}`eq-homogeneous`, so it bends
+# equally on small and on large inputs.
 #
 # ## GELU is nearly straight where its inputs are
 
@@ -153,9 +181,10 @@ show_figure(
 
 # %% [markdown]
 # How straight is straight? Fit the best straight line to the outputs, and ask what part of their energy it misses. That part is the
-# {term}`non-linear share` {eq}`eq-nonlinear-share`. For ReLU it is one half at every scale of the inputs. For GELU it depends on the scale.
+# {term}`non-linear share` {eq}`eq-nonlinear-share`. For ReLU it is one half at every scale, if the inputs are symmetric about zero; the inputs of
+# trained layers mostly lie on one side, and have other shares. For GELU it depends on the scale.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-shares-theory", "caption": "Non-linear share of an activation over the standard deviation τ of its inputs. Curves: formulas for Gaussian inputs. Points: measured at initialisation, one a layer, mean over seeds. Look where on GELU's curve the points of a model lie."}, "image": {"alt": "An S-shaped curve for GELU, the same curve moved left for the sharpened GELU, horizontal lines for ReLU and a leaky ReLU, and measured points of three models."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-shares-theory", "caption": "Non-linear share of an activation over the standard deviation τ of its inputs. Curves: formulas for Gaussian inputs. Points: measured at initialisation, one a layer, mean over seeds. Look at which scale the points of a model lie. They need not be on GELU's curve, since real inputs are not Gaussian of one scale."}, "image": {"alt": "An S-shaped curve for GELU, the same curve moved left for the sharpened GELU, horizontal lines for ReLU and a leaky ReLU, and measured points of three models."}}
 taus = np.geomspace(1e-3, 1e2, 160)
 figure, axes = plt.subplots(figsize=(5, 3.4))
 for name, s, color, line in (("GELU", 1, GELU, "-"), ("GELU(16x)/16", 16, SHARP, "--")):
@@ -269,37 +298,17 @@ Markdown(
     "- **learning rate**: GELU(s x)/s is GELU between a first matrix s times as large and a second one s times as small. Steps of AdamW do "
     "not grow with the weights {cite}`loshchilov2019decoupled`, so the first matrix effectively learns s times as fast, and the second "
     "s times as slowly.\n\n"
-    "No run of this page takes these apart; the study's stage `causes`, below, does."
+    "No run of this page takes these apart; the study's stage `causes`, below, is made for it."
 )
 
 # %% [markdown]
 # ## What the idea predicted, and what came
 #
 # If small inputs are the problem, other ways of making GELU bend should help as well. The predictions are in `data/transient.yaml`. Those
-# with factors of 4 and 16 were added when a factor of 32 had stopped most runs, and before their own runs. The table shows perplexity against
+# with factors of 4 and 16 on initial weights and embeddings were added when a factor of 32 had stopped most runs, and before their own runs. The table shows perplexity against
 # the configuration named, except where it names a factor that is learned.
 
 # %% tags=["remove-input"]
-predictions = {
-    "s=4": "GELU(4x)/4 is ahead of GELU",
-    "s=16": "GELU(16x)/16 is ahead of GELU",
-    "follow-up s=64": "on fresh seeds, GELU(64x)/64 is ahead of GELU",
-    "SiLU": "SiLU, sharpened 64 times, is ahead of SiLU",
-    "softplus": "centred softplus, sharpened 64 times, is ahead of softplus",
-    "leaky 0.3": "a leaky slope of 0.3, which bends less at every scale, is behind ReLU",
-    "FFN x4, /4": "GELU with a first matrix 4 times as large and a second 4 times as small is ahead of GELU",
-    "FFN x16, /16": "the same with 16 times",
-    "embeddings x4": "GELU with initial embeddings 4 times as large is ahead of GELU",
-    "embeddings x16": "the same with 16 times",
-    "learnable a": "a learned factor on GELU's inputs grows",
-    "learnable s": "a learned s grows",
-}
-WORDS = {
-    "reproduced": "held",
-    "contradicted": "failed, the reverse",
-    "negligible": "failed, negligible",
-    "undecided": "undecided",
-}
 rows = []
 for key, words in predictions.items():
     row = table.loc[key]
@@ -312,14 +321,13 @@ for key, words in predictions.items():
             "left out": left_out(frame, row["runs"]) or "none",
         }
     )
-outcomes = pd.Series([row["outcome"] for row in rows]).value_counts()
 markdown_table(pd.DataFrame(rows))
 
 # %% tags=["remove-input"]
-counts = ", ".join(f"{number} {words}" for words, number in outcomes.items())
 lines = [
-    f"Of {len(rows)} predictions: {counts}. *Undecided* means that the interval allows both answers, or that too few seeds "
-    "{term}`trained`."
+    f"Of {len(rows)} predictions: {tally}. *Undecided* means that the interval allows both answers, that it excludes one and the correction for "
+    "the number of tests does not, or that too few seeds {term}`trained`. Those that held do not tell the two explanations apart: at s = 64 the "
+    "function is ReLU in other words, and that a leaky slope of 0.3 is behind ReLU follows from either."
 ]
 factor = math.exp(table.loc["learnable a", "estimate"])
 if table.loc["learnable a", "verdict"] == "contradicted":
@@ -329,7 +337,7 @@ if table.loc["learnable a", "verdict"] == "contradicted":
 if table.loc["embeddings x4", "verdict"] == "undecided":
     more = of_cell(frame, "SM+G embeddings x16")["outcome"]
     lines.append(
-        f"**Larger embeddings show no help.** With 4 times, the interval is too wide to say anything; with 16 times, {(more == 'trained').sum()} of "
+        f"**Larger embeddings say nothing either way.** With 4 times, the interval is too wide to say anything; with 16 times, {(more == 'trained').sum()} of "
         f"{len(more)} runs train."
     )
 weights = {"SM+G FFN x4, /4": 1, "SM+G s=4": -1}
@@ -341,6 +349,13 @@ lines.append(
     + "A first matrix 4 times as large and a second 4 times as small make the same function as s = 4 at the start; only their learning differs. They end at "
     f"{text} against s = 4 (n = {n}; a comparison chosen after the results were seen, uncorrected)."
 )
+lost = of_cell(frame, "SM+R FFN x4, /4")
+if (lost["outcome"] != "trained").all():
+    lines.append(
+        f"**With these weights ReLU does not train**, though they leave its function at the start as it is: {left_out(frame, lost['run'])} "
+        f"by the bounds that were fixed later, at perplexities of {', '.join(f'{p:.0f}' for p in sorted(ended(lost['run'])))}. So in this condition "
+        "GELU is ahead of ReLU, and no test counts it."
+    )
 Markdown("\n\n".join(lines))
 
 # %% tags=["remove-input"]
@@ -409,7 +424,10 @@ for first, second, words in pairs:
         }
     )
 most = max(row["n, long"] for row in rows)
-said_of = "one seed, which has no interval: a first look, and no result" if most == 1 else f"{most} seeds"
+sharp = rows[-1]["n, long"]
+said_of = f"{most} seed{'s' if most > 1 else ''} of ReLU and GELU, and {sharp} of GELU(16x)/16"
+if sharp < 2:
+    said_of += "; one seed has no interval and is no result"
 display_table = markdown_table(pd.DataFrame(rows))
 Markdown(
     (
@@ -483,8 +501,22 @@ show_figure(
 # %% [markdown]
 # A cause and its effect would go together like that. So would two effects of one cause. Configurations are not
 # independent draws, so the interval says only how well a monotone relation holds over these points (Fisher's, with the variance of
-# {cite:t}`bonett2000sample`). **No run here sets the entropy from outside.** Only that would tell: temperatures per head, normalised queries and
-# keys, or a penalty on entropy. If the loss followed, overload would be a cause; if not, a symptom.
+# {cite:t}`bonett2000sample`).
+
+# %% tags=["remove-input"]
+unmoved = [
+    f"at s = {k} perplexity changes by {change(sweep[k], 'SM+G')} and early entropy by "
+    f"{change(sweep[k], 'SM+G', statistic='early_entropy', unit='share')}"
+    for k in (4, 16)
+]
+Markdown(
+    f"**Some results speak against it.** Against GELU, {', and '.join(unmoved)}. At width 32 ReLU changes "
+    f"GELU's perplexity by {change('SM+R width 32', 'SM+G width 32')} and early entropy by "
+    f"{change('SM+R width 32', 'SM+G width 32', statistic='early_entropy', unit='share')}. So the loss fell without a measurable change of "
+    "entropy, though some of these intervals are wide.\n\n"
+    "**No run here sets the entropy from outside.** Temperatures of heads, normalised queries and keys, or a penalty on entropy would. If the "
+    "loss followed, that would be evidence for a cause, as far as the intervention changes nothing else; if not, evidence against it."
+)
 
 # %% tags=["remove-input"]
 relations = pd.DataFrame(
@@ -499,6 +531,17 @@ relations = pd.DataFrame(
     }
 )
 folded("Correlations over configurations", markdown_table(relations))
+
+# %% [markdown]
+# With LayerNorm, where inputs are large, sharpening should not help and dulling GELU should hurt: that is the control.
+
+# %% tags=["remove-input"]
+control = table.loc[[key for key in table.index if key.startswith("LN ")]]
+Markdown(
+    "With LayerNorm, "
+    + ", ".join(f"{estimate(row)} at {row['id'].removeprefix('LN ')} (n = {row['n']})" for _, row in control.iterrows())
+    + f", against s = 1. Without it, s = 1/4 changes perplexity by {change('SM+G s=1/4', 'SM+G')}."
+)
 
 # %% tags=["remove-input"]
 rows = []
@@ -521,9 +564,9 @@ for name in dict.fromkeys(["SM+LN+G", "SM+G", "SM+R", *planned]):
 folded(f"All {len(rows)} configurations of this page", markdown_table(pd.DataFrame(rows)))
 
 # %% [markdown]
-# ## What would decide
+# ## What would tell them apart
 #
-# The stage `causes` of the study takes scale, output size and learning rate apart, and sets entropy from outside: it scales the logits of some
+# The stage `causes` of the study takes scale, output size and learning rate apart, and moves entropy from outside: it scales the logits of some
 # layers, normalises queries and keys, and puts a penalty on entropy. It also measures what the paper argues with: over how many directions
 # the units of a layer spread before and after the activation, how much a unit's output depends on the token it stands at, and how many
 # units are dead ([nfcore.units](../api/units.md)). Its predictions were written before its first run (`data/claims.yaml`).
