@@ -192,7 +192,7 @@ def test_a_study_without_runs_is_shown_as_not_trained(params_root):
     shown = report.study_runs(study)
     assert shown.runs.empty
     text = report.study_banner(shown, study).data
-    assert text.startswith(f"*Preset `study`: 0 of {len(study.experiments())} planned runs.")
+    assert text.startswith(f"*Preset `study`: 0 of {len(study.experiments())} planned runs are recorded.")
     for stage in study.stages:
         assert f"{stage} (0 of {len(study.experiments(stage))} runs)" in text
 

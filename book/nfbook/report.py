@@ -298,14 +298,14 @@ def study_banner(shown: runs.Runs, study: Study) -> Any:
     from IPython.display import Markdown
 
     there, planned = set(shown.runs["run"]), {s: [e.id for e in study.experiments(s)] for s in study.stages}
-    text = f"Preset `{study.name}`: {len(there)} of {len(study.experiments())} planned runs"
+    text = f"Preset `{study.name}`: {len(there)} of {len(study.experiments())} planned runs are recorded"
     if there:
         tokens = shown.runs["provenance.tokens"] / 1e6
         size = f"{tokens.min():.1f}" + (f" to {tokens.max():.1f}" if tokens.max() > tokens.min() else "")
         devices = "; ".join(sorted(shown.runs["provenance.device"].unique()))
         hours = shown.runs["provenance.wall_seconds"].sum() / 3600
         stopped = int(shown.runs["status"].eq("diverged").sum())
-        text += f" of {size} M tokens each, made on {devices} in {hours:.1f} hours of single-thread time"
+        text += f", with {size} M tokens each, made on {devices} in {hours:.1f} hours of single-thread time"
         text += f"; {stopped} stopped before their end"
     counts = {
         stage: f"{stage} ({len(there & set(ids))} of {len(ids)} runs)"
