@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from scipy.stats import CensoredData, ecdf
 
 from nfbook.claims import (
     OUTCOMES,
@@ -384,16 +385,16 @@ questions(5)
 # %% [markdown]
 # Runs that stop are a result of their own. Over the whole first study, at all its rates and sizes:
 
-# %% tags=["remove-input"]
-outcomes = frame.drop_duplicates("run")[["run", "outcome"]].merge(
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-survival", "caption": "Share of the runs of the first study that are still training over updates, by kind of model (Kaplan and Meier), with pointwise 95 % intervals; a run counts until it ends or stops. The kinds were tried under different mixes of learning rates and sizes, so compare what is left with the number of runs and not one curve with another."}, "image": {"alt": "Falling step curves of the share of runs still training, one for each of four kinds of model, with bands."}}
+outcomes = frame.drop_duplicates("run")[["run", "outcome", "steps"]].merge(
     shown.runs[["run", "model.norm", "configuration"]], on="run"
 )
 free = outcomes["model.norm"] == "none"
 groups = {
-    "with LayerNorm": ~free,
-    "GELU without it": free & (outcomes["configuration"] == "SM+G"),
-    "ReLU without it": free & (outcomes["configuration"] == "SM+R"),
-    "others without it": free & ~outcomes["configuration"].isin(["SM+G", "SM+R"]),
+    "with LayerNorm": (~free, "SM+LN+G"),
+    "GELU without it": (free & (outcomes["configuration"] == "SM+G"), "SM+G"),
+    "ReLU without it": (free & (outcomes["configuration"] == "SM+R"), "SM+R"),
+    "others without it": (free & ~outcomes["configuration"].isin(["SM+G", "SM+R"]), None),
 }
 names = {
     "trained": "trained",
@@ -401,11 +402,38 @@ names = {
     "diverged": "not finite",
     "gradient norm": "norm overflowed",
 }
-rows = []
-for words, members in groups.items():
-    counts = outcomes.loc[members, "outcome"].value_counts()
-    rows.append({"runs": words, "all": int(members.sum()), **{names[o]: int(counts.get(o, 0)) for o in OUTCOMES}})
-markdown_table(pd.DataFrame(rows))
+figure, axes = plt.subplots(figsize=(5, 3.4))
+rows, end = [], int(outcomes["steps"].max())
+for words, (members, style) in groups.items():
+    runs_of = outcomes[members]
+    stops = ~runs_of["outcome"].isin(["trained", "untrained"])
+    times = runs_of["steps"].astype(float)
+    alive = ecdf(CensoredData(times[stops], right=times[~stops])).sf
+    color = STYLES[style]["color"] if style else "#666666"
+    x = np.concatenate([[1], alive.quantiles, [end]])
+    axes.plot(
+        x,
+        [1, *alive.probabilities, alive.probabilities[-1]],
+        color=color,
+        drawstyle="steps-post",
+        linewidth=1.4,
+        linestyle="--" if style == "SM+LN+G" else "-",
+        label=f"{words} (n = {len(runs_of)})",
+    )
+    if stops.any():
+        limits = alive.confidence_interval(method="log-log")
+        low, high = (np.concatenate([[1], limit.probabilities]) for limit in (limits.low, limits.high))
+        low, high = (pd.Series(np.append(limit, limit[-1])).ffill() for limit in (low, high))
+        axes.fill_between(x, low, high, step="post", color=color, alpha=0.15, linewidth=0)
+    counts = runs_of["outcome"].value_counts()
+    rows.append({"runs": words, "all": len(runs_of), **{names[o]: int(counts.get(o, 0)) for o in OUTCOMES}})
+axes.set(xscale="log", xlabel="update", ylabel="share of runs still training", ylim=(-0.02, 1.05), xlim=(10, end))
+axes.legend(loc="lower left", fontsize=7)
+left = [f"{row['trained'] + row['ran, not trained']} of {row['all']} {row['runs']}" for row in rows]
+show_figure(figure, shown.select(outcomes["run"]), interactive=False, finding=f"To their end ran {', '.join(left)}.")
+
+# %% tags=["remove-input"]
+folded("What became of the runs", markdown_table(pd.DataFrame(rows)))
 
 # %% [markdown]
 # Every perplexity on this page is that of the runs that trained. Where many did not, it speaks of the survivors only. The two
