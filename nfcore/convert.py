@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM, recompute, recomputes, tied
 from nfcore.settings import SettingsError, choice
-from nfcore.tokens import END_OF_TEXT
+from nfcore.tokens import END_OF_TEXT, TokenData
 
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -120,15 +119,21 @@ def to_gpt_neox(model: NormFreeForCausalLM) -> GPTNeoXForCausalLM:
     return _give(GPT_NEOX, model, rope_parameters=rope)
 
 
-def save(model: NormFreeForCausalLM, tokenizer: Tokenizer, folder: Path, state_dict: dict[str, Any] | None) -> None:
-    """Write a Hugging Face folder with model and tokenizer; the end of text also begins and pads a text.
+def save(model: NormFreeForCausalLM, tokens: TokenData, folder: Path, state_dict: dict[str, Any] | None) -> None:
+    """Write a Hugging Face folder with a model and the tokenizer of its tokens, whose special tokens keep their roles.
 
+    Without one that ends a text, the end of text begins and ends it. What ends a text pads it too, unless another does.
     ``state_dict``: the weights where ``model`` holds only a part of them (FSDP).
     """
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    tokenizer, roles = tokens.tokenizer, tokens.meta.get("special_tokens", {})
+    if "eos_token" not in roles and tokenizer.token_to_id(END_OF_TEXT) is not None:
+        roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, **roles}
+    if "eos_token" in roles:
+        roles = {"pad_token": roles["eos_token"], **roles}
     for name in IDS:
-        setattr(model.config, name, end)
-        setattr(model.generation_config, name, end)
+        token = roles.get(name.removesuffix("_id"))
+        for config in (model.config, model.generation_config):
+            setattr(config, name, None if token is None else tokenizer.token_to_id(token))
     model.save_pretrained(folder, state_dict=state_dict)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -136,7 +141,7 @@ def save(model: NormFreeForCausalLM, tokenizer: Tokenizer, folder: Path, state_d
         model_input_names=["input_ids", "attention_mask"],
         padding_side="left",  # a decoder writes on from the last token
         clean_up_tokenization_spaces=False,
-        **({} if end is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)),
+        **roles,
     ).save_pretrained(folder)
 
 
@@ -185,7 +190,6 @@ def _take_over(family: Family, hf_model: PreTrainedModel, changes: dict[str, Any
     choice(f"{where}: activation", config["activation"], ACTIVATIONS)
     config["activation"] = ACTIVATIONS[config["activation"]]
     config |= dict(family=family.name, biases="all", tie_word_embeddings=tied(hf_model))
-    NormFreeConfig.check_names(changes)
     model = _new(NormFreeForCausalLM, NormFreeConfig(**config | changes), hf_model.device)
     names = family.weights(hf.num_hidden_layers)
     _refuse(where, [name for name in source if name not in names])
@@ -203,6 +207,7 @@ def _take_over(family: Family, hf_model: PreTrainedModel, changes: dict[str, Any
 
 def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
     """Convert ``model`` to the family's own class, which must be able to represent it."""
+    model.check_config()
     config, where = model.config, f"to_{family.theirs.config_class.model_type}"
     needed = dict(family=family.name, norm="layernorm", final_norm="layernorm")
     for name, value in (needed | dict(residual_dtype="float32", attention_scales=None)).items():

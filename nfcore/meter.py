@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.utils import TransformersKwargs
 
 from nfcore.entropy import METHODS, Scores, attention_entropy, attention_rows
 from nfcore.model import must_cover
@@ -27,6 +28,9 @@ from nfcore.settings import SettingsError, choice
 
 
 CACHES = ("past_key_values", "cache")  # a cache's name until transformers 5.23, and since
+# What transformers' own decorators and attention take out of a forward pass's **kwargs, or a tokenizer adds in vain.
+UNNAMED = ("past_key_values", "return_dict", "labels", "token_type_ids", "mm_token_type_ids")
+UNNAMED += (*TransformersKwargs.__annotations__,)
 _turn = threading.RLock()  # measurements take turns, since modules' training flags are set meanwhile
 # A process is forked between measurements, or the child would have a model and an interface that are being measured.
 os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release)
@@ -215,6 +219,12 @@ def _layer_numbers(model: nn.Module) -> dict[nn.Module, int]:
 def _tensor(name: str, value: Any) -> Any:
     """Numbers in lists, tuples and arrays as a tensor; a cache as a copy, since the model writes to it."""
     if isinstance(value, (list, tuple, np.ndarray)):
+        first: Any = value
+        while isinstance(first, (list, tuple)) and first:
+            first = first[0]
+        if isinstance(first, Tensor) and first.dim() == 1:
+            what = f"{name} is a list of tensors, of rows or, by PyTorch's default collate, of columns"
+            raise SettingsError(f'batch: {what}; stack the rows, or use dataset.with_format("torch")')
         try:
             array = np.asarray(value)
             x = torch.as_tensor(np.asarray(array, array.dtype.newbyteorder("="), order="C"))
@@ -232,7 +242,9 @@ def _tensor(name: str, value: Any) -> Any:
 
 def _inputs(model: nn.Module, network: PreTrainedModel, batch: Any) -> dict[str, Any]:
     """Keyword arguments of the model's forward pass: all that the batch has, as tensors on the model's device."""
-    given = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
+    given, taken = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}, _taken(model, network)
+    for name in given:
+        choice("batch", name, taken)
     inputs = {name: _tensor(name, value) for name, value in given.items() if value is not None}
     if not inputs.keys() & {"input_ids", "inputs_embeds", "decoder_input_ids", "labels"}:
         raise SettingsError(f"batch: keys {', '.join(map(str, inputs)) or '(none)'} lack input_ids")
@@ -248,10 +260,20 @@ def _inputs(model: nn.Module, network: PreTrainedModel, batch: Any) -> dict[str,
     if any(p.is_meta for p in model.parameters()) and not any(hasattr(m, "_hf_hook") for m in model.modules()):
         raise SettingsError(f"{type(network).__name__}: has weights on the meta device, where there are no numbers")
     inputs = {name: x.to(place) if isinstance(x, Tensor) else x for name, x in inputs.items()}
-    names = inspect.signature(network.forward).parameters
-    taken = inspect.signature(model.forward).parameters.values()
-    passes = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in taken)  # a wrapper of its user may not
-    return {"use_cache": False, **inputs} if "use_cache" in names and passes else inputs
+    names = {*inspect.signature(network.forward).parameters} & {*taken}  # a wrapper of its user may not take it
+    return {"use_cache": False, **inputs} if "use_cache" in names else inputs
+
+
+def _taken(model: nn.Module, network: PreTrainedModel) -> list[str]:
+    """What the forward pass takes by name: its own arguments and, where it hands on others, those of models inside."""
+    names: dict[str, None] = {}
+    for module in (model, *network.modules()):
+        if module is model or isinstance(module, PreTrainedModel):
+            arguments = inspect.signature(module.forward).parameters.values()
+            names |= {p.name: None for p in arguments if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+            if module in (model, network) and all(p.kind is not p.VAR_KEYWORD for p in arguments):
+                return [*names]
+    return [*names, *UNNAMED]
 
 
 def _tokens(name: str, x: Any, axes: int) -> Tensor:
@@ -292,9 +314,9 @@ def head_entropy(model: Any, batch: Any, *, method: str = "auto") -> Tensor:
             also adapted, quantised, compiled or offloaded. It gets a row per layer of causal self-attention;
             ``layer`` of :func:`attention_statistics` holds their numbers. Attention that is not causal (an encoder's,
             an image encoder's) or that looks at another sequence has no row.
-        batch: token ids (B, T) or (T), as tensor, array or lists, or a mapping that holds all that the model's forward
-            pass takes. The keys that the mask allows are measured for each query; padding has no row. A cache in it is
-            read and stays as it is.
+        batch: token ids (B, T) or (T), as tensor, array or lists of numbers, or a mapping that holds all that the
+            model's forward pass takes, and nothing else. The keys that the mask allows are measured for each query;
+            padding has no row. A cache in it is read and stays as it is.
         method: of :func:`~nfcore.entropy.attention_entropy`.
 
     Rows that are not finite are left out; a head with none left is NaN.

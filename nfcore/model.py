@@ -49,7 +49,7 @@ class NormFreeConfig(PreTrainedConfig):
     """Hugging Face configuration with the fields of :class:`nfcore.settings.ModelSettings`, checked.
 
     Raises:
-        SettingsError: a field has a value that is not allowed.
+        SettingsError: an unknown field, or a value that is not allowed.
     """
 
     model_type = "normfree"
@@ -60,6 +60,9 @@ class NormFreeConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __init__(self, **kwargs: Any) -> None:
+        if "transformers_version" not in kwargs:  # what was saved has it, and may hold what other tools have added
+            unknown = kwargs.keys() - {*ModelSettings.model_fields, *dir(type(self)), "attn_implementation"}
+            check_keys(dict.fromkeys(sorted(unknown)), ModelSettings.model_fields, "model")
         fields = ModelSettings.model_fields.keys() & kwargs.keys()
         settings = ModelSettings(**{name: kwargs.pop(name) for name in fields})
         use_cache = kwargs.pop("use_cache", True)  # PreTrainedConfig drops it
@@ -74,18 +77,7 @@ class NormFreeConfig(PreTrainedConfig):
             SettingsError: an unknown shape or field, or a value that is not allowed.
         """
         choice("shape", shape, SHAPES)
-        cls.check_names(changes)
         return cls(**{**SHAPES[shape], **changes})
-
-    @classmethod
-    def check_names(cls, fields: dict[str, Any]) -> None:
-        """Refuse a name that is no field; the constructor stores it, since files hold what other tools add.
-
-        Raises:
-            SettingsError: names the first unknown field and the fields of the model.
-        """
-        unknown = fields.keys() - {*vars(cls()), *dir(cls), "attn_implementation"}
-        check_keys(dict.fromkeys(sorted(unknown)), ModelSettings.model_fields, "model")
 
 
 # --- activations: config -> module ------------------------------------------------------------------------------
@@ -296,6 +288,12 @@ class Head(nn.Linear):
         return F.linear(x, F.pad(self.weight, (0, 0, 0, extra)), bias)[..., :-extra]
 
 
+# Fields of the config that may change after a model is built: they only drew its first weights, its forward pass reads
+# them, or saving finds them out.
+FREE = ("init", "embedding_gain", "ffn_gain", "ffn_output_gain", "residual_dtype", "rotary_fraction", "rotary_base")
+FREE += ("tie_word_embeddings",)
+
+
 class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
     """A decoder with a language-model head.
 
@@ -320,6 +318,7 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: NormFreeConfig) -> None:
         super().__init__(config)
+        self.built = ModelSettings(**{name: getattr(config, name) for name in ModelSettings.model_fields})
         layers = range(config.num_hidden_layers)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         learned = config.family == "gpt2"
@@ -379,15 +378,29 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.tie_word_embeddings = tied
         self._keys_to_ignore_on_save = {"lm_head.weight"} if tied else set()  # Trainer resumes without a warning
 
+    def check_config(self) -> None:
+        """Refuse a config that was changed since the model was built, or does not follow a change of the model.
+
+        Raises:
+            SettingsError: names the field, its value and what the model has.
+        """
+        has = {name: value for name, value in self.built if name not in FREE} | {"num_hidden_layers": len(self.blocks)}
+        for name, table in (("vocab_size", self.embed), ("max_position_embeddings", self.positions)):
+            has[name] = getattr(table, "num_embeddings", getattr(self.config, name))  # rotary positions have no table
+        for name, value in has.items():
+            if (said := getattr(self.config, name)) != value:
+                raise SettingsError(f"config.{name}: {said!r} is not what the model has, {value!r}; build another one")
+        places = [getattr(block, "number", i) for i, block in enumerate(self.blocks)]
+        if places != [*range(len(places))] and [*self.activations[1:].parameters()]:
+            raise SettingsError(f"blocks: numbered {places}, would be loaded with other blocks' activations; renumber")
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As of any model; head and embedding are written as they are, tied or not, whatever the config said.
 
         Raises:
-            SettingsError: blocks were removed or added, and the config does not say so.
+            SettingsError: as :meth:`check_config`.
         """
-        said, there = self.config.num_hidden_layers, len(self.blocks)
-        if said != there:
-            raise SettingsError(f"config.num_hidden_layers: {said} is not the number of the model's blocks, {there}")
+        self.check_config()
         self._note_tied(tied(self))
         super().save_pretrained(*args, **kwargs)
 

@@ -45,28 +45,29 @@ def token_type(vocab_size: int) -> str:
     return "<u2" if vocab_size <= 2**16 else "<u4"
 
 
-def load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
-    """A tokenizer from a ``tokenizer.json``, a directory or the Hub, whose vocabulary must be ``vocab_size``."""
+def load_tokenizer(name: str, vocab_size: int) -> tuple[Tokenizer, dict[str, str]]:
+    """A tokenizer from a ``tokenizer.json``, a directory or the Hub, whose vocabulary must be ``vocab_size``, and its
+    special tokens by their roles, such as ``eos_token``, which are in other files of the directory."""
     from transformers import AutoTokenizer
 
     path = os.path.expanduser(name)
     file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
+    folder = os.path.dirname(os.path.abspath(file)) if os.path.basename(file) == "tokenizer.json" else path
     remedy = "give a tokenizer.json or its folder" if os.path.exists(path) else HUB_REMEDY
     with refusing(f"data.tokenizer: {name} cannot be loaded", remedy):
-        if os.path.isfile(file):
-            found: Any = Tokenizer.from_file(file)
-        else:
-            found = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    tokenizer = getattr(found, "backend_tokenizer", found)
+        found: Any = Tokenizer.from_file(file) if os.path.isfile(file) else None
+        whole = None if os.path.isfile(folder) else AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = found or getattr(whole, "backend_tokenizer", whole)
     if not isinstance(tokenizer, Tokenizer):
-        raise SettingsError(f"data.tokenizer: {name} is a {type(found).__name__}, which has no tokenizer.json")
+        raise SettingsError(f"data.tokenizer: {name} is a {type(tokenizer).__name__}, which has no tokenizer.json")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     size, last = tokenizer.get_vocab_size(), max(tokenizer.get_vocab().values(), default=0)
     if size != vocab_size or last >= vocab_size:
         differs = f"differs from the {size} tokens of data.tokenizer {name}, which are numbered up to {last}"
         raise SettingsError(f"data.vocab_size: {vocab_size} {differs}")
-    return tokenizer
+    roles = getattr(whole, "special_tokens_map", {})
+    return tokenizer, {role: token for role, token in roles.items() if tokenizer.token_to_id(token) is not None}
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
@@ -164,7 +165,7 @@ def prepare(settings: DataSettings) -> TokenData:
     codeparrot = settings.corpus == "codeparrot"
     corpus = (codeparrot_corpus if codeparrot else local_corpus)(settings)
     name = settings.tokenizer or (CODEPARROT_TOKENIZER if codeparrot else None)
-    tokenizer = load_tokenizer(name, settings.vocab_size) if name else None
+    tokenizer, roles = load_tokenizer(name, settings.vocab_size) if name else (None, {})
     if tokenizer and settings.packing == "packed" and tokenizer.token_to_id(END_OF_TEXT) is None:
         raise SettingsError(f"data.packing: packed needs a tokenizer with {END_OF_TEXT}, which data.tokenizer lacks")
     hashed = sha256(tokenizer.to_str()) if tokenizer else None
@@ -172,11 +173,15 @@ def prepare(settings: DataSettings) -> TokenData:
     if not directory.exists():
         remedy = "free space on that disk, or set NFCORE_DATA to another; the same command goes on"
         with refusing(f"{directory}: token files cannot be written", remedy, OSError):
-            make_once(directory, lambda place: make(place, corpus, tokenizer, settings))
-    return open_tokens(directory)
+            make_once(directory, lambda place: make(place, corpus, tokenizer, roles, settings))
+    tokens = open_tokens(directory)
+    tokens.meta["special_tokens"] = roles  # the files may have been made for the same tokenizer with others
+    return tokens
 
 
-def make(place: Path, corpus: Corpus, tokenizer: Tokenizer | None, settings: DataSettings) -> None:
+def make(
+    place: Path, corpus: Corpus, tokenizer: Tokenizer | None, roles: dict[str, str], settings: DataSettings
+) -> None:
     """Make token files and their record in ``place``.
 
     The Arrow file of the texts lies there meanwhile. If this is killed, a finished one is found again.
@@ -196,6 +201,7 @@ def make(place: Path, corpus: Corpus, tokenizer: Tokenizer | None, settings: Dat
     versions |= {"python": platform.python_version(), "nfcore": __version__}
     meta = {"format": FORMAT, "dtype": token_type(settings.vocab_size), "settings": settings.to_dict()}
     meta |= {"corpus_hash": corpus.identity, "tokenizer_hash": file_sha256(place / "tokenizer.json")}
+    meta |= {"special_tokens": roles}
     meta |= {part: {**parts[part], "sha256": file_sha256(place / f"{part}.bin")} for part in PARTS}
     meta |= {"validation_overlap": overlap(texts_of(texts["train"]), texts_of(texts["validation"]))}
     meta |= {**corpus.facts, "versions": versions}

@@ -464,7 +464,7 @@ def _finish(experiment: Experiment, training: Training, tokens: TokenData) -> No
         files += [runs.write_table(folder, name, rows) for name, rows in telemetry.tables.items()]
         if not diverged:
             transformers_logging.disable_progress_bar()
-            convert.save(training.model, tokens.tokenizer, folder / "model", weights)
+            convert.save(training.model, tokens, folder / "model", weights)
             files += [f for f in (folder / "model").iterdir() if f.is_file()]
         status = "diverged" if diverged else "complete"
         record = dict(id=experiment.id, name=experiment.name, status=status, diverged=diverged)

@@ -168,7 +168,7 @@ def test_conversion_refuses_a_misspelt_change():
 def test_a_model_whose_blocks_were_cut_is_refused():
     network = ours(num_hidden_layers=3, biases="all")
     network.blocks = network.blocks[:2]
-    with pytest.raises(SettingsError, match=r"to_gpt2: .* do not fit: transformer.h.2"):
+    with pytest.raises(SettingsError, match=r"config.num_hidden_layers: 3 is not .* has, 2"):
         to_gpt2(network)
 
 

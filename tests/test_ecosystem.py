@@ -5,6 +5,7 @@ Where peft or lm_eval are not installed their tests are skipped.
 
 import copy
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorWithFlattening,
     DynamicCache,
+    PreTrainedTokenizerFast,
     StaticCache,
     Trainer,
     TrainingArguments,
     pipeline,
 )
 
-from nfcore import SettingsError, train
+from nfcore import NormFreeConfig, SettingsError, to_gpt2, train
+from nfcore.tokens import prepare
 from tests.test_model import VOCAB, ours, reloaded, spread, tokens
 
 
@@ -126,8 +130,13 @@ def test_blocks_keep_their_activations_when_others_are_removed(tmp_path):
     short.blocks = nn.ModuleList([short.blocks[0], short.blocks[2]])
     network.blocks[1] = Passing()
     close(short(ids, use_cache=False).logits, network(ids, use_cache=False).logits, 0)
-    with pytest.raises(SettingsError, match=r"config.num_hidden_layers: 3 is not .* blocks, 2"):
+    with pytest.raises(SettingsError, match=r"config.num_hidden_layers: 3 is not .* has, 2"):
         short.save_pretrained(tmp_path)
+    short.config.num_hidden_layers = 2
+    with pytest.raises(SettingsError, match=r"blocks: numbered \[0, 2\]"):
+        short.save_pretrained(tmp_path)
+    short.activations, short.blocks[1].number = nn.ModuleList([network.activations[0], network.activations[2]]), 1
+    close(reloaded(short, tmp_path)(ids).logits, short(ids).logits, 0)
 
 
 class Passing(nn.Module):
@@ -221,9 +230,17 @@ def test_an_argument_that_forward_does_not_know_is_refused(name):
         ours().generate(tokens(), max_new_tokens=1, **{name: tokens()})
 
 
-def test_a_misspelt_field_of_a_shape_is_refused():
+def test_a_misspelt_field_is_refused_and_what_other_tools_add_to_a_file_is_kept(tmp_path):
     with pytest.raises(ValueError, match="model: unknown setting 'norms'"):
         ours(norms="none")
+    for make in (NormFreeConfig, partial(AutoConfig.for_model, "normfree"), NormFreeConfig.from_dict):
+        with pytest.raises(SettingsError, match="model: unknown setting 'activaton'; allowed: family, .* activation,"):
+            make(**{"config_dict": {"activaton": 1}} if make == NormFreeConfig.from_dict else {"activaton": "relu"})
+    config = NormFreeConfig(dtype="float32", num_labels=3, attn_implementation="eager", output_attentions=True)
+    config.added = "by another tool"
+    config.save_pretrained(tmp_path)
+    for again in (AutoConfig.from_pretrained(tmp_path), NormFreeConfig(**config.to_dict())):
+        assert again.added == config.added
     assert ours(eos_token_id=3, output_hidden_states=True).config.eos_token_id == 3
 
 
@@ -340,6 +357,45 @@ def test_a_head_untied_or_tied_after_construction_survives_saving(tmp_path):
     untied.save_pretrained(tmp_path / "sequential")
 
 
+CHANGED = dict(activation="relu", norm="none", final_norm="rmsnorm", norm_eps=1e-3, num_attention_heads=4, biases="all")
+CHANGED |= dict(negative_slope=0.3, activation_scale=3.0, qk_norm=True, family="pythia", embd_pdrop=0.5, hidden_size=64)
+CHANGED |= dict(vocab_size=50, max_position_embeddings=64, intermediate_size=64, slope_sharing="shared")
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_config_that_no_longer_describes_the_model_is_not_saved(name, tmp_path):
+    network = ours()
+    before = getattr(network.config, name)
+    setattr(network.config, name, CHANGED[name])
+    for write in (lambda: network.save_pretrained(tmp_path), lambda: to_gpt2(network)):
+        with pytest.raises(SettingsError, match=rf"config\.{name}: {CHANGED[name]!r} is not .* has, {before!r};"):
+            write()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_config_changed_in_place_or_before_the_model_is_built_is_checked(tmp_path):
+    network = ours(attention_scales=[1.0, 2.0])
+    network.config.attention_scales[1] = 3.0
+    with pytest.raises(SettingsError, match=r"config\.attention_scales: \[1.0, 3.0\] is not .* has, \[1.0, 2.0\]"):
+        network.save_pretrained(tmp_path)
+    config = ours().config
+    config.norm = "batchnorm"
+    with pytest.raises(SettingsError, match="model.norm: 'batchnorm' is not one of layernorm"):
+        type(network)(config)
+
+
+def test_fields_that_change_no_computation_or_are_read_from_the_config_are_saved(tmp_path):
+    network, ids = spread(ours("pythia")), tokens()
+    changes = dict(rotary_base=500.0, rotary_fraction=0.5, residual_dtype="bfloat16", init="width", eos_token_id=3)
+    for name, value in (changes | dict(max_position_embeddings=64, use_cache=False, ffn_gain=2.0)).items():
+        setattr(network.config, name, value)
+    network.set_attn_implementation("eager")
+    again = reloaded(network, tmp_path)
+    again.set_attn_implementation("eager")
+    close(again(ids).logits, network(ids).logits, 0)
+    assert (again.config.eos_token_id, again.config.max_position_embeddings) == (3, 64)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "pythia"])
 def test_a_larger_vocabulary_is_trained_and_saved(family, tmp_path):
     network, ids = ours(family).train(), tokens()
@@ -447,6 +503,30 @@ def test_a_run_is_a_whole_hugging_face_folder(run):
     text = "def loss(step):\n    return step * 2  ,\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert set(tokenizer(text)) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+def test_the_special_tokens_of_a_users_own_tokenizer_keep_their_roles(name, run, tiny, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(run).backend_tokenizer
+    own = ("bos_token", "eos_token", "unk_token", "pad_token")
+    ids = dict(zip(own, (5, 6, 7, 8), strict=True))
+    roles = {role: tokenizer.id_to_token(number) for role, number in ids.items()}
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    plain = prepare(tiny(data={"tokenizer": str(tmp_path / name)}).data)
+    assert plain.meta["special_tokens"] == {}
+    for count in (4, 3):  # all, and without one that pads
+        given = {role: roles[role] for role in own[:count]}
+        PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **given).save_pretrained(tmp_path)
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        experiment = tiny(data={"tokenizer": str(tmp_path / name)}, seed=count, training={"steps": 1})
+        made = prepare(experiment.data)
+        assert (made.hash, made.directory, made.meta["special_tokens"]) == (plain.hash, plain.directory, given)
+        saved = train(experiment, quiet=True) / "model"
+        found, network = AutoTokenizer.from_pretrained(saved), AutoModelForCausalLM.from_pretrained(saved)
+        expected = ids if count == 4 else {**ids, "pad_token": 6}
+        assert {role: getattr(found, f"{role}_id") for role in own} == expected
+        for config in (network.config, network.generation_config):
+            assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (5, 6, expected["pad_token"])
 
 
 def test_generation_stops_at_a_string(run):

@@ -12,6 +12,7 @@ import accelerate
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -563,7 +564,7 @@ def test_a_bool_mask_is_measured_as_eager_attention_takes_it(name):
 def test_lists_arrays_and_single_sequences_are_converted():
     model, batch = with_sharp_attention(gpt2), ids()
     expected = head_entropy(model, batch)
-    rows = [*batch], tuple(map(tuple, batch.tolist())), batch.numpy().astype("uint16"), batch.numpy().astype(">i8")
+    rows = tuple(map(tuple, batch.tolist())), batch.numpy().astype("uint16"), batch.numpy().astype(">i8")
     rows = *rows, batch.flip(1).numpy()[:, ::-1]
     for same_batch in (batch.tolist(), batch.numpy(), {"input_ids": batch.tolist()}, batch.int(), *rows):
         assert torch.equal(head_entropy(model, same_batch), expected)
@@ -607,6 +608,32 @@ def test_batches_that_do_not_fit_are_refused_in_one_line(batch, said):
     with pytest.raises(SettingsError, match=said) as caught:
         head_entropy(gpt2(), batch)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "our gpt2"])
+def test_a_misspelt_key_is_refused_and_what_a_model_takes_is_not(name):
+    model, batch = MODELS[name]().eval(), ids()
+    wrapped = torch.compile(model, backend="eager")
+    for key in ("atention_mask", "attention_masks", "text"):
+        for m in (model, wrapped):
+            with pytest.raises(SettingsError, match=f"batch: '{key}' is not one of input_ids, .*attention_mask, "):
+                head_entropy(m, {"input_ids": batch, key: torch.ones_like(batch)})
+    more = {"labels": batch, "position_ids": torch.arange(16)[None]}
+    more |= {} if name == "our gpt2" else {"token_type_ids": torch.zeros_like(batch), "seq_idx": batch}
+    assert head_entropy(model, {"input_ids": batch, **more}).isfinite().all()
+    with pytest.raises(SettingsError, match="batch: 'attention_mask' is not one of input_ids$"):
+        head_entropy(Wrapped(model), {"input_ids": batch, "attention_mask": batch})
+
+
+def test_lists_of_tensors_which_the_default_collate_makes_of_columns_are_refused():
+    rows = ids().tolist()
+    mapping = default_collate([{"input_ids": row, "attention_mask": [1] * 16} for row in rows])
+    mask = {"input_ids": ids(), "attention_mask": mapping["attention_mask"]}
+    for batch in (mapping, default_collate(rows), default_collate([[row] for row in rows]), mask, [*ids()]):
+        with pytest.raises(
+            SettingsError, match=r'_\w+ is a list of tensors, .*; stack .* dataset.with_format\("torch"\)'
+        ):
+            head_entropy(gpt2(), batch)
 
 
 def test_head_entropy_refuses_an_unknown_method():
