@@ -621,7 +621,7 @@ def test_a_misspelt_key_is_refused_and_what_a_model_takes_is_not(name):
     more = {"labels": batch, "position_ids": torch.arange(16)[None]}
     more |= {} if name == "our gpt2" else {"token_type_ids": torch.zeros_like(batch), "seq_idx": batch}
     assert head_entropy(model, {"input_ids": batch, **more}).isfinite().all()
-    with pytest.raises(SettingsError, match="batch: 'attention_mask' is not one of input_ids$"):
+    with pytest.raises(SettingsError, match=r"batch: 'attention_mask' is not one of input_ids$"):
         head_entropy(Wrapped(model), {"input_ids": batch, "attention_mask": batch})
 
 
