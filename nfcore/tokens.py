@@ -165,7 +165,8 @@ def prepare(settings: DataSettings) -> TokenData:
     codeparrot = settings.corpus == "codeparrot"
     corpus = (codeparrot_corpus if codeparrot else local_corpus)(settings)
     name = settings.tokenizer or (CODEPARROT_TOKENIZER if codeparrot else None)
-    tokenizer, roles = load_tokenizer(name, settings.vocab_size) if name else (None, {})
+    found: tuple[Tokenizer | None, dict[str, str]] = load_tokenizer(name, settings.vocab_size) if name else (None, {})
+    tokenizer, roles = found
     if tokenizer and settings.packing == "packed" and tokenizer.token_to_id(END_OF_TEXT) is None:
         raise SettingsError(f"data.packing: packed needs a tokenizer with {END_OF_TEXT}, which data.tokenizer lacks")
     hashed = sha256(tokenizer.to_str()) if tokenizer else None
