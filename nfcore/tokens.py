@@ -174,15 +174,13 @@ def prepare(settings: DataSettings) -> TokenData:
     if not directory.exists():
         remedy = "free space on that disk, or set NFCORE_DATA to another; the same command goes on"
         with refusing(f"{directory}: token files cannot be written", remedy, OSError):
-            make_once(directory, lambda place: make(place, corpus, tokenizer, roles, settings))
+            make_once(directory, lambda place: make(place, corpus, tokenizer, settings))
     tokens = open_tokens(directory)
-    tokens.meta["special_tokens"] = roles  # the files may have been made for the same tokenizer with others
+    tokens.meta["special_tokens"] = roles  # not in the file: it may have been made for the same tokenizer with others
     return tokens
 
 
-def make(
-    place: Path, corpus: Corpus, tokenizer: Tokenizer | None, roles: dict[str, str], settings: DataSettings
-) -> None:
+def make(place: Path, corpus: Corpus, tokenizer: Tokenizer | None, settings: DataSettings) -> None:
     """Make token files and their record in ``place``.
 
     The Arrow file of the texts lies there meanwhile. If this is killed, a finished one is found again.
@@ -202,7 +200,6 @@ def make(
     versions |= {"python": platform.python_version(), "nfcore": __version__}
     meta = {"format": FORMAT, "dtype": token_type(settings.vocab_size), "settings": settings.to_dict()}
     meta |= {"corpus_hash": corpus.identity, "tokenizer_hash": file_sha256(place / "tokenizer.json")}
-    meta |= {"special_tokens": roles}
     meta |= {part: {**parts[part], "sha256": file_sha256(place / f"{part}.bin")} for part in PARTS}
     meta |= {"validation_overlap": overlap(texts_of(texts["train"]), texts_of(texts["validation"]))}
     meta |= {**corpus.facts, "versions": versions}
