@@ -29,7 +29,7 @@ from nfcore.settings import SettingsError, choice
 
 CACHES = ("past_key_values", "cache")  # a cache's name until transformers 5.23, and since
 # What transformers' own decorators and attention take out of a forward pass's **kwargs, or a tokenizer adds in vain.
-UNNAMED = ("past_key_values", "return_dict", "labels", "token_type_ids", "mm_token_type_ids")
+UNNAMED: tuple[str, ...] = ("past_key_values", "return_dict", "labels", "token_type_ids", "mm_token_type_ids")
 UNNAMED += (*TransformersKwargs.__annotations__,)
 _turn = threading.RLock()  # measurements take turns, since modules' training flags are set meanwhile
 # A process is forked between measurements, or the child would have a model and an interface that are being measured.

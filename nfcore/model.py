@@ -290,7 +290,15 @@ class Head(nn.Linear):
 
 # Fields of the config that may change after a model is built: they only drew its first weights, its forward pass reads
 # them, or saving finds them out.
-FREE = ("init", "embedding_gain", "ffn_gain", "ffn_output_gain", "residual_dtype", "rotary_fraction", "rotary_base")
+FREE: tuple[str, ...] = (
+    "init",
+    "embedding_gain",
+    "ffn_gain",
+    "ffn_output_gain",
+    "residual_dtype",
+    "rotary_fraction",
+    "rotary_base",
+)
 FREE += ("tie_word_embeddings",)
 
 
