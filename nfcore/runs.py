@@ -174,7 +174,7 @@ def stack(found: Iterable[tuple[Path, dict[str, Any]]], name: str) -> pd.DataFra
             continue
         with refusing(f"{path}: cannot be read", AGAIN):
             frame = pd.read_parquet(path)
-            if name == "positions":  # the largest table: in half the bytes
+            if name == "positions" and len(frame):  # the largest table: in half the bytes
                 frame = frame.astype(dict.fromkeys(("entropy", "entropy_random"), "float32"))
         frames.append(frame.assign(run=record["id"]) if "id" in record else frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"run": []})

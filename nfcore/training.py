@@ -25,10 +25,15 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -38,7 +43,7 @@ from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 from nfcore.shares import entropy_ceiling
 from nfcore.store import locked, write_atomically
-from nfcore.telemetry import Telemetry, Watch
+from nfcore.telemetry import Telemetry, Watch, whole
 from nfcore.tokens import TokenData, prepare
 
 
@@ -84,13 +89,18 @@ class Training:
         self.folder, self.steps, self.step = folder, settings.steps or rows // batch, 0
         self.precision = machine.resolve_precision(settings.precision)
         self.compiled = settings.compile and not machine.why_not_compiled()
-        self.accelerator = _accelerator(self.precision, self.compiled, fsdp, report_to, folder)
+        self.accelerator = _accelerator(self.precision, self.compiled, report_to, folder)
         torch.manual_seed(experiment.seed)
         self.model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model))).to(self.accelerator.device)
         self._fit_to_machine(context)
+        if fsdp:
+            for module in (*self.model.blocks, self.model):
+                # If inputs were cast, so would be what runs between the blocks, whose precision is ours to say.
+                fully_shard(module, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
         optimizer, self.schedule = optimizer_and_schedule(self.model, settings, self.steps)
         self.watch = Watch(self.model)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=fsdp)  # true: not wrapped in DDP
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.rows, self.seed, self.per_epoch = tokens.train, experiment.seed, rows // batch
         self.tokens_per_update = batch * context
         self.validation = tokens.validation[: settings.eval_sequences]
@@ -122,8 +132,8 @@ class Training:
         """Train to the last update, to divergence, or to a signal."""
         settings, telemetry = self.settings, self.telemetry
         if self.step == 0:
-            self.probe()
             self.evaluate()
+            self.probe(last=bool(self.diverged))
         logged = self.step
         telemetry.lap(training=False)
         while self.step < self.steps and not self.diverged:
@@ -139,8 +149,7 @@ class Training:
                 telemetry.lap(training=True)
                 self.diverged, exploded = self.watch.events()
                 telemetry.exploded = telemetry.exploded or exploded
-            if self.diverged:  # the last probe, and neither evaluation nor checkpoint
-                last, probing, evaluating, saving = True, True, False, False
+            evaluating = evaluating and not self.diverged
             if logging:
                 mean = float(self.accelerator.gather(self.loss_sum).mean()) / (step - logged)
                 self.log(train_loss=mean, grad_norm=float(norm), learning_rate=rate)
@@ -148,8 +157,8 @@ class Training:
                 self.show_progress(mean)
             if evaluating:
                 self.evaluate()
-            if probing:
-                self.probe(last, units=evaluating)
+            if probing or self.diverged:
+                self.probe(last or bool(self.diverged), units=evaluating)
             if saving and not self.diverged:
                 self.save()
             if logging or evaluating or probing:
@@ -177,7 +186,7 @@ class Training:
             self.loss_sum += loss.detach()
         if self.precision != "float16":  # where the loss scaler lets gradients overflow, and skips the update
             self.watch.check_gradients()
-        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.max_grad_norm)
+        norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm))
         self.optimizer.step()
         rate = float(self.schedule.get_last_lr()[0])
         if not accelerator.optimizer_step_was_skipped:
@@ -308,20 +317,14 @@ class Training:
         self.accelerator.end_training()
 
 
-def _accelerator(precision: str, compiled: bool, fsdp: bool, report_to: Sequence[str], directory: Path) -> Accelerator:
+def _accelerator(precision: str, compiled: bool, report_to: Sequence[str], directory: Path) -> Accelerator:
     for logger in report_to:
         choice("report_to", logger, sorted(map(str, LOGGER_TYPE_TO_CLASS)))
     AcceleratorState._reset_state()  # of a run with another precision that this process has trained before
-    plugin = None
-    if fsdp:
-        # If inputs were cast, so would be what runs between the blocks, whose precision is ours to say.
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
-        plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
         dynamo_backend="inductor" if compiled else None,
-        fsdp_plugin=plugin,
         log_with=list(report_to) or None,
         project_dir=directory,
     )
@@ -457,7 +460,7 @@ def _bar(training: Training, label: str, quiet: bool) -> tqdm:
 def _finish(experiment: Experiment, training: Training, tokens: TokenData) -> None:
     """Write the run's files and, last, its record; all processes leave when that is there."""
     folder, telemetry, diverged = training.folder, training.telemetry, training.diverged
-    weights = None if diverged else training.accelerator.get_state_dict(training.wrapped)  # gathered by all together
+    weights = None if diverged else get_model_state_dict(training.model, options=training.WHOLE)  # by all together
     if training.accelerator.is_main_process:
         files = [folder / "settings.yaml"]
         files[0].write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False))
@@ -507,7 +510,7 @@ def provenance(experiment: Experiment, training: Training, tokens: TokenData) ->
         "tokens": seen,
         "seconds": round(telemetry.seconds, 2),
         "wall_seconds": round(telemetry.wall_seconds, 2),
-        "tokens_per_second": round(seen / telemetry.seconds, 1),
+        "tokens_per_second": round(seen / telemetry.seconds, 1) if seen else 0.0,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

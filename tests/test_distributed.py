@@ -131,6 +131,34 @@ def test_a_job_that_ends_early_names_the_cause_and_resumes(
     np.testing.assert_allclose(resumed, alone, atol=1e-3)
 
 
+SHARDED = """
+import os, sys, accelerate, yaml
+from torch.distributed.tensor import DTensor
+from nfcore import training
+from nfcore.settings import Experiment
+
+start = training.Training.run
+
+def run(self):
+    matrices = [p for p in self.model.parameters() if p.dim() > 1]
+    halves = [p for p in matrices if isinstance(p, DTensor) and 2 * p.to_local().numel() == p.numel()]
+    os.write(1, b"%d of %d matrices halved\\n" % (len(halves), len(matrices)))
+    start(self)
+
+training.Training.run = run
+experiment = Experiment.from_dict(yaml.safe_load(sys.stdin))
+accelerate.debug_launcher(lambda: training.train(experiment, fsdp=True, quiet=True), num_processes=2)
+"""
+
+
+def test_shards_weights_over_processes(tiny: Tiny, elsewhere: Path) -> None:
+    experiment = tiny(training={"steps": 2})
+    done = run([sys.executable, "-c", SHARDED], input=yaml.safe_dump(experiment.to_dict()))
+    assert done.returncode == 0, done.stderr[-3000:]
+    count = len([w for w in weights(elsewhere / experiment.id).values() if w.dim() > 1])
+    assert done.stdout.count(f"{count} of {count} matrices halved\n") == 2
+
+
 LAUNCH = """
 import gc, os, sys, accelerate, torch, yaml
 from torch.nn.parallel import DistributedDataParallel

@@ -510,6 +510,27 @@ def test_dropout_is_off_in_measurements(tiny: Tiny, trained: Path) -> None:
 # --- divergence -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_run_that_diverges_in_an_evaluation_is_a_result(
+    step: int, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before the first update, or between two probes: the last probe is made all the same."""
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
+    evaluate = Training.evaluate
+
+    def ending(self: Training) -> None:
+        evaluate(self)
+        if self.step == step:
+            self.diverged = {"step": step, "layer": 2, "where": "evaluation"}
+
+    monkeypatch.setattr(Training, "evaluate", ending)
+    run = train(tiny(training=dict(eval_every=4, probe_every=5)), quiet=True)
+    assert record(run)["diverged"] == {"step": step, "layer": 2, "where": "evaluation"}
+    for name in ("heads", "positions"):
+        assert table(run, name)["step"].max() == step
+    assert len(runs.load_runs().positions) == len(table(run, "positions"))
+
+
 def test_diverged_run_is_a_result(
     tiny: Tiny, diverged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
