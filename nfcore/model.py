@@ -3,8 +3,9 @@
 Axes: B batch, T positions, S keys (cache included), D model width, H heads, K head width (D / H), F feed-forward
 width, V vocabulary, L layers.
 
-To add an activation: write a module and give it a line in ``ACTIVATIONS``, a function from the config to the module. A
-norm likewise in ``NORMS``.
+To add an activation: write a module and give it a line in ``ACTIVATIONS``, a function from the config to the module,
+and its letters in :data:`nfcore.settings.ACTIVATIONS`, which settings are checked against before torch is loaded. A
+norm likewise in both ``NORMS``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import id_tensor_storage
 
-from nfcore.settings import REGISTERED, SHAPES, ModelSettings, SettingsError, check_keys, choice
+from nfcore.settings import REGISTERED, SHAPES, ModelSettings, SettingsError, choice
 
 
 TRIED = ("5.17", "5.24")  # the first and the last series of transformers that pass tests/test_model.py: `make versions`
@@ -61,8 +62,10 @@ class NormFreeConfig(PreTrainedConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         if "transformers_version" not in kwargs:  # what was saved has it, and may hold what other tools have added
-            unknown = kwargs.keys() - {*ModelSettings.model_fields, *dir(type(self)), "attn_implementation"}
-            check_keys(dict.fromkeys(sorted(unknown)), ModelSettings.model_fields, "model")
+            known = {*ModelSettings.model_fields, *dir(type(self)), "attn_implementation"}
+            if unknown := kwargs.keys() - known:
+                allowed = ", ".join(ModelSettings.model_fields)
+                raise SettingsError(f"model: unknown setting {min(unknown)!r}; allowed: {allowed}")
         fields = ModelSettings.model_fields.keys() & kwargs.keys()
         settings = ModelSettings(**{name: kwargs.pop(name) for name in fields})
         use_cache = kwargs.pop("use_cache", True)  # PreTrainedConfig drops it
@@ -182,8 +185,8 @@ def causal_attention(
 class QKV(nn.Linear):
     """Queries, keys and values (B, T, 3 D) of x (B, T, D), with the bias of ``Attention`` in the same product.
 
-    In half precision a sum that is added later is rounded twice, and the runs on record were rounded once. torchao and
-    quanto quantise this class too; torch's old ``quantize_dynamic`` replaces only ``nn.Linear`` itself.
+    In half precision a sum that is added later is rounded twice. torch's old ``quantize_dynamic`` replaces only
+    ``nn.Linear`` itself, and so not this class.
     """
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -276,10 +279,14 @@ class Head(nn.Linear):
 
     def forward(self, x: Tensor, labels: Tensor | None = None, items: int | Tensor | None = None) -> Tensor:
         if labels is not None:
-            given, wanted, options = x[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), nn.LinearCrossEntropyOptions()
-            reduction = "mean" if items is None else "sum"
-            how: dict[str, Any] = dict(linear_bias=self.bias, reduction=reduction, options=options)
-            loss = F.linear_cross_entropy(given, self.weight, wanted, **how)
+            loss = F.linear_cross_entropy(
+                x[:, :-1].flatten(0, 1),
+                self.weight,
+                labels[:, 1:].flatten(),
+                linear_bias=self.bias,
+                reduction="mean" if items is None else "sum",
+                options=nn.LinearCrossEntropyOptions(),
+            )
             return loss if items is None else loss / items
         extra = -len(self.weight) % self.multiple
         if not extra:

@@ -80,7 +80,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
 
 
 def read_records(directory: Path) -> list[dict[str, Any]]:
-    """The records of a directory that `nfbook.recorded.export` wrote; none where there is no such directory."""
+    """The records of a recorded set, such as ``data/recorded/study``; none where there is no such directory."""
     path = directory / "records.json"
     return json.loads(path.read_text()) if path.exists() else []
 
@@ -138,7 +138,7 @@ class Runs:
 
 
 def load_runs(source: str | Path | None = None) -> Runs:
-    """All finished runs of this machine (None), or of a directory: of runs, or one that `nfbook.recorded.export` wrote.
+    """All finished runs of this machine (None), or of a directory: of runs, or a recorded set.
 
     Raises:
         SettingsError: no such directory, or an unreadable record.

@@ -155,10 +155,12 @@ class Telemetry:
         attention = self.model.config._attn_implementation
         self.model.set_attn_implementation("sdpa")  # so that a probe does not depend on what training attends with
         layers, heads = self._forward(units)
-        random = attention_statistics(self.model, self.random) if last else {"entropy": heads["entropy"] * math.nan}
+        positions = {"entropy": heads.pop("by_position")}
+        heads["entropy_random"] = torch.full_like(heads["entropy"], math.nan)
+        if last:
+            random = attention_statistics(self.model, self.random)
+            heads["entropy_random"], positions["entropy_random"] = random["entropy"], random["by_position"]
         self.model.set_attn_implementation(attention)
-        by_position = heads.pop("by_position")
-        heads["entropy_random"] = random["entropy"]
         slopes = [whole(slope).item() for slope in self.model.slopes] or [math.nan]
         scales = [whole(scale).item() for scale in self.model.scales] or [math.nan]
         for layer, values in enumerate(layers):
@@ -168,11 +170,9 @@ class Telemetry:
             for head in range(heads["entropy"].shape[1]):
                 values = {name: float(table[layer, head]) for name, table in heads.items()}
                 self.tables["heads"].append(where | {"head": head} | values)
-            if last:
-                pairs = zip(by_position[layer].tolist(), random["by_position"][layer].tolist(), strict=True)
-                for position, (entropy, entropy_random) in enumerate(pairs, 1):
-                    values = {"position": position, "entropy": entropy, "entropy_random": entropy_random}
-                    self.tables["positions"].append(where | values)
+            for position in range(self.probe.shape[1] if last else 0):
+                values = {name: float(table[layer, position]) for name, table in positions.items()}
+                self.tables["positions"].append(where | {"position": position + 1} | values)
 
     def _forward(self, units: bool) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
         """Measure each layer and its heads in a pass over the probe."""

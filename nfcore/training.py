@@ -112,7 +112,7 @@ class Training:
         self.bar = tqdm(disable=True)
         if report_to:
             self.accelerator.init_trackers("nfcore", config={"id": experiment.id, "name": experiment.name})
-        set_seed(experiment.seed)  # of dropout
+        set_seed(experiment.seed)  # of dropout, however many numbers the initial weights have drawn
 
     def _fit_to_machine(self, context: int) -> None:
         """Choose between ways of computing the same thing."""
@@ -144,6 +144,7 @@ class Training:
             saving = (step % settings.save_every == 0 or stopping) and not last  # a finished run is saved as a whole
             evaluating = step % settings.eval_every == 0 or last
             probing = step % settings.probe_every == 0 or last
+            # A checkpoint has no sum of losses, so one is logged before it.
             logging = step % settings.log_every == 0 or step == 1 or saving or last
             if logging or evaluating or probing:
                 telemetry.lap(training=True)
@@ -170,7 +171,7 @@ class Training:
         """Make one update; returns the gradient norm before clipping and the learning rate."""
         settings, accelerator = self.settings, self.accelerator
         if self.step % self.per_epoch == 0:
-            torch.empty((), dtype=torch.int64).random_()  # as a DataLoader draws; recorded runs with dropout had one
+            torch.empty((), dtype=torch.int64).random_()  # as a DataLoader draws: the next draws are those of dropout
         self.wrapped.train()
         self.watch.step.fill_(self.step + 1)
         batch, micro = self.batch(), faults.micro_batch(settings)
@@ -245,6 +246,7 @@ class Training:
             self.diverged = {"step": self.step, "layer": layer, "where": "evaluation"}
 
     def probe(self, last: bool = False, units: bool = True) -> None:
+        """Measure the model on the probe; ``last`` and ``units`` add what :meth:`Telemetry.measure` says."""
         with self.accelerator.autocast():
             self.telemetry.measure(self.step, last, units)
 
@@ -409,7 +411,8 @@ def _run(
         (directory / "record.json").unlink(missing_ok=True)
         for left in (CHECKPOINTS, "model"):
             shutil.rmtree(directory / left, ignore_errors=True)
-    if training.resume() and not quiet:
+    resumed = training.resume()
+    if resumed and not quiet:
         print(f"  {label}: resumes at step {training.step}")
     with (
         faults.deferred_signals() as training.received,

@@ -37,7 +37,6 @@ STYLES: dict[str, dict[str, str]] = {
 COLORMAP = "cividis"
 # The ink of a figure is that of the page it is on: an SVG in an <img> has the colour scheme of its element.
 INK = "svg{color:#1f2328}text{fill:currentColor}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}"
-# Of an output: {"finding": "...", "runs": [...], "commits": [...], "interactive": {...} or null}
 
 
 def use_style() -> None:

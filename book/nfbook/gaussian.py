@@ -14,12 +14,6 @@ shares depend on alpha alone: it is positively homogeneous.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-
-from nfcore.linearity import shares_of_moments
 
 
 def gaussian_gelu_shares(tau: float) -> tuple[float, float]:
@@ -42,12 +36,3 @@ def gaussian_leaky_relu_shares(slope: float) -> tuple[float, float]:
     """
     rest, energy = ((1 - slope) / 2) ** 2, (1 + slope**2) / 2
     return rest / energy, rest * (1 - 2 / math.pi) / energy
-
-
-def gaussian_shares(f: Callable[[np.ndarray], Any], tau: float, points: int = 20001) -> tuple[float, float]:
-    """Non-linear share of any f on N(0, tau^2), and the centred one, by summation over +-12 tau."""
-    z = np.linspace(-12.0, 12.0, points)
-    weights = np.exp(-(z**2) / 2)
-    weights /= weights.sum()
-    x, y = tau * z, np.asarray(f(tau * z))
-    return shares_of_moments(*((weights * moment).sum(keepdims=True) for moment in (x, y, x * x, x * y, y * y)))

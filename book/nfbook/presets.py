@@ -90,7 +90,8 @@ class Preset(Section):
             old = getattr(made, section)
             new = {field: type(value)(value * by) for field, by in factors.items() if (value := getattr(old, field))}
             made = made.replace(**{section: old.replace(**new)})
-        return made.replace(name=f"{FAMILIES[family]} {made.model.configuration} T={made.data.context} seed {seed}")
+        what = f"{FAMILIES[family]} {made.model.configuration} T={made.data.context}"
+        return made.replace(name=f"{budget}: {what} seed {seed}")
 
     def grid(self) -> dict[str, list[Experiment]]:
         """The runs of each experiment."""
