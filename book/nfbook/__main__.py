@@ -86,7 +86,8 @@ def claims(args: argparse.Namespace) -> int:
     code = 0
     for chosen in [Study.load(name, args.source) for name in args.study or STUDIES]:
         found = ledger.summary(ledger.statistics(chosen.runs(), chosen), chosen.name)
-        print(f"{chosen.name}\n{found.to_markdown(index=False, tablefmt='simple', floatfmt='.3f')}\n")
+        shown = found.drop(columns="runs").to_markdown(index=False, tablefmt="simple", floatfmt=".3f")
+        print(f"{chosen.name}\n{shown}\n")
         if args.record:
             print(ledger.record(found, chosen.name))
             crate.write(recorded_dir(chosen.name))

@@ -331,12 +331,13 @@ def spearman_interval(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Se
 
 
 def summary(frame: pd.DataFrame, study: str = "study") -> pd.DataFrame:
-    """What is recorded of the verdicts: one row a test or correlation, numbers to four decimals."""
+    """What is recorded of the verdicts: one row a test or correlation, numbers to four decimals, the runs' ids."""
     parts = [verdicts(frame, study).rename(columns={"group": "kind"})]
     if study == "transient":
         parts.append(correlations(frame)[0].assign(kind="correlations", unit="rank"))
-    columns = ["kind", "id", "statement", "unit", "estimate", "low", "high", "n", "lost", "verdict"]
+    columns = ["kind", "id", "statement", "unit", "estimate", "low", "high", "n", "lost", "verdict", "runs"]
     whole = pd.concat(parts, ignore_index=True).reindex(columns=columns).fillna({"lost": 0}).astype({"lost": int})
+    whole["runs"] = [" ".join(ids) if isinstance(ids, list) else "" for ids in whole["runs"]]
     return whole.round({"estimate": 4, "low": 4, "high": 4}).replace({-0.0: 0.0})
 
 
