@@ -95,6 +95,9 @@ class Section(pydantic.BaseModel):
             own = first.get("ctx", {}).get("error")  # a SettingsError of our validators
             raise SettingsError(str(own) if own else f"{where}: {first['input']!r:.200} {must}") from None
 
+    def __hash__(self) -> int:
+        return hash(tuple(tuple(v) if isinstance(v, list) else v for v in dict(self).values()))
+
     def to_dict(self) -> dict[str, Any]:
         return self.model_dump()
 
@@ -204,9 +207,9 @@ class DataSettings(Section):
 
     corpus: Annotated[str, Field(min_length=1)] = "python-source"
     """``python-source`` (sources of packages that the lock pins), ``codeparrot`` (the paper's data sets), or the path
-    of a folder or a text, JSON-lines or parquet file."""
+    of a file or a folder in one of the formats of :mod:`nfcore.formats`."""
     text_column: str = "content"
-    """Of a JSON-lines or parquet file."""
+    """The column of records that holds the text."""
     tokenizer: str | None = None
     """A path or a Hub name; null is a byte-level BPE trained on the training part."""
     vocab_size: Annotated[int, Field(ge=257, le=2**20)] = 1024

@@ -17,6 +17,7 @@ from nfbook.__main__ import main
 from nfbook.cost import Measurement, flops_per_token, memory_bytes, parameters, plan, speed
 from nfbook.presets import PRESETS, Preset
 from nfbook.recorded import recorded_dir
+from nfbook.study import Study
 from nfcore import prepare, runs
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import ACTIVATIONS, NORMS, SHAPES, Experiment, ModelSettings, SettingsError
@@ -231,6 +232,13 @@ def test_plan_of_a_preset_has_a_line_a_run(preset: str, capsys: pytest.CaptureFi
     for experiment in Preset.load(preset).experiments():
         assert printed.count(f"\n{experiment.id}  ") == 1
     assert "Tokens/s assumed: 20% of 312 TFLOP/s, the 16-bit peak in the data sheet of A100." in printed
+
+
+def test_plan_of_the_study_has_a_line_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "study", "--hardware", "A100"]) == 0
+    printed = capsys.readouterr().out
+    for experiment in Study.load().experiments():  # some have a list among their settings
+        assert printed.count(f"\n{experiment.id}  ") == 1
 
 
 def test_token_files_of_a_large_vocabulary_are_twice_as_large() -> None:
