@@ -29,14 +29,15 @@ right = found[found["outcome"] == "right"]
 wrong = int((found["outcome"] == "wrong").sum())
 glue(coverage_right=f"{len(right)}", coverage_all=f"{len(found)}")
 Markdown(
-    f"**For {len(right)} of {len(found)} classes the measured entropy agrees with the class's own attention maps, to "
+    f"**For {len(right)} of {len(found)} model types the measured entropy agrees with the model's own attention maps, to "
     f"{right['largest_error_nats'].max():.0e} nats in every head. {wrong or 'None'} {'are' if wrong > 1 else 'is'} wrong.** *transformers "
     f"{made['transformers']}, torch {made['torch']}, measured on {made['measured']}.*"
 )
 
 # %% [markdown]
-# We build each class with a tiny random configuration and measure it twice on the same tokens: with `head_entropy`, and from the attention
-# maps that the class returns with eager attention. `python -m benchmarks coverage` measures again.
+# A model type is a name in transformers' table of causal language models; several types may have one class. We build each with a tiny random
+# configuration and measure it twice on the same tokens: with `head_entropy`, and from the attention maps that the class returns with eager
+# attention. `python -m benchmarks coverage` measures again.
 
 # %% [markdown]
 # ## Outcomes
@@ -44,15 +45,15 @@ Markdown(
 # %% tags=["remove-input"]
 meanings = {
     "right": "entropy agrees with the maps to 1e-5 nats in every head",
-    "refused": "the meter says in one line that it does not measure this class",
+    "refused": "the meter says in one line that it does not measure this model",
     "wrong": "entropies differ, or layers are missing",
-    "crashed": "the class raised an error of its own",
-    "no maps": "the meter measures, but the class returns no maps to compare with",
-    "not built": "no tiny configuration of the class could be made to run",
+    "crashed": "the model raised an error of its own",
+    "no maps": "the meter measures, but the model returns no maps to compare with",
+    "not built": "no tiny configuration of the model could be made to run",
 }
 count = found["outcome"].value_counts()
 table = pd.DataFrame(
-    [{"outcome": name, "classes": int(count.get(name, 0)), "meaning": text} for name, text in meanings.items()]
+    [{"outcome": name, "model types": int(count.get(name, 0)), "meaning": text} for name, text in meanings.items()]
 )
 markdown_table(table)
 
@@ -65,6 +66,7 @@ markdown_table(table)
 # %% tags=["remove-input"]
 table = [
     {
+        "model type": row["model_type"],
         "class": row["class"],
         "attention": row["implementation"],
         "layers": ", ".join(dict.fromkeys(str(int(layer)) for layer in row["layers"])),
@@ -73,21 +75,24 @@ table = [
     }
     for _, row in right.iterrows()
 ]
-folded(f"The {len(right)} classes that are measured", markdown_table(pd.DataFrame(table)))
+folded(f"The {len(right)} model types that are measured", markdown_table(pd.DataFrame(table)))
 
 # %% [markdown]
 # ## Not measured
 #
-# The refused classes have attention code of their own, which does not go through transformers' attention interface, or no softmax
-# attention at all.
+# The refused models have attention code of their own, which does not go through transformers' attention interface, or no softmax
+# attention at all. Those that were not built want settings, packages or memory that a tiny random configuration does not have.
 
 # %% tags=["remove-input"]
-rest = found[found["outcome"] != "right"].sort_values(["outcome", "class"])
-table = [
-    {"class": row["class"], "outcome": row["outcome"], "reason": str(row["reason"]).split("Error: ", 1)[-1]}
-    for _, row in rest.iterrows()
-]
-folded(f"The other {len(rest)} classes, with the reason", markdown_table(pd.DataFrame(table)))
+rest = found[found["outcome"] != "right"]
+names = {
+    outcome: ", ".join(dict.fromkeys(rows["class"].sort_values(key=lambda names: names.str.lower())))
+    for outcome, rows in rest.groupby("outcome", sort=False)
+}
+folded(
+    f"The classes of the other {len(rest)} model types",
+    Markdown("\n\n".join(f"*{outcome.capitalize()}*: {listed}." for outcome, listed in names.items())),
+)
 
 # %% [markdown]
 # ## What to remember

@@ -17,7 +17,9 @@ import json
 import pandas as pd
 from IPython.display import Markdown
 
+from nfbook.recorded import recorded_dir
 from nfbook.report import glue, markdown_table
+from nfcore.runs import read_records
 from nfcore.settings import project_root
 
 
@@ -33,16 +35,19 @@ def tried(kind):
 kills = tried("SIGKILL")
 losses = sum(row["losses"] for row in rows.values())
 glue(kills=f"{kills}", losses=f"{losses}")
+first = min((record["provenance"]["finished"] for record in read_records(recorded_dir("study"))), default="")[:10]
 Markdown(
-    f"**We killed commands {kills:,} times, flipped {tried('bit flipped'):,} bits and gave {tried('bad input'):,} bad inputs. {losses} "
-    f"{'result was' if losses == 1 else 'results were'} lost.** *{made['device']}, torch {made['torch']}, last counted on "
-    f"{made['measured']} at commit `{made['commit'][:12]}`.*"
+    f"**We killed commands {kills:,} times, flipped {tried('bit flipped'):,} bits and gave {tried('bad input'):,} bad inputs, after the four "
+    f"faults that earlier rounds found were mended. {losses or 'No'} {'result was' if losses < 2 else 'results were'} lost.** "
+    f"*{made['device']}, torch {made['torch']}, last counted on {made['measured']} at commit `{made['commit'][:12]}`"
+    + (f", which is older than the code of the study (first run: {first})" if made["measured"] < first else "")
+    + ".*"
 )
 
 # %% [markdown]
 # ## Counts
 #
-# A *loss* is an attempt after which the next command gave another result than undisturbed work, or did not name the damage. The same
+# A *failure* is an attempt after which the next command gave another result than undisturbed work, or did not name the damage. The same
 # result means equal tables and weights to the last bit for a run on one thread, equal hashes for token files, and equal bytes for a
 # notebook. `make test` tries each of these things a few times. `make torture` goes on until the counts below are reached, can be stopped
 # at any time, and adds to them.
@@ -53,13 +58,13 @@ markdown_table(
         {
             "what was done": list(rows),
             "times": [f"{row['tried']:,}" for row in rows.values()],
-            "losses": [f"{row['losses']}" for row in rows.values()],
+            "failures": [f"{row['losses']}" for row in rows.values()],
         }
     )
 )
 
 # %% [markdown]
-# Earlier rounds found four faults. All are mended and have tests of their own, and the counts above are from the rounds after that.
+# The four faults of earlier rounds have tests of their own:
 #
 # - Two methods of attention entropy gave NaN for a scale of zero or below.
 # - An integer of thousands of digits on the command line ended in a traceback.

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Status
+# # Runs and versions
 #
 # Compare your own run with ours here: versions, hardware, and the hash of the data of every run. All of it comes from the records of the
 # runs. The runs of the study are at the end of [Claims](claims.ipynb).
@@ -72,6 +72,8 @@ facts = {
 def provenance(name):
     """A fact of each run; `unknown` where its record has none."""
     values = frame.get(f"provenance.{name}", pd.Series(None, index=frame.index, dtype=object))
+    if name == "validation_overlap":
+        values = values.map("{:.1%}".format, na_action="ignore").str.replace("%", " %")
     return values.astype(object).where(values.notna(), "unknown")
 
 
@@ -106,8 +108,8 @@ table = pd.DataFrame(
         "seed": frame["seed"].astype(str),
         "parameters": [f"{n:,}" for n in frame["provenance.parameters"]],
         "steps": [
-            f"{step}" if status == "complete" else f"{step} ({status})"
-            for step, status in zip(frame["step"], frame["status"], strict=True)
+            f"{step}" if status == "complete" else f"{at:.0f} ({status})"
+            for step, status, at in zip(frame["step"], frame["status"], frame["diverged.step"], strict=True)
         ],
         "M tokens": [f"{n / 1e6:.3g}" for n in frame["provenance.tokens"]],
         "tokens/s": [f"{rate:,.0f}" for rate in frame["provenance.tokens_per_second"]],
@@ -120,7 +122,7 @@ folded(f"All {len(table)} runs", markdown_table(table))
 
 # %% tags=["remove-input"]
 seconds = frame["provenance.seconds"].sum()
-Markdown(f"All runs together trained for {seconds / 60:.1f} minutes; runs may overlap in time.")
+Markdown(f"Added up, all runs trained for {seconds / 60:.1f} minutes; runs may overlap in time.")
 
 # %% [markdown]
 # ## What to remember
