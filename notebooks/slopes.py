@@ -35,7 +35,7 @@ from IPython.display import Markdown
 from nfbook.claims import decay_sum, interval, of_cell, read_ledger, statistics, verdicts
 from nfbook.figures import STYLES, show_figure, use_style
 from nfbook.front import strip
-from nfbook.presets import PAPER_TOKENS, Preset
+from nfbook.presets import FAMILIES, PAPER_TOKENS, Preset
 from nfbook.recorded import together
 from nfbook.report import (
     banner,
@@ -48,6 +48,7 @@ from nfbook.report import (
     with_interval,
 )
 from nfbook.study import Study
+from nfcore.shares import entropy_ceiling
 
 
 use_style()
@@ -71,6 +72,9 @@ ends = ends[(ends["model.slope_sharing"] != "shared") | (ends["layer"] == 0)]  #
 ends["nearer"] = ends["slope"].abs() < ends["model.negative_slope"]
 free, with_decay = (ends[(ends["training.slope_weight_decay"] > 0) == decays] for decays in (False, True))
 bad = stability.runs[stability.runs["status"] == "diverged"]
+base = stability.runs["training.learning_rate"].min()
+elsewhere = next(iter(sources(preset, "table").values())).runs
+elsewhere = elsewhere[elsewhere["status"] == "diverged"]
 first_study = Study.load("transient")
 found = interval(
     of_cell(statistics(first_study.runs(), first_study), "slope 0.25, no decay")["slope"].dropna().astype(float)
@@ -81,14 +85,34 @@ near = max(abs(found["inner_low"]), abs(found["inner_high"])) <= margin
 Markdown(
     f"**A learnable slope that starts at 0.25 {'falls close to' if near else 'is not shown to reach'} ReLU's zero by itself, without weight decay:** in the short runs "
     f"of the first study (a {{term}}`transient`) it ends at {by_itself} (mean over layers, 95 % interval over seeds). In the still shorter runs of this page, {free['nearer'].sum()} of "
-    f"{len(free)} slopes without decay and {with_decay['nearer'].sum()} of {len(with_decay)} with it end nearer to zero than they began. "
+    f"{len(free)} slopes that start at {free['model.negative_slope'].max():g} without decay end nearer to zero than they began. Of those that start at "
+    f"{with_decay['model.negative_slope'].max():g} with decay, {len(with_decay) - with_decay['nearer'].sum()} of {len(with_decay)} end further from zero"
+    + (
+        ". "
+        if with_decay["nearer"].all()
+        else f", at up to {with_decay['slope'].abs().max():.3f}, so early in training slopes leave zero too. "
+    )
     + f"{len(bad)} of {len(stability.runs)} runs without LayerNorm diverged"
     + (
-        f", all at {bad['training.learning_rate'].min() / stability.runs['training.learning_rate'].min():g} times the preset's learning rate."
-        if len(bad) and bad["training.learning_rate"].min() > stability.runs["training.learning_rate"].min()
+        f", all at {bad['training.learning_rate'].min() / base:g} times the preset's learning rate."
+        if len(bad) and bad["training.learning_rate"].min() > base
         else "."
     )
-    + " The longer study has not judged either claim yet." * bool(table["verdict"].isin(["no runs", "undecided"]).all())
+    + (
+        " In the longer runs of [Perplexity](perplexity.ipynb) at the preset's rate these diverged: "
+        + ", ".join(
+            f"{FAMILIES[r['model.family']]} {r['configuration']} at update {r['diverged.step']:.0f}"
+            for _, r in elsewhere.iterrows()
+        )
+        + "."
+        if len(elsewhere)
+        else ""
+    )
+    + (
+        " The longer study has not judged either claim yet."
+        if table["verdict"].isin(["no runs", "undecided"]).all()
+        else ""
+    )
 )
 
 # %% tags=["remove-input"]
@@ -160,7 +184,23 @@ for _, run in slopes.runs.iterrows():
             "perplexity": run["perplexity"],
         }
     )
-folded("Every run", markdown_table(pd.DataFrame(rows), digits=2))
+losses = slopes.metrics[slopes.metrics["name"] == "eval_loss"].merge(slopes.runs[settings], on="run")
+perplexity = np.exp(losses.set_index(["model.negative_slope", "step"])["value"]).sort_index()
+low, high = perplexity.index.levels[0][[0, -1]]
+half, end = perplexity.index.levels[1][-2:]
+
+
+def reached(start, step):
+    """The perplexities at a step of the runs with this start."""
+    return f"{perplexity[start, step].min():.0f} to {perplexity[start, step].max():.0f}"
+
+
+Markdown(
+    f"The two starts differ in perplexity too: the runs from {low:g} end at {reached(low, end)}, those from {high:g} at {reached(high, end)}. At "
+    f"update {half:.0f} they were at {reached(low, half)} and {reached(high, half)}, where guessing by token frequencies gives "
+    f"{math.exp(slopes.runs['provenance.unigram_loss'].iloc[0]):.0f}. We did not test what delays the second.\n\n"
+    + folded("Every run", markdown_table(pd.DataFrame(rows), digits=2)).data
+)
 
 # %% [markdown]
 # ## Which models diverge?
@@ -168,12 +208,9 @@ folded("Every run", markdown_table(pd.DataFrame(rows), digits=2))
 # A run with a value that is not finite ends there; its step and the first layer with such a value are its result. An
 # {term}`exploded gradient` is another event: it is clipped, and the run goes on. The paper reports final perplexities of SM+R and SM+G
 # {cite}`jha2024relus`, a later paper NaNs for SM {cite}`jha2025entropy`, and a plot script is named after NaNs at a leaky slope of 0.1
-# {cite}`jha2024code`. These are of float16 and two billion tokens, which no run here has.
+# {cite}`jha2024code`. Those runs used float16 and two billion tokens; no run here does.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads at the last probe of each run (logarithmic), at the preset's learning rate (filled) and at ten times that (hollow). A run that diverged says so in its row instead. Compare rows, and mind that the axis is logarithmic."}, "image": {"alt": "A row for each configuration without LayerNorm, with a filled point for the preset's learning rate and a hollow one for ten times that, on a logarithmic axis."}}
-base = stability.runs["training.learning_rate"].min()
-
-
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads at the last probe of each run, at the preset's learning rate (filled) and at ten times that (hollow). A run that diverged says so in its row instead. Compare rows, and mind that the axis is logarithmic."}, "image": {"alt": "A row for each configuration without LayerNorm, with a filled point for the preset's learning rate and a hollow one for ten times that, on a logarithmic axis."}}
 def outcome(run):
     """How far a run came, and where it diverged."""
     if run["status"] != "diverged":
@@ -200,7 +237,11 @@ for row, (name, runs_of) in enumerate(kinds.items()):
             panel.annotate(said, (0.01, row + 0.25), xycoords=("axes fraction", "data"), va="center", fontsize=7)
             continue
         heads = stability.heads[stability.heads["run"] == run["run"]]
-        scores[words] = float(heads.loc[heads["step"] == heads["step"].max(), "largest_logit"].max())
+        last = heads[heads["step"] == heads["step"].max()]
+        peak = last.loc[last["largest_logit"].idxmax()]
+        scores[words] = float(peak["largest_logit"])
+        if scores[words] == max(scores.values()):
+            highest = {"run": run, "step": peak["step"], "layer": peak["layer"]}
         style = STYLES[run["configuration"]]
         full = "none" if high else "full"
         panel.plot(scores[words], row, style["marker"], color=style["color"], fillstyle=full, markersize=6, gid=words)
@@ -209,7 +250,7 @@ panel.set_yticks(range(len(kinds)), list(kinds), fontsize=8)
 panel.invert_yaxis()
 panel.set(xscale="log", xlabel="largest |attention score|")
 most = max(scores, key=scores.get)
-finding = f"The largest score is {float(f'{scores[most]:.3g}'):,g} ({most}). "
+finding = f"The largest score at a last probe is {float(f'{scores[most]:.3g}'):,g} ({most}). "
 finding += f"Diverged: {'; '.join(stopped)}." if stopped else f"No run of {len(stability.runs)} diverged."
 show_figure(figure, stability, interactive=False, finding=finding)
 
@@ -225,11 +266,20 @@ for _, run in stability.runs.iterrows():
             "precision": run.get("provenance.precision", run["training.precision"]),
             "residual": run["model.residual_dtype"],
             "outcome": outcome(run),
-            "largest score": heads["largest_logit"].max(),
+            "largest score at any probe": heads["largest_logit"].max(),
             "last loss": losses["value"].iloc[-1],
         }
     )
-folded("Every run", markdown_table(pd.DataFrame(rows), digits=2))
+run = highest["run"]
+there = stability.heads[(stability.heads["run"] == run["run"]) & (stability.heads["step"] == highest["step"])]
+there = there[there["layer"] == highest["layer"]]
+layer = stability.layers[(stability.layers["run"] == run["run"]) & (stability.layers["step"] == highest["step"])]
+size = layer.loc[layer["layer"] == highest["layer"], "residual_rms"].iloc[0]
+Markdown(
+    f"The largest score is in layer {highest['layer']:.0f}, where the root mean square of the residual stream is {size:.0f}: without LayerNorm nothing bounds "
+    f"queries and keys. The entropy of the heads there is {there['entropy'].mean() / entropy_ceiling(int(run['data.context'])):.2f} of the ceiling. "
+    f"The loss of that run ends at {run['eval_loss']:.2f}, and guessing by token frequencies gives {run['provenance.unigram_loss']:.2f}.\n\n" + folded("Every run", markdown_table(pd.DataFrame(rows), digits=2)).data
+)
 
 # %% tags=["remove-input"]
 numbers = published("perplexity")
