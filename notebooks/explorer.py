@@ -62,6 +62,7 @@ NORMED, BARE = " with LayerNorm", " without LayerNorm"
 FUNCTIONS = {"G": "GELU", "R": "ReLU", "SiLU": "SiLU", "softplus": "softplus", "": "no activation"}
 CHANGES = {
     r"^tanh": "in its tanh form",
+    r"^(.+) lr=": r"\1, lr=",
     r"lr=(\S+)": r"learning rate \1",
     r"own best": "at its own best learning rate",
     r"rate x4": "four times the learning rate",
@@ -137,9 +138,9 @@ def settings(row):
     }
 
 
-def described(cell):
-    """All that the page shows of a cell, run by run."""
-    ids = [e.id for e in cell.experiments if e.id in rows.index]
+def described(cell, experiments):
+    """All that the page shows of a cell with the runs of its settings, run by run."""
+    ids = [e.id for e in sorted(experiments, key=lambda e: e.seed) if e.id in rows.index]
     row = rows.loc[ids[0]]
     ceiling = entropy_ceiling(int(row["data.context"]))
     losses = {run: over_steps("metrics", run, [], "value") for run in ids}
@@ -179,11 +180,18 @@ def described(cell):
     }
 
 
+# Cells with equal settings are one entry, named after the first of them. Seeds that choose a rate are shown only where no others are.
+entries = {}
+for cell in sorted(study.cells.values(), key=lambda cell: min(cell.seeds) >= SPARE):
+    first, experiments = entries.setdefault(cell.experiments[0].replace(seed=0).id, (cell, {}))
+    if min(cell.seeds) < SPARE or first is cell:
+        experiments |= {e.id: e for e in cell.experiments}
 cells = [
-    described(cell)
-    for cell in study.cells.values()
-    if any(experiment.id in rows.index for experiment in cell.experiments)
+    described(cell, experiments.values())
+    for cell, experiments in entries.values()
+    if experiments.keys() & {*rows.index}
 ]
+entry_of = {name: entries[cell.experiments[0].replace(seed=0).id][0].name for name, cell in study.cells.items()}
 by_label = {cell["label"]: cell for cell in cells}
 start = ([name for name in ("SM+G", "SM+R") if name in by_label] + [*by_label])[:2]
 
@@ -199,11 +207,14 @@ def lower(gelu, relu):
     return bool(np.mean(ratios) < 0) if ratios else None
 
 
-alike = [(name, re.sub(r"SM\+G\b", "SM+R", name)) for name in by_label if re.search(r"SM\+G( |$)", name)]
-answers = [answer for pair in alike if pair[1] in by_label and (answer := lower(*pair)) is not None]
+alike = [(name, re.sub(r"SM\+G\b", "SM+R", name)) for name in study.cells if re.search(r"SM\+G( |$)", name)]
+alike = dict.fromkeys((entry_of[gelu], entry_of[relu]) for gelu, relu in alike if relu in study.cells)
+answers = {pair: answer for pair in alike if {*pair} <= {*by_label} and (answer := lower(*pair)) is not None}
+exceptions = "; ".join(by_label[gelu]["words"] for (gelu, _), answer in answers.items() if not answer)
 Markdown(
-    f"**Without LayerNorm, ReLU ends at a lower perplexity than GELU in {sum(answers)} of the {len(answers)} settings that have both.** "
-    f"Choose any two of the {len(cells)} configurations; what you see is over the seeds that both have."
+    f"**Without LayerNorm, ReLU ends at a lower perplexity than GELU in {sum(answers.values())} of the {len(answers)} settings that have both.** "
+    + (f"GELU is lower in these: {exceptions}. " if exceptions else "")
+    + f"Choose any two of the {len(cells)} configurations; what you see is over the seeds that both have."
 )
 
 
@@ -236,7 +247,7 @@ HTML(
 # The slider moves through training. It reads the loss at that update, and it sets the {term}`entropy <head entropy>` of layers and heads
 # to that of the nearest {term}`probe`. Entropies are divided by their {term}`ceiling`.
 #
-# Equal {term}`seeds <seed>` saw the same data in the same order, so perplexities are compared seed by seed. Runs that are not
+# All runs with the same settings are one entry. Equal {term}`seeds <seed>` saw the same data in the same order, so perplexities are compared seed by seed. Runs that are not
 # {term}`trained` are left out. Where no seed is trained in both, each configuration shows its own runs, up to where the first of them
 # stopped.
 #
@@ -256,9 +267,9 @@ def table_row(cell):
     return {
         "code": f"`{cell['label']}`",
         "configuration": cell["words"],
-        "runs": str(len(cell["runs"])),
+        "seeds": ", ".join(str(run["seed"]) for run in cell["runs"]),
         "left out": str(len(cell["runs"]) - len(perplexities(cell))),
-        "perplexity, mean": float(np.mean(values)),
+        "perplexity, geometric mean": float(np.exp(np.mean(np.log(values)))),
         "lowest": min(values),
         "highest": max(values),
     }
@@ -273,10 +284,7 @@ folded(
 # ## What to remember
 
 # %% tags=["remove-input"]
-complete = [cell for cell in cells if len(perplexities(cell)) == len(cell["runs"]) > 1]
-best = min(complete, key=lambda cell: np.mean(list(perplexities(cell).values())))
-without = sum(not perplexities(cell) for cell in cells)
 Markdown(
-    f"Of the configurations whose seeds are all trained, {best['words']} ends lowest, at a perplexity of "
-    f"{np.mean(list(perplexities(best).values())):.2f}; {without} of {len(cells)} have no trained seed at all."
+    f"Compare two configurations that differ in one thing: in these short runs without LayerNorm, ReLU in place of GELU lowers the perplexity in "
+    f"{sum(answers.values())} of {len(answers)} settings."
 )

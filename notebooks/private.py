@@ -11,18 +11,18 @@
 #
 # A clinic wants a language model's answer to a letter about a patient. It may not show the letter to anyone, and the owner of the model
 # does not give the weights away. {term}`Private inference <private inference>` solves this: the two computers work out the answer
-# together, and neither sees what the other has. The price is what they send each other. It is the reason why the paper wants models
-# without LayerNorm.
+# together, and neither sees what the other has. The price is what they send each other. The paper argues that LayerNorm makes it high, and so
+# wants models without it.
 
 # %% tags=["parameters"]
-preset = "transient"  # whose perplexities the frontier shows: study, transient, or a preset that is recorded
+preset = "study"  # the study whose perplexities the frontier shows; those of the transient are shown below it
 source = "recorded"  # recorded: nothing runs here; local: also measure some operations again, where SPU is installed
 
 # %% tags=["remove-input"]
 from nfbook.notebook import parameters
 
 
-records = parameters(globals())
+study = parameters(globals())
 
 # %% tags=["remove-input"]
 import json
@@ -36,9 +36,10 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.ticker import NullLocator
 
-from nfbook.claims import interval
+from nfbook.claims import contrast, interval, of_cell, statistics
 from nfbook.figures import STYLES, show_figure, use_style
-from nfbook.report import folded, glue, markdown_table, published
+from nfbook.report import difference, folded, glue, markdown_table, published, study_runs
+from nfbook.study import SPARE, Study
 from nfcore.settings import project_root
 
 
@@ -80,17 +81,26 @@ def summed(protocol, model, context, configuration):
     return None if found.empty else found.iloc[0]
 
 
-def saved(less, more):
+def saved(less, more, protocol="SEMI2K"):
     """Percent of the bytes of GPT-2 with 128 tokens that one configuration saves against another."""
-    a, b = (summed("SEMI2K", "gpt2-124m", 128, configuration)["bytes"] for configuration in (less, more))
+    a, b = (summed(protocol, "gpt2-124m", 128, configuration)["bytes"] for configuration in (less, more))
     return 100 * (1 - a / b)
 
 
-replaced = [summed("SEMI2K", "gpt2-124m", 128, c)["bytes"] for c in ("SM+DyT+R", "SM+LN+R")]
+def saved_by_both(less, more):
+    return " % and ".join(f"{saved(less, more, protocol):.0f}" for protocol in PROTOCOLS) + " %"
+
+
+costs = {(p, name): row_of(p, name)["each"] for p in PROTOCOLS for name in ("relu", "gelu", "layernorm")}
 Markdown(
-    f"**ReLU in place of GELU takes {saved('SM+LN+R', 'SM+LN+G'):.0f} % off what GPT-2 sends. Leaving LayerNorm out takes "
-    f"{saved('SM+G', 'SM+LN+G'):.0f} % off. Replacing LayerNorm by a tanh of each element does not save: with ReLU it makes the whole "
-    f"pass {100 * (replaced[0] / replaced[1] - 1):.0f} % dearer.**"
+    f"**ReLU in place of GELU (erf form) takes {saved_by_both('SM+LN+R', 'SM+LN+G')} off what GPT-2 sends under the protocols SEMI2K and "
+    f"CHEETAH. Leaving LayerNorm out takes {saved_by_both('SM+G', 'SM+LN+G')} off. Replacing LayerNorm by a tanh of each element does not "
+    f"save: with ReLU it makes the whole pass {-saved('SM+DyT+R', 'SM+LN+R'):.0f} % dearer under SEMI2K.** SEMI2K counts what is sent once the "
+    "inputs are there, and CHEETAH all but the matrix products. Against the tanh form of GELU, the default of Hugging Face's GPT-2, "
+    f"ReLU saves {saved_by_both('SM+LN+R', 'SM+LN+G(tanh)')}.\n\n"
+    f"So the bytes of LayerNorm are a weak reason to remove it: under SEMI2K an element of it costs {costs['SEMI2K', 'layernorm']:,.0f} bytes, ReLU "
+    f"{costs['SEMI2K', 'relu']:,.0f} and GELU {costs['SEMI2K', 'gelu']:,.0f}; under CHEETAH {costs['CHEETAH', 'layernorm']:,.0f}, "
+    f"{costs['CHEETAH', 'relu']:,.0f} and {costs['CHEETAH', 'gelu']:,.0f}."
 )
 
 # %% [markdown]
@@ -102,8 +112,7 @@ Markdown(
 made = recorded["operations"]["provenance"]
 Markdown(
     f"*Recorded with SPU {made['spu']} on {made['system']}, last on {made['measured']}: {len(operations)} operations and "
-    f"{len(models)} passes of whole models. Seconds are shown where they were taken on an idle machine; bytes and messages "
-    "do not depend on that.*"
+    f"{len(models)} passes of whole models. Bytes and messages do not depend on what else the machine does.*"
 )
 
 # %% [markdown]
@@ -111,7 +120,7 @@ Markdown(
 #
 # A {term}`party` is one of the two computers: the client, who has a text, and the server, who has the weights.
 #
-# A {term}`share` is one of two numbers that add up to a secret one. The client draws a random number r, keeps x - r and sends r. Each
+# A {term}`share <share (of a secret)>` is one of two numbers that add up to a secret one. The client draws a random number r, keeps x - r and sends r. Each
 # share by itself is noise.
 #
 # - **Adding is free.** To add two secrets, each party adds its own shares. Nothing is sent.
@@ -195,12 +204,13 @@ for panel, protocol in zip(axes, PROTOCOLS, strict=True):
 axes[0].set_ylabel("bytes an element")
 axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 semi = laws[laws["protocol"] == "SEMI2K"]
+miss = semi["largest_miss"].max()
 falls = operations[(operations["protocol"] == "CHEETAH") & (operations["operation"] == "gelu_tanh")]
 falls = falls.sort_values("elements")["each"]
 show_figure(
     figure,
-    finding=f"Under SEMI2K, bytes are linear in elements and rows for {semi['linear'].sum()} of {len(semi)} operations, with "
-    f"a largest miss of {100 * semi['largest_miss'].max():.2g} %. Under CHEETAH an element gets cheaper in a larger batch: the tanh "
+    finding=f"Under SEMI2K, a straight-line formula in elements and rows gives the bytes of {semi['linear'].sum()} of {len(semi)} operations, "
+    f"{'exactly' if miss == 0 else f'to within {100 * miss:.2g} %'}. Under CHEETAH an element gets cheaper in a larger batch: the tanh "
     f"form of GELU goes from {falls.iloc[0]:,.0f} to {falls.iloc[-1]:,.0f} bytes.",
 )
 
@@ -217,7 +227,8 @@ Markdown(
     f"Of the operations that send more than eight mebibytes, the kernel counts {by_protocol['SEMI2K'].min():.3f} to "
     f"{by_protocol['SEMI2K'].max():.3f} times the engine's bytes under SEMI2K, {within} our tolerance of 3 %. Under CHEETAH "
     f"the median is {by_protocol['CHEETAH'].median():.3f} and the largest {by_protocol['CHEETAH'].max():.2f}: it sends many "
-    "small messages, whose headers the engine does not count. The first operation of a CHEETAH session also pays for its "
+    f"small messages, whose headers the engine does not count. For {operations['kernel_bytes'].isna().sum()} operations the kernel's count "
+    "is missing. The first operation of a CHEETAH session also pays for its "
     f"set-up, here {megabytes(first['bytes'])} MB in {first['messages']:,.0f} messages for a small ReLU; it has a row of its "
     "own. Later operations refill what the set-up made, so that under CHEETAH the bytes of one operation vary by some percent "
     "with what ran before it. Under SEMI2K they are the same at every repetition."
@@ -255,8 +266,8 @@ markdown_table(ways)
 # %% [markdown]
 # ## Does it pay to replace LayerNorm?
 #
-# No. DyT {cite}`zhu2025transformers` and Derf {cite}`chen2025stronger` replace LayerNorm by a function of each element: a tanh or an erf
-# with a learned scale. On a GPU that avoids sums over the row. In private inference the sums are free, and LayerNorm needs only one
+# Not with DyT {cite}`zhu2025transformers` or Derf {cite}`chen2025stronger`. They replace LayerNorm by a function of each element: a tanh or
+# an erf with a learned scale. On a GPU that avoids sums over the row. In private inference the sums are free, and LayerNorm needs only one
 # inverse root for a whole row. A tanh or an erf is needed for every element. Here all learned numbers are secret, as LayerNorm's are.
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-norms", "caption": "Bytes of each replacement over the bytes of the LayerNorm that it replaces, at equal shape, against the width of the model. Left SEMI2K, right CHEETAH. Above the line at one, replacing costs more than keeping."}, "image": {"alt": "Two panels of lines over the width. Derf is highest, DyT next, both above one at every width. HardTanh is above one on the left and about one on the right. RMSNorm lies on one."}}
@@ -308,8 +319,8 @@ glue(
     derf_cheetah=span("CHEETAH", "derf"),
 )
 Markdown(
-    f"**Replacing LayerNorm by a function of each element costs more than keeping it** in {(pointwise_norms['ratio'] > 1).sum()} of "
-    f"{len(pointwise_norms)} cases: DyT and Derf, both protocols, all measured shapes. Clipping (HardTanh) costs "
+    f"**Replacing LayerNorm by a tanh or an erf of each element costs more than keeping it** in {(pointwise_norms['ratio'] > 1).sum()} of "
+    f"{len(pointwise_norms)} cases: DyT and Derf, both protocols, all measured shapes. Clipping (HardTanh), which needs neither, costs "
     f"{span('SEMI2K', 'hardtanh')} times as much as a LayerNorm under SEMI2K and {span('CHEETAH', 'hardtanh', 2)} times under CHEETAH, and "
     f"RMSNorm {span('SEMI2K', 'rmsnorm', 2)} and {span('CHEETAH', 'rmsnorm', 2)} times."
 )
@@ -376,7 +387,7 @@ for _, row in models.iterrows():
     )
 folded("Every pass of a whole model", markdown_table(pd.DataFrame(rows)))
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-parts", "caption": "Bytes of one pass by part of the model under SEMI2K, added up from measured operations. Left: a small model of the study, T = 128. Right: GPT-2 124M, T = 128. Products of two secret matrices open both of them, so at width 768 the weights are most of the products."}, "image": {"alt": "Two panels of stacked bars, one bar a configuration. The activation is the largest part with GELU and small with ReLU; the norms are a thin slice."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-parts", "caption": "Bytes of one pass by part of the model under SEMI2K, added up from measured operations. Left: a small model of the study, T = 128. Right: GPT-2 124M, T = 128. In a product of two secret matrices both are sent, masked; at width 768 most of that traffic is the masked weights."}, "image": {"alt": "Two panels of stacked bars, one bar a configuration. The activation is the largest part with GELU and small with ReLU; the norms are a thin slice."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.4))
 chosen = ["SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM+DyT+R", "SM"]
 shares = {}
@@ -444,21 +455,11 @@ folded("Bytes by part of the model, both protocols", markdown_table(pd.DataFrame
 # ## Perplexity for bytes
 #
 # Which model gives the lowest perplexity for its bytes? All runs below have the shape of the small model above and differ only in norm and
-# activation.
+# activation. Those of the study decide. Those of the first study show more activations, but end in a {term}`transient` in which LayerNorm
+# does not help yet.
 
 # %% tags=["remove-input"]
-runs = records.runs().runs
 VARIED = ("norm", "activation", "negative_slope", "slope_sharing", "activation_scale")
-fixed = [c for c in runs.columns if c.startswith(("model.", "data.", "training.")) and c != "training.threads"]
-fixed = [c for c in fixed if c.removeprefix("model.") not in VARIED]
-sized = runs[
-    (runs["model.family"] == "gpt2")
-    & (runs["model.num_hidden_layers"] == 6)
-    & (runs["model.hidden_size"] == 64)
-    & (runs["data.context"] == 128)
-]
-rest = sized[fixed].map(str).agg("; ".join, axis=1)
-alike = sized[rest == rest[sized["configuration"] == "SM+G"].mode()[0]]
 
 
 def cost_name(configuration):
@@ -468,35 +469,57 @@ def cost_name(configuration):
     return configuration
 
 
-points, left_out = [], []
-for configuration, group in alike.groupby("configuration", sort=False):
-    losses = np.log(group["perplexity"].astype(float))
-    wholes = {p: summed(p, "gpt2-6x64", 128, cost_name(configuration)) for p in PROTOCOLS}
-    if wholes["SEMI2K"] is None or losses.isna().any():
-        left_out.append(configuration)
-        continue
-    found = interval(losses) if len(losses) > 1 else dict(estimate=losses.iloc[0], low=np.nan, high=np.nan)
-    ends = {key: math.exp(found[key]) for key in ("estimate", "low", "high")}
-    points += [
-        dict(protocol=p, configuration=configuration, n=len(losses), megabytes=whole["bytes"] / 128 / 1e6, **ends)
-        for p, whole in wholes.items()
-        if whole is not None
-    ]
-points = pd.DataFrame(points)
-name = getattr(records, "preset", None) or records.name
-tokens = alike["provenance.tokens"].median() / 1e6
-Markdown(
-    f"*Perplexities: recorded set `{name}`, {len(alike)} runs of {tokens:.2g} M tokens each, in "
-    f"{points['configuration'].nunique()} configurations"
-    + (
-        f"; left out, for a run that diverged or an operation that was not measured: {', '.join(left_out)}"
-        if left_out
-        else ""
-    )
-    + ".*"
-)
+def fixed(experiment):
+    """All settings but those that the frontier compares."""
+    model = {name: value for name, value in vars(experiment.model).items() if name not in VARIED}
+    return model, experiment.data, experiment.training
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-frontier", "caption": "Final perplexity against the bytes of one token, in a pass over 128 tokens; lower and further left is better. Points are means over seeds, vertical lines 95 % intervals. The stepped line joins the configurations that no other beats in both. Left SEMI2K, all operations; right CHEETAH, without matrix products."}, "image": {"alt": "Two panels of points. A stepped line runs along the lower left edge from the cheapest configuration to the one with the lowest perplexity."}}
+
+def points_of(study, frame):
+    """A row for each protocol and configuration, and the configurations with runs that are left out."""
+    base, points, left_out = fixed(study.cells["SM+G"].experiments[0]), {}, []
+    for cell in study.cells.values():
+        configuration, own = cell.experiments[0].model.configuration, of_cell(frame, cell.name)
+        if fixed(cell.experiments[0]) != base or min(cell.seeds) >= SPARE or own.empty or configuration in points:
+            continue  # of cells with equal settings the first has all runs
+        wholes = {p: summed(p, "gpt2-6x64", 128, cost_name(configuration)) for p in PROTOCOLS}
+        if wholes["SEMI2K"] is None or (own["outcome"] != "trained").any():
+            left_out.append(configuration)
+            continue
+        found = interval(own["loss"].astype(float))
+        points[configuration] = [
+            {
+                "protocol": protocol,
+                "configuration": configuration,
+                "cell": cell.name,
+                "n": len(own),
+                "megabytes": whole["bytes"] / 128 / 1e6,
+                **{key: math.exp(found[key]) for key in ("estimate", "low", "high")},
+            }
+            for protocol, whole in wholes.items()
+            if whole is not None
+        ]
+    return pd.DataFrame([row for rows in points.values() for row in rows]), left_out
+
+
+studies = {s.name: s for s in (study, Study.load("transient", study.source))}
+frames = {name: statistics(study_runs(s), s) for name, s in studies.items()}
+found = {name: points_of(s, frames[name]) for name, s in studies.items()}
+points = {name: rows for name, (rows, _) in found.items() if len(rows)}
+training = {name: studies[name].cells["SM+G"].experiments[0].training for name in points}
+million = {name: f"{t.steps * t.batch_size * 128 / 1e6:.1f} M tokens" for name, t in training.items()}
+lines = []
+for name, rows in points.items():
+    n = rows["n"]
+    line = f"`{name}`, {million[name]} a run, {rows['configuration'].nunique()} configurations with {n.min()} to {n.max()} seeds"
+    if left_out := found[name][1]:
+        line += (
+            f" (left out, for a run that is not trained or an operation that was not measured: {', '.join(left_out)})"
+        )
+    lines.append(line)
+Markdown(f"*Perplexities: {'; '.join(lines)}.*")
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-frontier", "caption": "Final perplexity against the bytes of one token, in a pass over 128 tokens; lower and further left is better. Top: the study; below: the transient, whose perplexities are not where longer runs end. Points are means over seeds (hollow: one seed), vertical lines 95 % intervals, cut off where they leave the panel. The stepped line joins the configurations that no other beats in both. Left SEMI2K, all operations; right CHEETAH, without matrix products."}, "image": {"alt": "Panels of points, the study above and the transient below. A stepped line runs along the lower left edge from the cheapest configuration to the one with the lowest perplexity."}}
 
 
 def efficient(frame):
@@ -505,14 +528,10 @@ def efficient(frame):
     return frame[frame["estimate"] < frame["estimate"].cummin().shift(fill_value=np.inf)]
 
 
-figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.6), sharey=True)
-edges = {}
-for panel, protocol in zip(axes, PROTOCOLS, strict=True):
-    own = points[points["protocol"] == protocol]
-    edges[protocol] = efficient(own)
+def draw(panel, own, edge):
     panel.step(
-        edges[protocol]["megabytes"],
-        edges[protocol]["estimate"],
+        edge["megabytes"],
+        edge["estimate"],
         where="post",
         color="#999999",
         linewidth=1,
@@ -520,65 +539,96 @@ for panel, protocol in zip(axes, PROTOCOLS, strict=True):
     )
     below = 0
     for _, point in own.sort_values("megabytes").iterrows():
-        style = STYLES.get(point["configuration"], dict(color="#999999", marker="."))
-        best = point["configuration"] in set(edges[protocol]["configuration"])
-        panel.plot(
-            [point["megabytes"]], [point["estimate"]], **style, markersize=6, linestyle="", gid=point["configuration"]
-        )
-        panel.vlines(
-            point["megabytes"],
-            point["low"],
-            point["high"],
-            color=style["color"],
-            linewidth=0.8,
-            gid=f"{point['configuration']}, interval",
-        )
-        if point["configuration"] in STYLES:
-            place = dict(xytext=(5, 4))
-        elif best:  # below, to the left and to the right by turns
+        configuration, where = point["configuration"], (point["megabytes"], point["estimate"])
+        style = STYLES.get(configuration, dict(color="#999999", marker="."))
+        full = "none" if point["n"] == 1 else "full"
+        panel.plot(*([v] for v in where), **style, fillstyle=full, markersize=6, linestyle="", gid=configuration)
+        if not math.isnan(point["low"]):
+            ends = (point["low"], point["high"])
+            panel.vlines(where[0], *ends, color=style["color"], linewidth=0.8, gid=f"{configuration}, interval")
+        if configuration in STYLES:
+            place = dict(xytext=(5, -11 if configuration == "SM+R" else 4))
+        elif len(own) < 8 or configuration in set(
+            edge["configuration"]
+        ):  # below, to the left and to the right by turns
             below += 1
             place = dict(xytext=(0, -11), ha="right" if below % 2 else "left")
         else:
             continue
-        where = (point["megabytes"], point["estimate"])
-        panel.annotate(
-            point["configuration"], where, textcoords="offset points", fontsize=7, color=style["color"], **place
-        )
-    panel.set(title=protocol, xlabel="MB a token", xlim=(0, 1.35 * own["megabytes"].max()))
-axes[0].set_ylabel("final perplexity")
-axes[0].set_ylim(0.95 * points["estimate"].min(), 1.04 * points["estimate"].max())
-show_figure(
-    figure,
-    finding="Configurations that no other beats in bytes and perplexity at once, from cheap to dear: "
-    + "; under CHEETAH ".join(", ".join(edges[p]["configuration"]) for p in PROTOCOLS)
-    + " (first under SEMI2K).",
-    interactive=False,
-)
+        panel.annotate(configuration, where, textcoords="offset points", fontsize=7, color=style["color"], **place)
+
+
+figure, axes = plt.subplots(len(points), 2, figsize=(7.6, 3.3 * len(points)), sharey="row", squeeze=False)
+edges, sentences = {}, []
+for (name, rows), panels in zip(points.items(), axes, strict=True):
+    for panel, protocol in zip(panels, PROTOCOLS, strict=True):
+        own = rows[rows["protocol"] == protocol]
+        edges[name, protocol] = efficient(own)
+        draw(panel, own, edges[name, protocol])
+        panel.set(title=f"{protocol}, {million[name]}", xlim=(0, 1.35 * own["megabytes"].max()))
+    panels[0].set_ylabel("final perplexity")
+    panels[0].set_ylim(0.92 * rows["estimate"].min(), 1.04 * rows["estimate"].max())
+    by_protocol = "; ".join(f"{p}: {', '.join(edges[name, p]['configuration'])}" for p in PROTOCOLS)
+    sentences.append(
+        f"After {million[name]}, no other configuration beats these in both, from cheap to dear: {by_protocol}."
+    )
+for panel in axes[-1]:
+    panel.set_xlabel("MB a token")
+show_figure(figure, finding=" ".join(sentences), interactive=False)
 
 # %% tags=["remove-input"]
-own = points[points["protocol"] == "SEMI2K"].set_index("configuration")
-table = [
-    {
-        "configuration": configuration,
-        "MB a token, SEMI2K": f"{point['megabytes']:.2f}",
-        "of SM+LN+G": f"{100 * point['megabytes'] / own.loc['SM+LN+G', 'megabytes']:.0f} %",
-        "perplexity": f"{point['estimate']:.2f}",
-        "95 % interval": "" if pd.isna(point["low"]) else f"{point['low']:.2f} to {point['high']:.2f}",
-        "seeds": str(point["n"]),
-        "beaten in both by": ", ".join(
-            own.index[(own["megabytes"] <= point["megabytes"]) & (own["estimate"] < point["estimate"])][:2]
+lines = []
+for name in points:
+    *others, lowest = edges[name, "SEMI2K"][["configuration", "cell"]].itertuples(index=False)
+    same = []
+    for other in others:
+        gap = interval(contrast(frames[name], {other.cell: 1, lowest.cell: -1}, "loss")[0])
+        change, n = difference(frames[name], {other.cell: 1, lowest.cell: -1})
+        if not gap["low"] > 0:
+            same.append(f"{other.configuration} ({change}, n = {n})")
+    lines.append(
+        f"After {million[name]}, {lowest.configuration} has the lowest mean perplexity. "
+        + (
+            f"On the same seeds these cheaper ones are not shown to be above it: {', '.join(same)}."
+            if same
+            else "All cheaper ones are above it on the same seeds."
         )
-        or "none",
-    }
-    for configuration, point in own.sort_values("megabytes").iterrows()
-]
-glue(frontier=", ".join(edges["SEMI2K"]["configuration"]), frontier_set=name)
+    )
+Markdown(f"**{lines[0]}** {' '.join(lines[1:])}")
+
+# %% tags=["remove-input"]
+table = []
+for name, rows in points.items():
+    own = rows[rows["protocol"] == "SEMI2K"].set_index("configuration").sort_values("megabytes")
+    for configuration, point in own.iterrows():
+        better = own.index[(own["megabytes"] <= point["megabytes"]) & (own["estimate"] < point["estimate"])]
+        table.append(
+            {
+                "runs": million[name],
+                "configuration": configuration,
+                "MB a token, SEMI2K": f"{point['megabytes']:.2f}",
+                "of SM+LN+G": f"{100 * point['megabytes'] / own.loc['SM+LN+G', 'megabytes']:.0f} %",
+                "perplexity": f"{point['estimate']:.2f}",
+                "95 % interval": "" if pd.isna(point["low"]) else f"{point['low']:.2f} to {point['high']:.2f}",
+                "seeds": str(point["n"]),
+                "lower mean for no more bytes": ", ".join(better[:2]) or "none",
+            }
+        )
+glue(frontier=", ".join(edges[next(iter(points)), "SEMI2K"]["configuration"]), frontier_set=next(iter(points)))
 folded("Every configuration", markdown_table(pd.DataFrame(table)))
 
-# %% [markdown]
-# At this size and after so few tokens, models without LayerNorm in the blocks are ahead of those with it, so leaving it out saves bytes and
-# perplexity at once. In the paper LayerNorm still lowers the perplexity ([Perplexity](perplexity.ipynb)). Longer runs may move every point
-# up or down; the bytes stay.
+# %% tags=["remove-input"]
+lines = []
+for name in points:
+    changes = []
+    for words, activation in (("GELU", "G"), ("ReLU", "R")):
+        change, n = difference(frames[name], {f"SM+{activation}": 1, f"SM+LN+{activation}": -1})
+        changes.append(f"{words}'s perplexity by {change} (n = {n})")
+    lines.append(f"After {million[name]}, leaving LayerNorm out changes {' and '.join(changes)}.")
+Markdown(
+    f"{' '.join(lines)} In the paper it raises both ([Perplexity](perplexity.ipynb)). Longer runs may move every point up or down; the bytes "
+    "stay."
+)
 
 # %% [markdown]
 # ## Against the published numbers
@@ -606,7 +656,7 @@ for setting, (layers, context, place) in SETTINGS.items():
             "SM+LN+G (GB)": f"{gelu:.2f}",
             "SM+LN+R (GB)": f"{relu:.2f}",
             "neither norm nor activation (GB)": f"{neither:.2f}",
-            "GELU minus ReLU, bytes an activation": f"{gaps[-1]:,.0f}",
+            "GELU minus ReLU, bytes an element": f"{gaps[-1]:,.0f}",
             "softmax and the rest": f"{100 * neither / gelu:.0f} % of SM+LN+G",
         }
     )
@@ -616,7 +666,7 @@ markdown_table(pd.DataFrame(rows))
 rows = [
     {
         "": "published, four settings",
-        "bytes an activation": f"{min(gaps):,.0f} to {max(gaps):,.0f}",
+        "GELU minus ReLU, bytes an element": f"{min(gaps):,.0f} to {max(gaps):,.0f}",
         "of published": "1",
     }
 ]
@@ -631,7 +681,7 @@ for protocol in PROTOCOLS:
         rows.append(
             {
                 "": f"{protocol}, {LABEL[operation]}, {' × '.join(map(str, shape))}",
-                "bytes an activation": f"{gap:,.0f}",
+                "GELU minus ReLU, bytes an element": f"{gap:,.0f}",
                 "of published": f"{gap / mean_gap:.2f}",
             }
         )
@@ -666,7 +716,7 @@ markdown_table(pd.DataFrame(rows))
 # %% tags=["remove-input"]
 Markdown(
     f"The published price of GELU over ReLU is the same in all four settings, {min(gaps):,.0f} to {max(gaps):,.0f} bytes an "
-    f"activation. That is what a sum of prices by element gives, as ours is. The nearest of ours is {nearest[0]} with "
+    f"element. That is what a sum of prices by element gives, as ours is. The nearest of ours is {nearest[0]} with "
     f"{FORM[nearest[1]]} of GELU, at {ours[nearest]:.2f} times the published price."
 )
 
@@ -678,7 +728,7 @@ Markdown(
 # | protocol | SecretFlow; the table does not say which | SEMI2K, and CHEETAH in sums |
 # | what is counted | end to end, with embedding and output matrix | SEMI2K: the online phase; both: the same parts of the model |
 # | GELU | the public code has the erf form | each form in a row of its own |
-# | weights | known to the server, presumably | secret, so that a product opens both matrices |
+# | weights | known to the server, presumably | secret, so that a product sends both matrices, masked |
 # | last model | a scaled linear feed-forward network, no norms | SM: the same operations, unscaled |
 # | line | two machines, 100 Mbit/s, 80 ms | one machine; times over a line are computed |
 
@@ -704,18 +754,14 @@ def over_the_line(count, messages=0):
 
 rows = []
 for configuration in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM"):
-    whole = summed("SEMI2K", "gpt2-124m", 128, configuration)
-    own = models[(models["model"] == "gpt2-6x64") & (models["configuration"] == configuration)]
-    small = summed("SEMI2K", "gpt2-6x64", 128, configuration)
-    seconds = own["seconds"].dropna() if len(own) else []
+    small, whole = (summed("SEMI2K", model, 128, configuration) for model in ("gpt2-6x64", "gpt2-124m"))
     rows.append(
         {
             "configuration": configuration,
-            "small model, projected (s)": f"{over_the_line(small['bytes'], small['messages']):,.0f}",
-            "on one machine (s)": f"{seconds.iloc[0]:.1f}" if len(seconds) else "-",
-            "GPT-2 124M, bytes alone (s)": f"{over_the_line(whole['bytes']):,.0f}",
-            "with messages (s)": f"{over_the_line(whole['bytes'], whole['messages']):,.0f}",
-            "messages": f"{whole['messages']:,.0f}",
+            "small model (s)": f"{over_the_line(small['bytes'], small['messages']):,.0f}",
+            "GPT-2 124M (s)": f"{over_the_line(whole['bytes'], whole['messages']):,.0f}",
+            "of it for the bytes (s)": f"{over_the_line(whole['bytes']):,.0f}",
+            "GPT-2 124M, messages": f"{whole['messages']:,.0f}",
         }
     )
 markdown_table(pd.DataFrame(rows))
@@ -754,7 +800,7 @@ Markdown(
 
 # %% tags=["remove-input"]
 python = project_root() / "_build" / "private" / "bin" / "python"
-if records.source == "recorded":
+if study.source == "recorded":
     said = "Nothing was run for this page. `make private` installs the engine and measures on your machine."
 elif not python.exists():
     said = "SPU is not installed here, so nothing was measured again; `make private` installs it."
@@ -783,8 +829,8 @@ counts = pd.DataFrame(
         "shape": exact["shape"].map(lambda shape: " × ".join(map(str, shape))),
         "bytes": exact["bytes"].map("{:,.0f}".format),
         "messages": exact["messages"].map("{:,.0f}".format),
-        "kernel's bytes": exact["kernel_bytes"].map("{:,.0f}".format),
-        "seconds": exact["seconds"].map(lambda s: "-" if pd.isna(s) else f"{s:.2f}"),
+        "kernel's bytes": exact["kernel_bytes"].map(lambda b: "-" if pd.isna(b) else f"{b:,.0f}"),
+        **({"seconds": exact["seconds"].map("{:.2f}".format)} if exact["seconds"].notna().any() else {}),
         "largest error": exact["largest_error"].map(lambda e: "-" if pd.isna(e) else f"{e:.1e}"),
     }
 )
@@ -795,6 +841,6 @@ folded("All counts, as measured", markdown_table(counts))
 
 # %% tags=["remove-input"]
 Markdown(
-    f"In private inference save on the activation first: ReLU in place of GELU takes {saved('SM+LN+R', 'SM+LN+G'):.0f} % off GPT-2's bytes, "
-    f"leaving LayerNorm out {saved('SM+G', 'SM+LN+G'):.0f} %, and replacing it by tanh or erf costs more than keeping it."
+    f"In private inference save on the activation first: under SEMI2K, ReLU in place of GELU takes {saved('SM+LN+R', 'SM+LN+G'):.0f} % off "
+    f"GPT-2's bytes, leaving LayerNorm out {saved('SM+G', 'SM+LN+G'):.0f} %, and replacing it by tanh or erf costs more than keeping it."
 )

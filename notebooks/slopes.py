@@ -210,6 +210,7 @@ Markdown(
 # {cite}`jha2024relus`, a later paper NaNs for SM {cite}`jha2025entropy`, and a plot script is named after NaNs at a leaky slope of 0.1
 # {cite}`jha2024code`. Those runs used float16 and two billion tokens; no run here does.
 
+
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads at the last probe of each run, at the preset's learning rate (filled) and at ten times that (hollow). A run that diverged says so in its row instead. Compare rows, and mind that the axis is logarithmic."}, "image": {"alt": "A row for each configuration without LayerNorm, with a filled point for the preset's learning rate and a hollow one for ten times that, on a logarithmic axis."}}
 def outcome(run):
     """How far a run came, and where it diverged."""
@@ -278,7 +279,8 @@ size = layer.loc[layer["layer"] == highest["layer"], "residual_rms"].iloc[0]
 Markdown(
     f"The largest score is in layer {highest['layer']:.0f}, where the root mean square of the residual stream is {size:.0f}: without LayerNorm nothing bounds "
     f"queries and keys. The entropy of the heads there is {there['entropy'].mean() / entropy_ceiling(int(run['data.context'])):.2f} of the ceiling. "
-    f"The loss of that run ends at {run['eval_loss']:.2f}, and guessing by token frequencies gives {run['provenance.unigram_loss']:.2f}.\n\n" + folded("Every run", markdown_table(pd.DataFrame(rows), digits=2)).data
+    f"The loss of that run ends at {run['eval_loss']:.2f}, and guessing by token frequencies gives {run['provenance.unigram_loss']:.2f}.\n\n"
+    + folded("Every run", markdown_table(pd.DataFrame(rows), digits=2)).data
 )
 
 # %% tags=["remove-input"]

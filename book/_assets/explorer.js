@@ -103,10 +103,10 @@
     }
 
     const shares = pair.map((_, i) => mean(over("shares", i)));
-    const perplexity = (i) => (trained(pair[i]).length ? number(mean(over("perplexity", i))) : "none: no seed is trained");
+    const perplexity = (i) => (trained(pair[i]).length ? number(Math.exp(mean(over("perplexity", i).map(Math.log)))) : "none: no seed is trained");
     section("At the end", table(pair, [
       ["seeds shown", used.map((runs) => runs.map((run) => run.seed).join(", "))],
-      ["final perplexity, mean", pair.map((_, i) => perplexity(i))],
+      ["final perplexity, geometric mean", pair.map((_, i) => perplexity(i))],
       ...quarters.map((quarter, k) => [`heads in ${quarter}`, shares.map((s) => (s[k] === null ? "no value" : percent(s[k])))]),
       ["runs left out", pair.map((cell) => `${cell.runs.length - trained(cell).length} of ${cell.runs.length}`)],
       ...Object.keys(pair[0].settings).map((name) => [name, pair.map((cell) => cell.settings[name])]),
