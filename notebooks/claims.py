@@ -248,7 +248,7 @@ Markdown(
     "**Limits of this scale**, whatever the verdict. "
     + " ".join(f"{', '.join(sorted(names))}: {text}." for text, names in limited.items())
     + " **One learning rate**, "
-    f"{base.training.learning_rate:g}, serves all configurations; [below](#the-learning-rate) is how ReLU's lead depends on it. The optimiser is "
+    f"{base.training.learning_rate:g}, serves all configurations; {{ref}}`below <claims-rate>` is how ReLU's lead depends on it. The optimiser is "
     "torch's AdamW and not that of the paper's code, which may change the loss ([Traps](../traps.md))."
 )
 
@@ -551,6 +551,7 @@ first_rule = pd.read_csv(recorded_dir("transient") / "verdicts-2026-11-24.csv").
 folded("The 18 verdicts of the first study by its own rule, 600 updates", markdown_table(first_rule, digits=2))
 
 # %% [markdown]
+# (claims-rate)=
 # ### The learning rate
 #
 # Stage `rates` fixes the one learning rate of all runs. Of three rates, it is the one with the lowest final loss, averaged over the four main

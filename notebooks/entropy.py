@@ -94,7 +94,7 @@ opening = (
     f"{'more' if more_even else 'no more'} evenly with GELU than with ReLU in the study's runs, but {'' if raised else 'not '}more evenly "
     f"than with GELU and LayerNorm.** Over {n} seed{'s' if n > 1 else ''} their entropy is {order(long_early)} of the largest possible, and "
     f"{long_early['SM+LN+G']:.2f} with GELU and LayerNorm. The paper's maps have {order(published_early)}, and "
-    f"{published_early['SM+LN+G']:.2f} with LayerNorm. The tests over seeds, [at the end of this page](#over-seeds), say what of this is "
+    f"{published_early['SM+LN+G']:.2f} with LayerNorm. The tests over seeds, {{ref}}`at the end of this page <entropy-seeds>`, say what of this is "
     "beyond chance. *Early* are the first half of the layers without layer 0: "
     f"here layers {' and '.join(map(str, early_layers(count)))} of 0 to {count - 1}."
     if n
@@ -272,6 +272,7 @@ for configuration in MAIN:
 folded("All shares, in percent, under both conventions", markdown_table(pd.DataFrame(rows)))
 
 # %% [markdown]
+# (entropy-seeds)=
 # ## Over seeds
 #
 # The study trains longer, over several {term}`seeds <seed>`, and is the one that judges ([Claims](claims.ipynb)). The early layers leave out layer 0,

@@ -105,5 +105,5 @@ def test_sentences_on_limitations_hold() -> None:
     assert {(m["system"], m["threads"]) for m in made} == {("Linux x86_64", 1)}
     assert "no recorded run was trained in the published runs' float16 mixed precision" in page
     assert "float16" not in {r["settings"]["training"]["precision"] for r in records}
-    assert "Most contrasts rest on three to five seeds" in page
+    assert "Contrasts are planned for three to five seeds" in page
     assert {len(cell.seeds) for cell in study.cells.values()} == {3, 5}
