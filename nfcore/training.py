@@ -246,7 +246,8 @@ class Training:
             self.diverged = {"step": self.step, "layer": layer, "where": "evaluation"}
 
     def probe(self, last: bool = False, units: bool = True) -> None:
-        """Measure the model on the probe; ``last`` and ``units`` add what :meth:`Telemetry.measure` says."""
+        """Measure the model on the probe; ``last`` and ``units`` add what :meth:`~nfcore.telemetry.Telemetry.measure`
+        says."""
         with self.accelerator.autocast():
             self.telemetry.measure(self.step, last, units)
 
