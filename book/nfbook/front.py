@@ -17,7 +17,7 @@ import pandas as pd
 
 from nfbook.figures import STYLES
 from nfbook.presets import MAIN
-from nfbook.report import MARKED, estimate, published_estimate, said, seeds_used
+from nfbook.report import MARKED, estimate, published_estimate, remark, said, seeds_used
 from nfcore.runs import Runs
 from nfcore.shares import entropy_ceiling
 
@@ -43,8 +43,10 @@ def _html(text: str) -> HTML:
 
 def badge(row: pd.Series) -> str:
     """The verdict of a row of :func:`nfbook.claims.verdicts` with its icon, in the colour of its kind."""
-    words = said(row, MARKED) if row["verdict"] in MARKED else f"◌ {said(row)}"
-    return f'<span class="nf-badge nf-{row["verdict"].replace(" ", "-")}">{words}</span>'
+    judged = row["verdict"] in MARKED
+    words, more = (MARKED[row["verdict"]], remark(row)) if judged else (f"◌ {said(row)}", "")
+    kind = row["verdict"].replace(" ", "-")
+    return f'<span class="nf-badge nf-{kind}">{words}</span>' + (f" <small>{more}</small>" if more else "")
 
 
 def strip(groups: Mapping[str, pd.DataFrame]) -> HTML:

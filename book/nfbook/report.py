@@ -227,13 +227,18 @@ def glue_verdicts(rows: pd.DataFrame, words: Mapping[str, str] | None = None) ->
 
 
 def said(row: pd.Series, words: Mapping[str, str] | None = None) -> str:
-    """The verdict of a row in ``words`` (None: its own), and whether planned seeds are still to come; without a value,
-    why there is none. Undecided *after correction* is a test whose interval alone excludes zero."""
+    """The verdict of a row in ``words`` (None: its own) with its :func:`remark`; without a value, why there is none."""
     if row["verdict"] == "no runs":
         return "no trained seed" if row["lost"] else "not trained yet"
     word = words[row["verdict"]] if words else str(row["verdict"])
+    return f"{word} {remark(row)}".strip()
+
+
+def remark(row: pd.Series) -> str:
+    """What belongs to a verdict: *after correction* where it is undecided though its interval alone excludes zero, and
+    *so far* where planned seeds are still to come."""
     corrected = row["verdict"] == "undecided" and row["expect"] != "zero" and row["low"] * row["high"] > 0
-    return word + (" after correction" if corrected else "") + (" so far" if unfinished(row) else "")
+    return " ".join(["after correction"] * corrected + ["so far"] * unfinished(row))
 
 
 def unfinished(row: pd.Series) -> bool:
