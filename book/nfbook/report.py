@@ -238,7 +238,7 @@ def remark(row: pd.Series) -> str:
     """What belongs to a verdict: *after correction* where it is undecided though its interval alone excludes zero, and
     *so far* where planned seeds are still to come."""
     corrected = row["verdict"] == "undecided" and row["expect"] != "zero" and row["low"] * row["high"] > 0
-    return " ".join(["after correction"] * corrected + ["so far"] * unfinished(row))
+    return " ".join(["after correction"] * bool(corrected) + ["so far"] * bool(unfinished(row)))
 
 
 def unfinished(row: pd.Series) -> bool:
