@@ -30,7 +30,7 @@ help:
 	@echo "make lint       check formatting, lint, spelling, style of the prose and types"
 	@echo "make audit      ask the public database of vulnerabilities about the locked versions"
 	@echo "make notebooks  execute the committed notebooks on data/recorded again, and write README's results"
-	@echo "make bench      measure speed and memory, write benchmarks/results, print the targets"
+	@echo "make bench      measure speed and memory, write tools/benchmarks/results, print the targets"
 	@echo "make private    measure private inference between two processes, in an environment of its own; PRIVATE names sections"
 	@echo "make pdf | zip | links [PRESET=...]  print the book, pack it to read offline, check its links"
 	@echo "make lock       write requirements.lock anew from pyproject.toml"
@@ -73,13 +73,13 @@ notebooks: $(ENVIRONMENT)
 	.venv/bin/python -m tools.readme
 
 bench: $(ENVIRONMENT)
-	.venv/bin/python -m benchmarks $(SECTIONS)
+	.venv/bin/python -m tools.benchmarks $(SECTIONS)
 
 private: _build/private/.installed
-	_build/private/bin/python -m benchmarks.private $(PRIVATE)
+	_build/private/bin/python -m tools.benchmarks.private $(PRIVATE)
 
-_build/private/.installed: benchmarks/private/requirements.txt benchmarks/private/install.py
-	@$(PRIVATE_PYTHON) benchmarks/private/install.py
+_build/private/.installed: tools/benchmarks/private/requirements.txt tools/benchmarks/private/install.py
+	@$(PRIVATE_PYTHON) tools/benchmarks/private/install.py
 
 pdf zip links: book
 	.venv/bin/python -m tools.publish $@ $(PRESET)

@@ -22,7 +22,7 @@ from nfbook.report import folded, glue, markdown_table
 from nfcore.settings import project_root
 
 
-results = json.loads((project_root() / "benchmarks" / "results" / "coverage.json").read_text())
+results = json.loads((project_root() / "tools" / "benchmarks" / "results" / "coverage.json").read_text())
 found = pd.DataFrame(results["rows"])
 made = results["provenance"]
 right = found[found["outcome"] == "right"]
@@ -37,7 +37,7 @@ Markdown(
 # %% [markdown]
 # A model type is a name in transformers' table of causal language models; several types may have one class. We build each with a tiny random
 # configuration and measure it twice on the same tokens: with `head_entropy`, and from the attention maps that the class returns with eager
-# attention. `python -m benchmarks coverage` measures again.
+# attention. `python -m tools.benchmarks coverage` measures again.
 
 # %% [markdown]
 # ## Outcomes

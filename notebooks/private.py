@@ -805,7 +805,7 @@ if study.source == "recorded":
 elif not python.exists():
     said = "SPU is not installed here, so nothing was measured again; `make private` installs it."
 else:
-    command = [python, "-m", "benchmarks.private", "operations", "--protocol", "SEMI2K", "--largest", "10000"]
+    command = [python, "-m", "tools.benchmarks.private", "operations", "--protocol", "SEMI2K", "--largest", "10000"]
     done = subprocess.run([*map(str, command)], cwd=project_root(), capture_output=True, text=True, timeout=900)
     if done.returncode:
         raise RuntimeError(done.stderr)

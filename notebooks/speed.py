@@ -32,7 +32,7 @@ from nfcore.settings import Experiment, project_root
 use_style()
 results = {
     path.stem: json.loads(path.read_text())
-    for path in sorted((project_root() / "benchmarks" / "results").glob("*.json"))
+    for path in sorted((project_root() / "tools" / "benchmarks" / "results").glob("*.json"))
 }
 order = ("training", "equality", "telemetry", "data", "startup", "scaling")
 grid = runs.read_records(recorded_dir("quick"))
@@ -72,7 +72,7 @@ Markdown(
 )
 
 # %% [markdown]
-# `make bench` measures everything on this page and writes `benchmarks/results/`, which the page reads. The sides of a comparison run
+# `make bench` measures everything on this page and writes `tools/benchmarks/results/`, which the page reads. The sides of a comparison run
 # in one process, in alternating order. A figure is the median over rounds, and a ratio the median of the ratios of single rounds.
 
 # %% tags=["remove-input"]

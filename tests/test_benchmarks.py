@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import SECTIONS, main
-from benchmarks.common import Target, _call, alternate, ratio, spread
 from nfcore import machine
+from tools.benchmarks.__main__ import SECTIONS, main
+from tools.benchmarks.common import Target, _call, alternate, ratio, spread
 
 
 def test_alternate_reverses_every_other_round_and_leaves_warm_up_out() -> None:
@@ -57,7 +57,7 @@ def test_section_at_its_least_size(
         # To be as before a call set them
         monkeypatch.setenv("NFCORE_DATA", str(tmp_path))
         monkeypatch.setattr(machine, "keep_freed_memory", machine.keep_freed_memory)
-        monkeypatch.setattr(f"benchmarks.{section}.in_a_process", lambda function, *args: _call(function, args))
+        monkeypatch.setattr(f"tools.benchmarks.{section}.in_a_process", lambda function, *args: _call(function, args))
     assert main([section, "--small", "--repeats", "1", "--threads", "1", "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     words = ("met", "MISSED", "measured", "beside")

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import scaling, training
 from nfbook import cost
 from nfbook.__main__ import main
 from nfbook.cost import Measurement, flops_per_token, memory_bytes, parameters, plan, speed
@@ -22,6 +21,7 @@ from nfcore import prepare, runs
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import ACTIVATIONS, NORMS, SHAPES, Experiment, ModelSettings, SettingsError
 from nfcore.training import Training, train
+from tools.benchmarks import scaling, training
 
 
 Tiny = Callable[..., Experiment]
@@ -75,7 +75,7 @@ def test_memory_follows_the_settings() -> None:
     assert of(batch_size=32) - states == pytest.approx(4 * (small - states))
 
 
-RESULTS = json.loads((cost.project_root() / "benchmarks" / "results" / "scaling.json").read_text())
+RESULTS = json.loads((cost.project_root() / "tools" / "benchmarks" / "results" / "scaling.json").read_text())
 SCALING = [row for row in RESULTS["rows"] if row["kind"] == "scaling"]
 
 

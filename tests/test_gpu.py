@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common
 from nfbook import study
 from nfcore import runs
 from nfcore.machine import git_commit
 from nfcore.tokens import open_tokens, prepare
 from tools import gpu
+from tools.benchmarks import common
 
 
 @pytest.fixture(scope="module")
@@ -180,13 +180,13 @@ def test_check_writes_what_the_page_speed_reads(project: Path, tmp_path: Path, m
     assert {row["kind"] for row in written["rows"]} == {"parity", "path"}
     assert all(target["met"] for target in written["targets"])
     assert gpu.main(["collect", str(tmp_path), "--tiny"]) == 0
-    taken = json.loads((project / "benchmarks" / "results" / "gpu-tiny" / "equality.json").read_text())
+    taken = json.loads((project / "tools" / "benchmarks" / "results" / "gpu-tiny" / "equality.json").read_text())
     assert taken["rows"] == written["rows"]
 
 
 def test_a_section_cut_off_leaves_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import equality
-    from benchmarks.__main__ import main
+    from tools.benchmarks import equality
+    from tools.benchmarks.__main__ import main
 
     def cut_off(options: common.Options) -> Any:
         yield {"kind": "path", "bound": 0.002, "largest_difference": 0.0}

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.private import install
-from benchmarks.private.engine import Settings
 from nfcore import NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import ModelSettings, project_root
+from tools.benchmarks.private import install
+from tools.benchmarks.private.engine import Settings
 
 
 ROOT = project_root()
@@ -28,7 +28,7 @@ engine = pytest.mark.skipif(not PYTHON.exists(), reason="SPU is not installed; `
 
 def in_engine(code: str, *arguments: object) -> str:
     """What a script prints that runs in the engine's environment."""
-    command = [str(PYTHON), "-c", f"from benchmarks.private.engine import *\n{code}", *map(str, arguments)]
+    command = [str(PYTHON), "-c", f"from tools.benchmarks.private.engine import *\n{code}", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -85,14 +85,14 @@ def test_a_machine_that_cannot_have_the_engine_is_told_so(
 
 
 def test_nfcore_does_not_know_the_engine() -> None:
-    assert not [path for path in (ROOT / "nfcore").glob("*.py") if "benchmarks.private" in path.read_text()]
+    assert not [path for path in (ROOT / "nfcore").glob("*.py") if "tools.benchmarks.private" in path.read_text()]
 
 
 # --- the engine -----------------------------------------------------------------------------------------------------
 
 LOST = """
 import os, signal, sys, threading, time
-from benchmarks.private.operations import gelu, inputs, relu
+from tools.benchmarks.private.operations import gelu, inputs, relu
 parties = Parties(Settings(timeout=float(sys.argv[2])))
 number = getattr(signal, sys.argv[1])
 threading.Timer(1.0, os.kill, (parties.processes[1].pid, number)).start()
@@ -124,7 +124,7 @@ def test_a_lost_party_ends_with_a_message(signal: str, timeout: float, words: st
 @engine
 def test_parties_with_different_programs_refuse_to_compute() -> None:
     code = """
-from benchmarks.private.operations import gelu, inputs, relu
+from tools.benchmarks.private.operations import gelu, inputs, relu
 with Parties(Settings()) as parties:
     try:
         parties.ask([relu, gelu], inputs("relu", (2, 8)))
@@ -137,7 +137,7 @@ with Parties(Settings()) as parties:
 @engine
 def test_bytes_follow_from_the_size_and_the_ring() -> None:
     code = """
-from benchmarks.private.operations import inputs, product, relu
+from tools.benchmarks.private.operations import inputs, product, relu
 with Parties(Settings()) as parties:
     for rows in (8, 16):
         result = parties.run(relu, inputs("relu", (rows, 32)))
@@ -164,7 +164,7 @@ SHAPES = {
 }
 PARITY = """
 import json, sys
-from benchmarks.private import models
+from tools.benchmarks.private import models
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     model, record, _ = models.read(folder)
     given = model.inputs(np.load(folder / "tokens.npy"))
@@ -203,7 +203,18 @@ def test_decoder_in_jax_is_the_one_in_torch(tmp_path: Path) -> None:
 def test_a_trained_model_answers_privately_as_it_does_in_the_open(trained: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.py"
     text.write_text((ROOT / "nfcore" / "entropy.py").read_text())
-    command = [PYTHON, "-m", "benchmarks.private", "models", "--run", trained, "--text", text, "--results", tmp_path]
+    command = [
+        PYTHON,
+        "-m",
+        "tools.benchmarks.private",
+        "models",
+        "--run",
+        trained,
+        "--text",
+        text,
+        "--results",
+        tmp_path,
+    ]
     done = subprocess.run(
         [*map(str, command), "--context", "16"], cwd=ROOT, capture_output=True, text=True, timeout=400
     )
@@ -216,7 +227,16 @@ def test_a_trained_model_answers_privately_as_it_does_in_the_open(trained: Path,
 
 @engine
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    command = [str(PYTHON), "-m", "benchmarks.private", "models", "--run", str(tmp_path), "--results", str(tmp_path)]
+    command = [
+        str(PYTHON),
+        "-m",
+        "tools.benchmarks.private",
+        "models",
+        "--run",
+        str(tmp_path),
+        "--results",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"{tmp_path}: not a finished run of nfcore" in done.stderr
@@ -229,7 +249,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 @engine
 def test_recorded_costs_follow_from_the_recorded_operations(tmp_path: Path) -> None:
     shutil.copy(RECORDED / "operations.json", tmp_path)
-    command = [str(PYTHON), "-m", "benchmarks.private", "costs", "--results", str(tmp_path)]
+    command = [str(PYTHON), "-m", "tools.benchmarks.private", "costs", "--results", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True)
     assert json.loads((tmp_path / "costs.json").read_text()) == recorded("costs")
 

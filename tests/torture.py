@@ -369,7 +369,7 @@ def counts() -> dict[str, dict[str, int]]:
 
 def add(row: str, tried: int, losses: int) -> None:
     """Add to the counts on disk."""
-    from benchmarks.common import Options, provenance
+    from tools.benchmarks.common import Options, provenance
 
     rows = counts()
     before = rows.get(row, {"tried": 0, "losses": 0})

@@ -169,11 +169,11 @@ def unpack(packed: Path, folder: Path) -> Path:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Sections of ``benchmarks``, each in a process of its own that is ended when its part of the time is over."""
+    """Sections of ``tools.benchmarks``, each in a process of its own that is ended when its part of the time is over."""
     began, spent, worst = monotonic(), 0.0, 0
     for section, part in PARTS.items():
         spent += 60 * args.minutes * part
-        command = [sys.executable, "-m", "benchmarks", section, "--corpus", "nfcore"]
+        command = [sys.executable, "-m", "tools.benchmarks", section, "--corpus", "nfcore"]
         command += ["--results", str(args.out.resolve()), "--threads", "1" if args.tiny else "8"]
         command += ["--small", "--repeats", "1"] if args.tiny else []
         try:
@@ -301,7 +301,7 @@ def keep(runs: Iterable[Experiment], out: Path) -> None:
 
 
 def collect(args: argparse.Namespace) -> int:
-    """Take what came back into ``data/recorded/gpu`` and ``benchmarks/results/gpu``. What has no commit, since the
+    """Take what came back into ``data/recorded/gpu`` and the benchmarks' results. What has no commit, since the
     other machine had no history to name it by, gets this checkout's, if that has the same measurement version."""
     from nfcore.machine import git_commit
 
@@ -314,7 +314,7 @@ def collect(args: argparse.Namespace) -> int:
     for file in sorted(args.folder.glob("*.json")):
         content = json.loads(file.read_text())
         content["provenance"] |= made(content["provenance"])
-        target = project_root() / "benchmarks" / "results" / name / file.name
+        target = project_root() / "tools" / "benchmarks" / "results" / name / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, json.dumps(content, indent=1) + "\n")
         print(target)

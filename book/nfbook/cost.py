@@ -1,7 +1,7 @@
 """What a run costs before it is run: parameters, operations, memory, storage, time.
 
 Counts follow from the settings. Time needs a speed: one that was measured on the device, in recorded runs or in
-``benchmarks/results``, else a share of the peak in its data sheet; :class:`Speed` says which.
+``tools/benchmarks/results``, else a share of the peak in its data sheet; :class:`Speed` says which.
 
 Axes: T context, D model width, F feed-forward width, L layers, V vocabulary.
 """
@@ -28,7 +28,7 @@ from nfcore.tokens import PARTS, cache_dir, token_type
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
 ASSUMED_MFU = 0.2  # share of the peak that is assumed where nothing is measured; half of what llm.c reports on an H100
 PAPER_FILES = 600_000  # that PAPER_TOKENS are of
-# What benchmarks/results/training.json calls its shapes: their names in SHAPES, and the vocabulary.
+# What tools/benchmarks/results/training.json calls its shapes: their names in SHAPES, and the vocabulary.
 BENCHMARKED = {
     "quick and study": ("gpt2-6x64", 1024),
     "GPT-2 124M T=128": ("gpt2-124m", 50257),
@@ -127,8 +127,8 @@ def recorded(found: Iterable[Mapping[str, Any]]) -> list[Measurement]:
 
 
 def benchmarked() -> list[Measurement]:
-    """The speeds in ``benchmarks/results/training.json``: of each shape the fastest way in float32 and in 16 bits."""
-    path = project_root() / "benchmarks" / "results" / "training.json"
+    """The benchmarks' speeds: of each shape the fastest way in float32 and in 16 bits."""
+    path = project_root() / "tools" / "benchmarks" / "results" / "training.json"
     if not path.exists():
         return []
     results = json.loads(path.read_text())

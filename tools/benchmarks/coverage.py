@@ -24,7 +24,7 @@ import time
 import warnings
 from typing import Any
 
-from benchmarks.common import Options, Section, Target
+from tools.benchmarks.common import Options, Section, Target
 
 
 LIMIT_SECONDS = 300

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import Options, Section, Target
 from nfcore.settings import Experiment
+from tools.benchmarks.common import Options, Section, Target
 
 
 UPDATES = {"cpu": 200, "cuda": 50}
@@ -87,10 +87,10 @@ def _runs_in(folder: Path) -> Iterator[None]:
 
 @torch.no_grad()
 def parity(options: Options) -> Iterator[dict[str, Any]]:
-    from benchmarks.training import reference
     from nfcore.convert import from_gpt2, from_gpt_neox
     from nfcore.meter import head_entropy
     from nfcore.settings import SHAPES, ModelSettings
+    from tools.benchmarks.training import reference
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     large = device == "cuda" and not options.small

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.private``: count what private inference sends, and write it down.
+"""``python -m tools.benchmarks.private``: count what private inference sends, and write it down.
 
 What the results already hold is not measured again; delete a file to start it anew. Bytes and messages do not depend on
 how busy the machine is. Seconds do, and are only recorded with ``--timing``, for an idle machine.
@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.private import costs, models
-from benchmarks.private.engine import PROTOCOLS, EngineError, Parties, Settings
-from benchmarks.private.operations import OPERATIONS, inputs
+from tools.benchmarks.private import costs, models
+from tools.benchmarks.private.engine import PROTOCOLS, EngineError, Parties, Settings
+from tools.benchmarks.private.operations import OPERATIONS, inputs
 
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "_build" / "private" / "results"
 TEXT = ROOT / "nfcore" / "entropy.py"  # Python that no model was trained on
 SECTIONS = ("operations", "models", "costs")
@@ -232,7 +232,7 @@ def write_costs(folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.private", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.private", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--protocol", choices=PROTOCOLS, action="append", help="of the operations (default: both)")
     parser.add_argument("--only", choices=OPERATIONS, action="append", metavar="OPERATION", help="this operation")
@@ -263,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "costs" in sections:
             write_costs(args.results)
     except (ValueError, OSError, EngineError) as error:
-        sys.exit(f"benchmarks.private: {error}")
+        sys.exit(f"tools.benchmarks.private: {error}")
     return int(failed > 0)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, Options, Section, Target, alternate, spread, timed
+from tools.benchmarks.common import ROOT, Options, Section, Target, alternate, spread, timed
 
 
 NO_TORCH = "import sys, nfcore; sys.exit('torch' in sys.modules)"
@@ -89,8 +89,8 @@ def checkpoint(shape: str, vocabulary: int, options: Options) -> dict[str, Any]:
 
     import numpy as np
 
-    from benchmarks.training import experiment
     from nfcore.training import Training
+    from tools.benchmarks.training import experiment
 
     tokens = np.zeros((1, 32), np.uint16)
     data: Any = SimpleNamespace(train=tokens, validation=tokens)

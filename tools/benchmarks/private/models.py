@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from benchmarks.private import operations
+from tools.benchmarks.private import operations
 
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
 """What all benchmarks share: rounds of alternating sides, medians with their spread, peak memory, provenance.
 
 A section is a module with ``run(options) -> Section``. Its rows are plain dictionaries, one a measurement, and its
-targets say what was wanted and what was measured; ``benchmarks/results/<section>.json`` holds both with the provenance.
+targets say what was wanted and what was measured; ``results/<section>.json`` holds both with the provenance.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "tools" / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)

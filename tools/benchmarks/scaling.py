@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import Options, Section, Target, in_a_process, seconds, spread
-from benchmarks.training import experiment, ours
 from nfbook.cost import PEAK_TFLOPS, card, flops_per_token
 from nfcore.settings import Experiment
+from tools.benchmarks.common import Options, Section, Target, in_a_process, seconds, spread
+from tools.benchmarks.training import experiment, ours
 
 
 BASE = dict(width=256, depth=4, context=128, batch=16, vocabulary=4096)

@@ -17,11 +17,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Options, Section, Target, alternate, in_a_process, ratio, spread
 from nfcore.corpus import documents
 from nfcore.formats import ROWS
 from nfcore.settings import DataSettings
 from nfcore.tokens import prepare, train_tokenizer
+from tools.benchmarks.common import Options, Section, Target, alternate, in_a_process, ratio, spread
 
 
 CONTEXT, VOCABULARY = 128, 1024

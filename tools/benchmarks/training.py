@@ -37,11 +37,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.common import Options, Section, Target, alternate, device, in_a_process, now, ratio, spread, timed
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, ModelSettings
 from nfcore.training import VOCABULARY_MULTIPLE, Training
+from tools.benchmarks.common import Options, Section, Target, alternate, device, in_a_process, now, ratio, spread, timed
 
 
 # shape, vocabulary, context, sequences a step, steps a round on a CPU, steps a round on a GPU

@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import (
+from nfcore.entropy import attention_entropy, attention_rows
+from tools.benchmarks.common import (
     Options,
     Section,
     Target,
@@ -39,7 +40,6 @@ from benchmarks.common import (
     seconds,
     spread,
 )
-from nfcore.entropy import attention_entropy, attention_rows
 
 
 # preset, its settings changed for a machine without a GPU, steps a round, probes a round

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [SECTION ...]``: measure, write ``benchmarks/results/<section>.json``, print the targets."""
+"""``python -m tools.benchmarks [SECTION ...]``: measure, write ``results/<section>.json`` here, print the targets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import RESULTS, ROOT, Options, Section, Target, provenance
 from nfcore.store import write_atomically
+from tools.benchmarks.common import RESULTS, ROOT, Options, Section, Target, provenance
 
 
 SECTIONS = ("training", "telemetry", "data", "startup", "scaling", "equality", "coverage")
@@ -26,7 +26,7 @@ def line(section: str, target: Target) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmarks", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--repeats", type=int, default=Options.repeats, help="counted rounds (default 5)")
     parser.add_argument("--threads", type=int, default=Options.threads, help="threads of torch (default 2)")
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     missed = False
     for name in args.sections or SECTIONS:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        run = importlib.import_module(f"benchmarks.{name}").run
+        run = importlib.import_module(f"tools.benchmarks.{name}").run
         section: Section = run(replace(options, save=partial(save, name)))
         save(name, section)
         for target in section.targets:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.private.models import CONFIGURATIONS, SHAPES
-from benchmarks.private.operations import OPERATIONS
+from tools.benchmarks.private.models import CONFIGURATIONS, SHAPES
+from tools.benchmarks.private.operations import OPERATIONS
 
 
 Row = dict[str, Any]

@@ -1,6 +1,6 @@
 """Private inference, measured: two processes compute on secret shares with SPU, and what they send is counted.
 
-``make private`` makes an environment for it in ``_build/private`` and runs ``python -m benchmarks.private`` there.
+``make private`` makes an environment for it in ``_build/private`` and runs ``python -m tools.benchmarks.private``.
 nfcore does not import this package. The page Private inference reads the files that it writes.
 
 - ``engine``: two parties on this machine, their programs and the count of their bytes and messages.

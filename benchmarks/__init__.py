@@ -1,1 +1,0 @@
-"""Timings of nfcore against what a reader would use otherwise: ``python -m benchmarks``."""

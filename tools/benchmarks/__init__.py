@@ -1,0 +1,1 @@
+"""Timings of nfcore against what a reader would use otherwise: ``python -m tools.benchmarks``."""
