@@ -169,7 +169,7 @@ def unpack(packed: Path, folder: Path) -> Path:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Sections of ``tools.benchmarks``, each in a process of its own that is ended when its part of the time is over."""
+    """Sections of the benchmarks, each in a process of its own that is ended when its part of the time is over."""
     began, spent, worst = monotonic(), 0.0, 0
     for section, part in PARTS.items():
         spent += 60 * args.minutes * part
