@@ -15,7 +15,7 @@ from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -194,7 +194,7 @@ class Training:
             self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return cast(Tensor, norm), rate
+        return norm, rate
 
     def batch(self) -> np.ndarray:
         """The sequences (B, T) of the next update. An epoch is the whole batches of a permutation that the seed plus
