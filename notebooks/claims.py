@@ -706,8 +706,8 @@ Markdown(
 # %% tags=["remove-input"]
 if relu["n"]:
     text = (
-        f"In {size}, ReLU without LayerNorm is {side(relu['estimate'])} GELU in perplexity ({seeds_used(relu)} seeds); whether GELU overloads "
-        f"heads there is {said(by_id.loc['E1'])}."
+        f"In {size}, ReLU without LayerNorm is {side(relu['estimate'])} GELU in perplexity ({seeds_used(relu)} seeds); that GELU "
+        f"overloads more heads is {said(by_id.loc['E1'])}."
     )
 else:
     text = "The runs that decide are still to be trained."
