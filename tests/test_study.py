@@ -259,7 +259,7 @@ def test_train_record_and_judge(small: Path, tmp_path: Path, capsys: pytest.Capt
     assert re.search(r"^claims +T4 +R leads +percent ", printed.out, re.MULTILINE)
     file = recorded_dir("study") / "verdicts.csv"
     text = file.read_text()
-    assert re.search(r"^claims,N1,.*,undecided$", text, re.MULTILINE)
+    assert re.search(r"^claims,N1,.*,undecided,", text, re.MULTILINE)
     file.write_text(text.replace("undecided", "reproduced"))
     assert main(["claims", "study"]) == 1, "a recorded verdict that does not follow"
     message = "study: claims N1: verdict is recorded as 'reproduced', the runs give 'undecided'"

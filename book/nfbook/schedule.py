@@ -59,7 +59,7 @@ def snakemake(args: argparse.Namespace, config: list[str], announcement: str, ex
             return child.wait() if args.dry_run else _watch(child, experiments)
         except KeyboardInterrupt as stop:
             if isinstance(stop, faults.Stopped):  # came to this process alone, as Ctrl-C does not
-                _terminate_children()
+                _terminate_children(child)
             child.wait()  # until the runs have their checkpoints
             raise
 
@@ -94,7 +94,13 @@ def _watch(child: subprocess.Popen[bytes], experiments: list[Experiment]) -> int
     return child.returncode
 
 
-def _terminate_children() -> None:
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
+def _terminate_children(child: subprocess.Popen[bytes]) -> None:
+    """Ask each process below this one to end, once, until ``child`` has ended: it may just be starting another."""
+    asked: set[psutil.Process] = set()
+    while child.poll() is None:
+        for process in {*psutil.Process().children(recursive=True)} - asked:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+            asked.add(process)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(0.5)
