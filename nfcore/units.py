@@ -32,9 +32,10 @@ def unit_statistics(x: Tensor, y: Tensor, tokens: Tensor) -> dict[str, float]:
     ``dead_units``, the share of units whose output has a standard deviation below ``DEAD`` of the layer's root mean
     square of them. NaN where nothing varies or anything is not finite.
     """
+    x, y = (values.float() - values.float().mean(0) for values in (x, y))
     (p, given), (q, made) = ((_spectrum(values), _explained(values, tokens)) for values in (x, y))
     middle = (p + q) / 2
-    variance = y.float().var(0)
+    variance = y.square().mean(0)
     found = {
         **{f"{name}_in": value for name, value in (_shape(p) | {"selectivity": given}).items()},
         **{f"{name}_out": value for name, value in (_shape(q) | {"selectivity": made}).items()},
@@ -44,12 +45,12 @@ def unit_statistics(x: Tensor, y: Tensor, tokens: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def _spectrum(values: Tensor) -> Tensor:
-    """p_k of a sample (N, F), in float64; NaN if it does not vary or is not finite."""
-    covariance = values.float().T.cov().double()
+def _spectrum(x: Tensor) -> Tensor:
+    """p_k of a centred sample (N, F), in float64; NaN if it does not vary or is not finite."""
+    covariance = x.T @ x / (len(x) - 1)
     if not bool(covariance.isfinite().all()):  # which the solver refuses
-        return torch.full_like(covariance[0], torch.nan)
-    eigenvalues = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0)
+        return torch.full_like(x[0], torch.nan, dtype=torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(covariance).double().flip(0).clamp_min(0)
     return eigenvalues / eigenvalues.sum()
 
 
@@ -65,10 +66,10 @@ def _shape(p: Tensor) -> dict[str, Tensor]:
     return {"spectral_entropy": entropy, "participation": 1 / p.square().sum(), "enrichment": enrichment}
 
 
-def _explained(values: Tensor, tokens: Tensor) -> Tensor:
-    """Epsilon squared: 1 - (variance within tokens) / (variance), both unbiased; ``values`` (N, F)."""
-    values = values.double()
+def _explained(x: Tensor, tokens: Tensor) -> Tensor:
+    """Epsilon squared of a centred sample (N, F): 1 - (variance within tokens) / (variance), both unbiased."""
     kinds, kind, count = tokens.unique(return_inverse=True, return_counts=True)
-    means = values.new_zeros(len(kinds), values.shape[1]).index_add_(0, kind, values) / count[:, None]
-    within = (values - means[kind]).square().sum() / (len(values) - len(kinds))
-    return 1 - within / values.var(0).sum()
+    sums = x.new_zeros(len(kinds), x.shape[1]).index_add_(0, kind, x)
+    total = x.square().sum(dtype=torch.float64)
+    within = total - (sums.double().square() / count[:, None]).sum()
+    return 1 - (within / (len(x) - len(kinds))) / (total / (len(x) - 1))
