@@ -136,7 +136,7 @@ folded("Every target, with what was measured", markdown_table(targets))
 # : The same with fused attention {cite}`dao2022flashattention`.
 #
 # *loop*
-# : A plain loop in the manner of nanoGPT {cite}`karpathy2022nanogpt` around our model, without the Trainer.
+# : A plain loop in the manner of nanoGPT {cite}`karpathy2022nanogpt` around our model, without ours.
 #
 # *ours*
 # : `nfcore.train` in float32, then with bfloat16 products, compiled, and both.
@@ -200,7 +200,7 @@ for shape in dict.fromkeys(row["shape"] for row in rows("training", "training"))
     )
     lines.append(f"{median(over):.2f} at {shape} ({min(over):.2f} to {max(over):.2f}, {word})")
 Markdown(
-    "The Trainer itself costs little. The speed of the plain loop over ours, with the smallest and the largest round, is "
+    "The speed of a plain loop over ours, with the smallest and the largest round, is "
     + "; ".join(lines)
     + "."
 )
@@ -225,7 +225,7 @@ Markdown("\n\n".join(lines))
 # %% [markdown]
 # ## The same losses
 #
-# Each fast path is compared with float32 under the Trainer, from the same weights over the same batches. What counts is the largest
+# Each fast path is compared with float32 in our loop, from the same weights over the same batches. What counts is the largest
 # difference of a training loss at any update.
 
 # %% tags=["remove-input"]
