@@ -206,10 +206,10 @@ show_figure(
 # %% tags=["remove-input"]
 probe = int(own.runs["training.probe_every"].iloc[0])
 below = {configuration: leaves_ceiling(own, configuration) for configuration in MAIN}
-words = {c: f"at update {step:.0f}" if np.isfinite(step) else "never" for c, step in below.items()}
+words = {c: f"{step:.0f}" if np.isfinite(step) else "never" for c, step in below.items()}
 Markdown(
-    f"The early layers together are below nine tenths of the ceiling for the first time {words['SM+G']} (GELU) and {words['SM+R']} (ReLU) without LayerNorm, "
-    f"and {words['SM+LN+G']} and {words['SM+LN+R']} with it, in one run each. The first probe below it may be {probe} updates late. The paper's authors "
+    f"The early layers together are below nine tenths of the ceiling from update {words['SM+G']} (GELU) and {words['SM+R']} (ReLU) on without LayerNorm, "
+    f"and from {words['SM+LN+G']} and {words['SM+LN+R']} on with it, in one run each. The first probe below it may be {probe} updates late. The paper's authors "
     "show the course in a plot without numbers ({cite:t}`jha2024aero`, Fig. 12)."
 )
 

@@ -199,11 +199,7 @@ for shape in dict.fromkeys(row["shape"] for row in rows("training", "training"))
         "below one in every round" if max(over) < 1 else "above one in every round" if min(over) > 1 else "around one"
     )
     lines.append(f"{median(over):.2f} at {shape} ({min(over):.2f} to {max(over):.2f}, {word})")
-Markdown(
-    "The speed of a plain loop over ours, with the smallest and the largest round, is "
-    + "; ".join(lines)
-    + "."
-)
+Markdown("The speed of a plain loop over ours, with the smallest and the largest round, is " + "; ".join(lines) + ".")
 
 # %% [markdown]
 # The last column of that table says when `training.compile` pays on this machine: for runs with more updates than that. It counts from
