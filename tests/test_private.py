@@ -84,6 +84,10 @@ def test_a_machine_that_cannot_have_the_engine_is_told_so(
     assert install.refusal((3, 10, 0), "Linux", "x86_64") is None
 
 
+def test_the_engine_is_installed_where_make_looks_for_it() -> None:
+    assert install.VENV == ROOT / "_build" / "private"
+
+
 def test_nfcore_does_not_know_the_engine() -> None:
     assert not [path for path in (ROOT / "nfcore").glob("*.py") if "tools.benchmarks.private" in path.read_text()]
 

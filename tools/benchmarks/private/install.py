@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 HERE = Path(__file__).resolve().parent
-VENV = HERE.parent.parent / "_build" / "private"
+VENV = HERE.parents[2] / "_build" / "private"
 PYTHONS = ((3, 10), (3, 11))
 INSTEAD = "the book shows data/recorded/private instead"
 
