@@ -20,6 +20,7 @@ import yaml
 
 from nfcore import faults, runs
 from nfcore.settings import DType, Experiment, SettingsError, override, read_yaml
+from nfcore.store import verify
 
 
 DISK_FULL = f"; free some space, or set NFCORE_RUNS and NFCORE_DATA to another disk; {faults.RESUME}"
@@ -85,7 +86,7 @@ def show_run(args: argparse.Namespace) -> None:
 def verify_runs(args: argparse.Namespace) -> None:
     names = [args.run] if args.run else sorted(p.parent.name for p in runs.runs_dir().glob("*/record.json"))
     for name in names:
-        runs.verify(runs.runs_dir() / name, finished(name))
+        verify(runs.runs_dir() / name, finished(name))
     print(f"{len(names)} runs match their recorded hashes")
 
 

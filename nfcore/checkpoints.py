@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nfcore.runs import verify
 from nfcore.settings import SettingsError
-from nfcore.store import file_sha256, refusing, write_atomically
+from nfcore.store import file_sha256, refusing, verify, write_atomically
 
 
 FORMAT = 3

@@ -22,7 +22,12 @@ from nfcore.tokens import END_OF_TEXT, TokenData
 
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}  # ours: last
+HF_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}  # ours: last
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
 ANSWERS = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
@@ -187,8 +192,8 @@ def _new(kind: Any, config: Any, device: torch.device) -> Any:
 def _take_over(family: Family, hf_model: PreTrainedModel, changes: dict[str, Any]) -> NormFreeForCausalLM:
     hf, source, where = hf_model.config, hf_model.state_dict(), f"from_{hf_model.config.model_type}"
     config = {ours: getattr(hf, theirs) for ours, theirs in family.fields.items()}
-    choice(f"{where}: activation", config["activation"], ACTIVATIONS)
-    config["activation"] = ACTIVATIONS[config["activation"]]
+    choice(f"{where}: activation", config["activation"], HF_ACTIVATIONS)
+    config["activation"] = HF_ACTIVATIONS[config["activation"]]
     config |= dict(family=family.name, biases="all", tie_word_embeddings=tied(hf_model))
     model = _new(NormFreeForCausalLM, NormFreeConfig(**config | changes), hf_model.device)
     names = family.weights(hf.num_hidden_layers)
@@ -212,7 +217,7 @@ def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
     needed = dict(family=family.name, norm="layernorm", final_norm="layernorm")
     for name, value in (needed | dict(residual_dtype="float32", attention_scales=None)).items():
         choice(f"{where}: {name}", getattr(config, name), [value])
-    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}  # the first of several names
+    activations = {ours: theirs for theirs, ours in reversed(HF_ACTIVATIONS.items())}  # the first of several names
     choice(f"{where}: activation", config.activation, activations)
     given = {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
     given[family.fields["activation"]] = activations[config.activation]

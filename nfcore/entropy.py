@@ -165,6 +165,18 @@ def _must_broadcast(name: str, x: Tensor, shape: tuple[int, ...], axes: str) -> 
         raise SettingsError(f"{name}: shape {tuple(x.shape)} must broadcast to {axes}, here {shape}")
 
 
+def must_cover(mask: Any, x: Tensor, cached: bool) -> None:
+    """Refuse a mask that is neither (B, S) with S = T, or more with a cache, nor (B, H, T, S), for x (B, T, ...).
+
+    Raises:
+        SettingsError: names the shapes.
+    """
+    if isinstance(mask, Tensor) and mask.dim() != 4:
+        (batch, length), shape = x.shape[:2], tuple(mask.shape)
+        if len(shape) != 2 or shape[0] != batch or shape[1] < length or (shape[1] > length and not cached):
+            raise SettingsError(f"attention_mask: shape {shape} does not cover input_ids of shape {(batch, length)}")
+
+
 def attention_entropy(
     q: Tensor,
     k: Tensor,

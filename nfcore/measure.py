@@ -13,7 +13,7 @@ from tqdm import tqdm
 from nfcore import runs
 from nfcore.settings import SettingsError
 from nfcore.shares import QUARTERS, quartile_shares
-from nfcore.store import refusing
+from nfcore.store import refusing, verify
 
 
 TOKENS = 8192  # of a batch, at least one sequence
@@ -36,7 +36,7 @@ def load(model: str, device: str = "cpu", dtype: str | None = None) -> tuple[Any
 
     saved = runs.runs_dir() / model
     if record := runs.read_record(saved):
-        runs.verify(saved, record)
+        verify(saved, record)
     where = saved / "model" if record else model
     remedy = "give the id of a finished run, a directory with a model and its tokenizer, or a name on the Hub"
     errors = (OSError, ValueError, RuntimeError, AssertionError)

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils import TransformersKwargs
 
-from nfcore.entropy import METHODS, Scores, attention_entropy, attention_rows
-from nfcore.model import must_cover
+from nfcore.entropy import METHODS, Scores, attention_entropy, attention_rows, must_cover
 from nfcore.settings import SettingsError, choice
 
 

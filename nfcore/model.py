@@ -4,8 +4,8 @@ Axes: B batch, T positions, S keys (cache included), D model width, H heads, K h
 width, V vocabulary, L layers.
 
 To add an activation: write a module and give it a line in ``ACTIVATIONS``, a function from the config to the module,
-and its letters in :data:`nfcore.settings.ACTIVATIONS`, which settings are checked against before torch is loaded. A
-norm likewise in both ``NORMS``.
+and its letters in :data:`nfcore.settings.ACTIVATION_LETTERS`, which settings are checked against before torch is
+loaded. A norm likewise in ``NORMS`` and ``NORM_LETTERS``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import id_tensor_storage
 
+from nfcore.entropy import must_cover
 from nfcore.settings import REGISTERED, SHAPES, ModelSettings, SettingsError, choice
 
 
@@ -379,15 +380,9 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
             new_embeddings.multiple = getattr(self.lm_head, "multiple", 1)
         self.lm_head = cast(Head, new_embeddings)
 
-    @property
-    def slopes(self) -> list[nn.Parameter]:
-        """The learnable negative slopes: one a layer, one in all, or none."""
-        return [p for name, p in self.activations.named_parameters() if name.endswith(".slope")]
-
-    @property
-    def scales(self) -> list[nn.Parameter]:
-        """The learnable scales, one a layer, one in all, or none."""
-        return [p for name, p in self.activations.named_parameters() if name.endswith(".scale")]
+    def learned(self, name: str) -> list[nn.Parameter]:
+        """A parameter of the activations, ``slope`` or ``scale``: one a layer, one for all, or none."""
+        return [p for key, p in self.activations.named_parameters() if key.endswith(f".{name}")]
 
     def _note_tied(self, tied: bool) -> None:
         self.config.tie_word_embeddings = tied
@@ -498,8 +493,7 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         for name in ("tokenizer", "assistant_tokenizer"):  # of stop strings; `generate` hands it on to `forward`
             kwargs.pop(name, None)
-        whole: Any = super()
-        return whole.prepare_inputs_for_generation(*args, **kwargs)
+        return super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache that keys and values go to: the one that was given, a new one, or none."""
@@ -528,18 +522,6 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
             options = dict(vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch)
             loss = self.loss_function(logits=logits, labels=labels, **options)
         return loss, None if training and self.loss_alone else logits
-
-
-def must_cover(mask: Any, x: Tensor, cached: bool) -> None:
-    """Refuse a mask that is neither (B, S) with S = T, or more with a cache, nor (B, H, T, S), for x (B, T, ...).
-
-    Raises:
-        SettingsError: names the shapes.
-    """
-    if isinstance(mask, Tensor) and mask.dim() != 4:
-        (batch, length), shape = x.shape[:2], tuple(mask.shape)
-        if len(shape) != 2 or shape[0] != batch or shape[1] < length or (shape[1] > length and not cached):
-            raise SettingsError(f"attention_mask: shape {shape} does not cover input_ids of shape {(batch, length)}")
 
 
 def _positions(x: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tensor:

@@ -68,7 +68,8 @@ def optimizer_and_schedule(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW with decay on matrices and embeddings, none on biases and norms, its own on learnable slopes, and with
     ``ffn_rate``; linear warm-up, then linear decay to ``final_learning_rate`` at the last step."""
-    slopes, factor, decay, rate = model.slopes, settings.ffn_rate, settings.weight_decay, settings.learning_rate
+    slopes, factor = model.learned("slope"), settings.ffn_rate
+    decay, rate = settings.weight_decay, settings.learning_rate
     ffns: list[Any] = [block.ffn for block in model.blocks] if factor != 1 else []
     up, down = [ffn.up.weight for ffn in ffns], [ffn.down.weight for ffn in ffns]
     named = {id(p) for p in (*slopes, *up, *down)}

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfcore.settings import DataSettings, ModelSettings, SettingsError, TrainingSettings, digest, project_root
-from nfcore.store import file_sha256, refusing, write_atomically
+from nfcore.store import file_sha256, refusing, verify, write_atomically
 
 
 if TYPE_CHECKING:
@@ -83,17 +83,6 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
     """The records of a recorded set, such as ``data/recorded/study``; none where there is no such directory."""
     path = directory / "records.json"
     return json.loads(path.read_text()) if path.exists() else []
-
-
-def verify(directory: Path, record: dict[str, Any], remedy: str = "fresh=true trains the run again") -> None:
-    """Raise SettingsError if a file of the run is missing or does not match its recorded hash."""
-    with refusing(f"{directory}: cannot be read", remedy):
-        for name, expected in record["files"].items():
-            path = directory / name
-            if not path.exists():
-                raise SettingsError(f"{path}: missing, though the record lists it; {remedy}")
-            if file_sha256(path) != expected:
-                raise SettingsError(f"{path}: does not match its recorded hash; {remedy}")
 
 
 def row(record: dict[str, Any]) -> dict[str, Any]:

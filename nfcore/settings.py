@@ -34,14 +34,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "pythia-2x32": dict(family="pythia", hidden_size=32, num_hidden_layers=2, num_attention_heads=2),
 }
 
-# Norms and activations, each with its part of a configuration's name.
-NORMS = {"layernorm": "LN", "rmsnorm": "RMS", "none": ""}
-ACTIVATIONS = {"gelu": "G", "gelu_tanh": "G(tanh)", "relu": "R", "leaky_relu": "L({slope:g})", "identity": ""}
-ACTIVATIONS |= {"learnable_leaky_relu": "LL {sharing}({slope:g})", "scaled_softplus": "softplus(s={scale:g})"}
-ACTIVATIONS |= {"scaled_gelu": "G(s={scale:g})", "learnable_scaled_gelu": "G(learnable s from {scale:g})"}
-ACTIVATIONS |= {"scaled_silu": "SiLU(s={scale:g})", "learnable_input_gelu": "G(learnable a from {scale:g})"}
+# Norms and activations, each with its letters in a configuration's name.
+NORM_LETTERS = {"layernorm": "LN", "rmsnorm": "RMS", "none": ""}
+ACTIVATION_LETTERS = {"gelu": "G", "gelu_tanh": "G(tanh)", "relu": "R", "leaky_relu": "L({slope:g})", "identity": ""}
+ACTIVATION_LETTERS |= {"learnable_leaky_relu": "LL {sharing}({slope:g})", "scaled_softplus": "softplus(s={scale:g})"}
+ACTIVATION_LETTERS |= {"scaled_gelu": "G(s={scale:g})", "learnable_scaled_gelu": "G(learnable s from {scale:g})"}
+ACTIVATION_LETTERS |= {"scaled_silu": "SiLU(s={scale:g})", "learnable_input_gelu": "G(learnable a from {scale:g})"}
 # The names that settings take. nfcore.model puts its own registries here, to which users add.
-REGISTERED: dict[str, Collection[str]] = {"norm": NORMS, "final_norm": NORMS, "activation": ACTIVATIONS}
+REGISTERED: dict[str, Collection[str]] = dict.fromkeys(("norm", "final_norm"), NORM_LETTERS)
+REGISTERED["activation"] = ACTIVATION_LETTERS
 
 # Marks a field added after runs were recorded: at its default it is left out of the hash, so that those keep their ids.
 LATER = "later"
@@ -196,8 +197,8 @@ class ModelSettings(Section):
         values = dict(
             slope=self.negative_slope, scale=self.activation_scale, sharing=self.slope_sharing.replace("_", " ")
         )
-        letter = ACTIVATIONS.get(self.activation, "{name}").format(**values, name=self.activation)
-        return "+".join(part for part in ("SM", NORMS.get(self.norm, self.norm), letter) if part)
+        letter = ACTIVATION_LETTERS.get(self.activation, "{name}").format(**values, name=self.activation)
+        return "+".join(part for part in ("SM", NORM_LETTERS.get(self.norm, self.norm), letter) if part)
 
 
 class DataSettings(Section):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -84,3 +85,14 @@ def refusing(
         cause = error.__cause__ or error  # datasets wraps what its own message does not tell
         first = (str(cause).strip().splitlines() or [""])[0]
         raise SettingsError(f"{what} ({type(cause).__name__}: {first}); {remedy}") from error
+
+
+def verify(directory: Path, record: dict[str, Any], remedy: str = "fresh=true trains the run again") -> None:
+    """Raise SettingsError if a file of the run is missing or does not match its recorded hash."""
+    with refusing(f"{directory}: cannot be read", remedy):
+        for name, expected in record["files"].items():
+            path = directory / name
+            if not path.exists():
+                raise SettingsError(f"{path}: missing, though the record lists it; {remedy}")
+            if file_sha256(path) != expected:
+                raise SettingsError(f"{path}: does not match its recorded hash; {remedy}")

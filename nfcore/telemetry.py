@@ -161,12 +161,11 @@ class Telemetry:
             random = attention_statistics(self.model, self.random)
             heads["entropy_random"], positions["entropy_random"] = random["entropy"], random["by_position"]
         self.model.set_attn_implementation(attention)
-        slopes = [whole(slope).item() for slope in self.model.slopes] or [math.nan]
-        scales = [whole(scale).item() for scale in self.model.scales] or [math.nan]
+        learned = {name: [whole(p).item() for p in self.model.learned(name)] for name in ("slope", "scale")}
         for layer, values in enumerate(layers):
             where = {"step": step, "layer": layer}
-            learned = {"slope": slopes[layer % len(slopes)], "scale": scales[layer % len(scales)]}
-            self.tables["layers"].append(where | values | learned)
+            own = {name: found[layer % len(found)] if found else math.nan for name, found in learned.items()}
+            self.tables["layers"].append(where | values | own)
             for head in range(heads["entropy"].shape[1]):
                 values = {name: float(table[layer, head]) for name, table in heads.items()}
                 self.tables["heads"].append(where | {"head": head} | values)

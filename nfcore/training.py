@@ -42,7 +42,7 @@ from nfcore.model import NormFreeConfig, NormFreeForCausalLM, recompute
 from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 from nfcore.shares import entropy_ceiling
-from nfcore.store import locked, write_atomically
+from nfcore.store import locked, verify, write_atomically
 from nfcore.telemetry import Telemetry, Watch, whole
 from nfcore.tokens import TokenData, prepare
 
@@ -385,7 +385,7 @@ def agreed(value: Any) -> Any:
 
 def _reuse(experiment: Experiment, directory: Path, label: str, record: dict[str, Any]) -> None:
     """Check the files of a finished run, and say how its source and its data differ from the present ones."""
-    runs.verify(directory, record)
+    verify(directory, record)
     if record["status"] == "complete":
         shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # where the run was killed at its very end
     made = record["provenance"]

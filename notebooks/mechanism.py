@@ -74,6 +74,9 @@ GELU, RELU, SHARP = STYLES["SM+G"]["color"], STYLES["SM+R"]["color"], "#0072B2"
 
 
 # %% tags=["remove-input"]
+END = int(layers["step"].max())  # updates of the runs of this page
+
+
 def layers_of(name, step=None):
     """Telemetry per layer of a configuration's runs, at one step or at all."""
     rows = layers[layers["run"].isin(of_cell(frame, name)["run"])]
@@ -286,7 +289,7 @@ show_figure(
 )
 
 # %% tags=["remove-input"]
-ends = {name: layers_of(name, 600)["nonlinear_share"].mean() for name in ("SM+G s=64", "SM+R")}
+ends = {name: layers_of(name, END)["nonlinear_share"].mean() for name in ("SM+G s=64", "SM+R")}
 tau = start["preactivation_std"].mean()
 energy = {s: (1 - gaussian_gelu_shares(tau)[0]) / (1 - gaussian_gelu_shares(s * tau)[0]) for s in (16, 64)}
 Markdown(
@@ -369,11 +372,10 @@ folded(f"All {len(table)} questions of this page", verdict_table(table, frame, "
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-share-layers", "caption": "Non-linear share of the activation in each layer: GELU without LayerNorm at the start, at the end of the short runs of this page, and at the end of the longer runs of the study; ReLU for comparison. Means over n seeds; hollow: one seed. Look how far training has lifted each layer from zero."}, "image": {"alt": "Lines of the non-linear share over six layers: flat at zero at the start, higher after short and long training, highest for ReLU."}}
 figure, axes = plt.subplots(figsize=(5, 3.2))
-steps = {name: int(shown.layers["step"].max()) for name in ("SM+G", "SM+R")}
 profiles = [
     ("GELU, start", layers_of("SM+G", 0), GELU, ":", "^"),
-    (f"GELU, {steps['SM+G']} updates", layers_of("SM+G", 600), GELU, "--", "^"),
-    ("ReLU, 600 updates", layers_of("SM+R", 600), RELU, "--", "D"),
+    (f"GELU, {END} updates", layers_of("SM+G", END), GELU, "--", "^"),
+    (f"ReLU, {END} updates", layers_of("SM+R", END), RELU, "--", "D"),
 ]
 for words, name, color, marker in (("GELU", "SM+G", GELU, "^"), ("ReLU", "SM+R", RELU, "D")):
     rows_of = long.layers[long.layers["run"].isin(of_cell(long_frame, name)["run"])]
@@ -556,7 +558,7 @@ for name in dict.fromkeys(["SM+LN+G", "SM+G", "SM+R", *planned]):
                 "perplexity": np.exp(trained["loss"]),
                 "early entropy": trained["early_entropy"],
                 "share at start": layers_of(name, 0)["nonlinear_share"].mean(),
-                "share at end": layers_of(name, 600)["nonlinear_share"].mean(),
+                "share at end": layers_of(name, END)["nonlinear_share"].mean(),
                 "trained": int((runs_of["outcome"] == "trained").sum()),
                 "left out": left_out(frame, runs_of["run"]) or "none",
             }

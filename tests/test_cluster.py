@@ -22,8 +22,8 @@ import yaml
 from nfbook import cost
 from nfbook.__main__ import main
 from nfbook.presets import Preset
-from nfcore import runs
 from nfcore.settings import Experiment
+from nfcore.store import verify
 from tests.conftest import ROOT
 
 
@@ -75,7 +75,7 @@ def study(root: Path, *options: str) -> dict[str, dict[str, Any]]:
     records = {}
     for path in (root / "elsewhere").glob("*/record.json"):
         record = json.loads(path.read_text())
-        runs.verify(path.parent, record)
+        verify(path.parent, record)
         records[record["id"]] = record
     assert len(records) == 2
     return records

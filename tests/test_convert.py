@@ -135,7 +135,7 @@ def test_conversion_takes_other_changes():
     ids = tokens()
     relu = from_gpt2(hf, activation="relu")
     torch.testing.assert_close(changed(ids).logits, relu(ids).logits)
-    assert [s.item() for s in changed.slopes] == [0.0, 0.0]
+    assert [s.item() for s in changed.learned("slope")] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from nfbook.recorded import recorded_dir
 from nfbook.study import Study
 from nfcore import prepare, runs
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
-from nfcore.settings import ACTIVATIONS, NORMS, SHAPES, Experiment, ModelSettings, SettingsError
+from nfcore.settings import ACTIVATION_LETTERS, NORM_LETTERS, SHAPES, Experiment, ModelSettings, SettingsError
 from nfcore.training import Training, train
 from tools.benchmarks import scaling, training
 
@@ -39,9 +39,9 @@ CASES += [
         ("pythia-2x32", "rmsnorm", "layernorm", "none", "per_layer"),
         ("pythia-2x32", "none", "rmsnorm", "paper", "per_layer"),
     )
-    for activation in ACTIVATIONS
+    for activation in ACTIVATION_LETTERS
 ]
-assert {case.get("norm") for case in CASES} >= {*NORMS}
+assert {case.get("norm") for case in CASES} >= {*NORM_LETTERS}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -53,7 +53,7 @@ def test_parameters_are_those_of_the_model(case: dict[str, Any]) -> None:
     assert total == sum(p.numel() for p in model.parameters())
     matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     small = sum(p.numel() for p in model.parameters() if p.dim() < 2)  # biases, norms, learnable scalars
-    small += sum(p.numel() for p in (*model.slopes, *model.scales) if p.dim() >= 2)
+    small += sum(p.numel() for p in (*model.learned("slope"), *model.learned("scale")) if p.dim() >= 2)
     assert multiplied == matrices + small
 
 

@@ -39,7 +39,7 @@ from nfcore.settings import (
     override,
     read_yaml,
 )
-from nfcore.store import file_sha256
+from nfcore.store import file_sha256, verify
 from nfcore.tokens import load_tokenizer, prepare
 from tests.counting import counted
 
@@ -288,7 +288,7 @@ def test_records_are_read_or_refused(tmp_path: Path) -> None:
         (directory / "record.json").write_bytes(content)
         found = attempt(runs.read_record, directory)
         if found is not None:
-            attempt(runs.verify, directory, found)
+            attempt(verify, directory, found)
             attempt(runs.load_runs, tmp_path)
 
     fuzz("records", check, st.data())

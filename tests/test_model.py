@@ -198,11 +198,11 @@ X = torch.linspace(-6, 6, 1001)
 
 
 def test_every_activation_that_settings_allow_exists_and_no_other():
-    assert model.ACTIVATIONS.keys() == settings.ACTIVATIONS.keys()
-    assert model.NORMS.keys() == settings.NORMS.keys()
+    assert model.ACTIVATIONS.keys() == settings.ACTIVATION_LETTERS.keys()
+    assert model.NORMS.keys() == settings.NORM_LETTERS.keys()
 
 
-@pytest.mark.parametrize("name", settings.ACTIVATIONS)
+@pytest.mark.parametrize("name", settings.ACTIVATION_LETTERS)
 def test_every_activation_trains(name):
     network = ours(activation=name, norm="none")
     ids = tokens()
@@ -345,15 +345,15 @@ def test_qk_norm_makes_attention_blind_to_the_length_of_queries_and_keys(family)
 @pytest.mark.parametrize(("sharing", "count"), [("per_layer", 2), ("shared", 1)])
 def test_learnable_scales_are_learned_from_their_start_and_saved(name, sharing, count, tmp_path):
     network = ours(activation=name, activation_scale=4, slope_sharing=sharing, norm="none", init="width")
-    assert [s.item() for s in network.scales] == [4.0] * count
-    assert network.slopes == []
+    assert [s.item() for s in network.learned("scale")] == [4.0] * count
+    assert network.learned("slope") == []
     ids = tokens()
     network(ids, labels=ids).loss.backward()
-    assert all(s.grad.abs() > 0 for s in network.scales)
-    for i, scale in enumerate(network.scales):
+    assert all(s.grad.abs() > 0 for s in network.learned("scale"))
+    for i, scale in enumerate(network.learned("scale")):
         scale.data.fill_(2.5 + i)
     again = reloaded(network, tmp_path)
-    assert [s.item() for s in again.scales] == [s.item() for s in network.scales]
+    assert [s.item() for s in again.learned("scale")] == [s.item() for s in network.learned("scale")]
     torch.testing.assert_close(again(ids).logits, network.eval()(ids).logits)
 
 
@@ -371,18 +371,19 @@ def test_learnable_scales_against_their_formulas_and_numerical_gradients():
 
 
 def test_slopes_are_one_a_layer_or_one_in_all_and_survive_saving(tmp_path):
-    assert ours().slopes == []
-    assert ours(activation="leaky_relu").slopes == []
+    assert ours().learned("slope") == []
+    assert ours(activation="leaky_relu").learned("slope") == []
     for sharing, count in (("per_layer", 2), ("shared", 1)):
         network = ours(activation="learnable_leaky_relu", slope_sharing=sharing, negative_slope=0.3)
-        assert len(network.slopes) == count
+        assert len(network.learned("slope")) == count
         assert [name for name, _ in network.named_parameters() if "slope" in name] == [
             f"activations.{i}.slope" for i in range(count)
         ]
-        assert all(torch.equal(s, torch.tensor([0.3])) for s in network.slopes)
-        for i, slope in enumerate(network.slopes):
+        assert all(torch.equal(s, torch.tensor([0.3])) for s in network.learned("slope"))
+        for i, slope in enumerate(network.learned("slope")):
             slope.data.fill_(0.4 + i)
-        assert [s.item() for s in reloaded(network, tmp_path).slopes] == [s.item() for s in network.slopes]
+        again = reloaded(network, tmp_path)
+        assert [s.item() for s in again.learned("slope")] == [s.item() for s in network.learned("slope")]
 
 
 def test_the_gradient_of_a_shared_slope_is_the_sum_over_the_layers():
@@ -395,10 +396,10 @@ def test_the_gradient_of_a_shared_slope_is_the_sum_over_the_layers():
     ids = tokens()
     for network in (per_layer, shared):
         network(ids, labels=ids).loss.backward()
-    gradients = torch.stack([s.grad for s in per_layer.slopes])
+    gradients = torch.stack([s.grad for s in per_layer.learned("slope")])
     assert len(gradients.unique()) == 3
     assert gradients.abs().min() > 0
-    torch.testing.assert_close(shared.slopes[0].grad, gradients.sum(0))
+    torch.testing.assert_close(shared.learned("slope")[0].grad, gradients.sum(0))
     loose = {name: p.grad for name, p in shared.named_parameters() if "slope" not in name}
     for name, p in per_layer.named_parameters():
         if "slope" not in name:

@@ -10,9 +10,9 @@ import pytest
 
 from nfbook.recorded import export, recorded_dir
 from nfcore import runs
-from nfcore.runs import Runs, load_runs, read_record, verify, write_record
+from nfcore.runs import Runs, load_runs, read_record, write_record
 from nfcore.settings import SettingsError
-from nfcore.store import write_atomically
+from nfcore.store import verify, write_atomically
 
 
 @pytest.fixture

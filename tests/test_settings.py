@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from nfcore.settings import (
-    ACTIVATIONS,
+    ACTIVATION_LETTERS,
     SHAPES,
     DataSettings,
     Experiment,
@@ -47,7 +47,7 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "model.norm": (["batchnorm", ""], ["none", "rmsnorm"]),
     "model.final_norm": (["batchnorm", ""], ["none", "rmsnorm"]),
     "model.norm_eps": ([-1e-5, INF], [0.0]),
-    "model.activation": (["swish", ""], ["relu", *ACTIVATIONS]),
+    "model.activation": (["swish", ""], ["relu", *ACTIVATION_LETTERS]),
     "model.negative_slope": ([NAN, INF], [-1.0, 0.0]),
     "model.slope_sharing": (["global"], ["shared"]),
     "model.activation_scale": ([0.0, NAN], [1e-9]),
@@ -294,7 +294,7 @@ def test_configurations_have_the_papers_names(changes: dict[str, Any], name: str
 
 
 def test_different_activations_have_different_names() -> None:
-    assert len({ModelSettings(activation=name).configuration for name in ACTIVATIONS}) == len(ACTIVATIONS)
+    assert len({ModelSettings(activation=name).configuration for name in ACTIVATION_LETTERS}) == len(ACTIVATION_LETTERS)
 
 
 # --- where settings come from -----------------------------------------------------------------------------------

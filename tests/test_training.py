@@ -159,7 +159,7 @@ def test_learnable_scales_do_not_decay() -> None:
     model = network(activation="learnable_scaled_gelu", activation_scale=4)
     optimizer, _ = optimizer_and_schedule(model, TrainingSettings(slope_weight_decay=0.03), 10)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert [decay[id(s)] for s in model.scales] == [0.0, 0.0]
+    assert [decay[id(s)] for s in model.learned("scale")] == [0.0, 0.0]
     assert decay.keys() == {id(p) for p in model.parameters()}
 
 
@@ -426,7 +426,7 @@ def test_telemetry_equals_direct_calculation(tiny: Tiny, family: str, sharing: s
         row = layers.query("layer == @i").iloc[0]
         assert row["residual_rms"] == pytest.approx(float((residual[i].double() ** 2).mean() ** 0.5), rel=1e-5)
         assert row["preactivation_std"] == pytest.approx(float(up[i].double().std()), rel=1e-5)
-        assert row["slope"] == pytest.approx(float(loaded.slopes[i % len(loaded.slopes)].detach()))
+        assert row["slope"] == pytest.approx(float(loaded.learned("slope")[i % len(loaded.learned("slope"))].detach()))
     assert (table(run, "layers").query("step == 0")["slope"] == 0.25).all()
     assert (layers["slope"] != 0.25).all()
 
@@ -464,7 +464,7 @@ def test_learned_scales_are_recorded(tiny: Tiny) -> None:
     run = train(tiny(model=dict(activation="learnable_input_gelu", activation_scale=4)), quiet=True)
     layers = table(run, "layers")
     assert (layers.query("step == 0")["scale"] == 4).all()
-    learned = [s.item() for s in load_model(run).scales]
+    learned = [s.item() for s in load_model(run).learned("scale")]
     assert layers.query("step == 10")["scale"].tolist() == pytest.approx(learned)
     assert 4.0 not in learned
     assert layers["slope"].isna().all()

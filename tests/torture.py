@@ -30,7 +30,7 @@ import yaml
 
 from nfcore import runs
 from nfcore.settings import Experiment, SettingsError, project_root
-from nfcore.store import write_atomically
+from nfcore.store import verify, write_atomically
 from nfcore.tokens import open_tokens, prepare
 
 
@@ -307,7 +307,7 @@ def flip_run(arena: Arena, most: int) -> tuple[int, int]:
         flip(arena, path)
         try:
             record = runs.read_record(run)
-            runs.verify(run, record or {"files": {}})
+            verify(run, record or {"files": {}})
         except SettingsError as error:
             lost += str(path) not in str(error)
         else:  # of the record a changed blank between two values changes nothing

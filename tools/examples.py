@@ -19,7 +19,7 @@ from nfbook.recorded import recorded_dir
 from nfbook.study import Study
 from nfcore import NormFreeConfig, NormFreeForCausalLM, head_entropy, runs
 from nfcore.settings import Experiment, SettingsError
-from nfcore.store import write_atomically
+from nfcore.store import verify, write_atomically
 from nfcore.tokens import prepare
 from nfcore.training import as_ids
 
@@ -34,7 +34,7 @@ def examples(experiment: Experiment) -> dict[str, Any]:
     record = runs.read_record(directory)
     if not record:
         raise SettingsError(f"{directory}: there is no finished run of {experiment.name or experiment.id}")
-    runs.verify(directory, record)
+    verify(directory, record)
     trained = NormFreeForCausalLM.from_pretrained(directory / "model")
     torch.manual_seed(experiment.seed)
     start = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,66 +46,79 @@ def picture() -> str:
 
 
 def block() -> str:
-    """Table of published and recorded results, with what made them."""
-    runs = Preset.load("quick", source="recorded").runs("main")
-    frame = runs.runs
-    context = int(frame["data.context"].iloc[0])
-    ours = perplexities(runs).droplevel(["model.family", "data.context"])
-    paper, maps = published("perplexity")["GPT2_T128"], published("head_entropy")["maps"]
+    """Tables of published and recorded results, with what made them."""
+    return "\n\n".join([*_perplexities(), *_lengths(), *_claims()])
 
-    lines = [
-        "| GPT-2 shape | perplexity, paper | perplexity, ours | entropy / ceiling in the early layers, paper | ours |",
-        "|---|---|---|---|---|",
-    ]
+
+def _table(*rows: str) -> str:
+    """A table of Markdown whose first row is its head."""
+    head, *body = (f"| {row} |" for row in rows)
+    return "\n".join([head, "|---" * head.count(" | ") + "|---|", *body])
+
+
+def _perplexities() -> Iterator[str]:
+    """Perplexity and early entropy of the four main configurations, and what preset ``quick`` took."""
+    whole = Preset.load("quick", source="recorded")
+    runs, grid = whole.runs("main"), whole.runs().runs
+    frame, ours = runs.runs, perplexities(runs).droplevel(["model.family", "data.context"])
+    paper, maps = _paper(), published("head_entropy")["maps"]
+    context, tokens = int(frame["data.context"].iloc[0]), frame["provenance.tokens"].max()
+    rows = []
     for name in MAIN:
-        entropies = (
-            f"{early_share(np.array(maps[name]), 128):.2f} | {early_share(final_heads(runs, name), context):.2f}"
-        )
-        lines.append(f"| `{name}` | {paper[name][0]:.3f} | {ours[name]:.2f} | {entropies} |")
-    gain, theirs = (-relative_change(p["SM+R"], p["SM+G"]) for p in (ours, {k: v[0] for k, v in paper.items()}))
-    tokens = frame["provenance.tokens"].max() / 1e6
-    share = PAPER_TOKENS / frame["provenance.tokens"].max()
-    device = ", ".join(sorted(frame["provenance.device"].unique()))
-    grid = Preset.load("quick", source="recorded").runs().runs
+        theirs, early = early_share(np.array(maps[name]), 128), early_share(final_heads(runs, name), context)
+        rows.append(f"`{name}` | {paper[name]:.3f} | {ours[name]:.2f} | {theirs:.2f} | {early:.2f}")
+    yield _table(
+        "GPT-2 shape | perplexity, paper | perplexity, ours | entropy / ceiling in the early layers, paper | ours",
+        *rows,
+    )
+    gain, theirs = (-relative_change(p["SM+R"], p["SM+G"]) for p in (ours, paper))
     ended = pd.to_datetime(grid["provenance.finished"])
     started = ended - pd.to_timedelta(grid["provenance.wall_seconds"], unit="s")
     minutes = (ended.max() - started.min()).total_seconds() / 60
-    lines += [
-        "",
-        f"Without LayerNorm, ReLU's perplexity is {gain:.1f} % below GELU's here (paper: {theirs:.1f} %). Ours: preset "
-        f"`quick`, width {frame['model.hidden_size'].iloc[0]}, {frame['model.num_hidden_layers'].iloc[0]} layers, "
-        f"{tokens:.1f} M tokens a run, about {share:,.0f} times fewer than the paper's 2.1 B, one seed, on {device}. "
-        f"There all {len(grid)} runs of the grid took {minutes:.0f} minutes, as many at a time as there are cores.",
-        "",
-        "**Where LayerNorm stands, by length of training.** Change of perplexity when GPT-2 with GELU goes without it:",
-        "",
-        "| runs | tokens a run | seeds | change, 95 % interval |",
-        "|---|---|---|---|",
-        f"| preset `quick` | {tokens:.1f} M | 1 | {relative_change(ours['SM+G'], ours['SM+LN+G']):+.1f} % |",
-    ]
-    studies = {name: Study.load(name) for name in reversed(STUDIES)}
-    frames = {name: statistics(study_runs(study), study) for name, study in studies.items()}
-    for name, study in studies.items():
-        change, n = difference(frames[name], {"SM+G": 1, "SM+LN+G": -1})
-        training = study.cells["SM+G"].experiments[0].training
-        size = (training.steps or 0) * training.batch_size * context / 1e6
-        lines.append(f"| preset `{name}` | {size:.1f} M | {n} | {change if n else 'not trained yet'} |")
-    paper_change = relative_change(paper["SM+G"][0], paper["SM+LN+G"][0])
-    lines += [
-        f"| paper | {PAPER_TOKENS / 1e6:,.0f} M | 1 | {paper_change:+.1f} % |",
-        "",
-        "The paper's first table for GPT-2, judged on preset `study` (the book's page Claims has every verdict):",
-        "",
-        "| claim | paper | ours, 95 % interval | seeds | verdict |",
-        "|---|---|---|---|---|",
-    ]
-    verdict = verdicts(frames["study"]).set_index("id")
-    for claim in ("T1", "T2", "T3", "T4"):
-        row = verdict.loc[claim]
-        ours_text = with_interval(row["unit"], row["estimate"], row["low"], row["high"])
-        theirs_text = with_interval(row["unit"], row["published"], np.nan, np.nan)
-        lines.append(f"| {row['statement']} | {theirs_text} | {ours_text} | {seeds_used(row)} | {said(row, MARKED)} |")
-    return "\n".join(lines)
+    yield (
+        f"Without LayerNorm, ReLU's perplexity is {gain:.1f} % below GELU's here (paper: {theirs:.1f} %). Ours: "
+        f"preset `quick`, width {frame['model.hidden_size'].iloc[0]}, {frame['model.num_hidden_layers'].iloc[0]} "
+        f"layers, {tokens / 1e6:.1f} M tokens a run, about {PAPER_TOKENS / tokens:,.0f} times fewer than the paper's "
+        f"2.1 B, one seed, on {', '.join(sorted(frame['provenance.device'].unique()))}. There all {len(grid)} runs of "
+        f"the grid took {minutes:.0f} minutes, as many at a time as there are cores."
+    )
+
+
+def _lengths() -> Iterator[str]:
+    """What leaving LayerNorm out changes with GELU, by tokens a run."""
+    quick = Preset.load("quick", source="recorded").runs("main")
+    ours = perplexities(quick).droplevel(["model.family", "data.context"])
+    paper, tokens = _paper(), quick.runs["provenance.tokens"].max() / 1e6
+    rows = [f"preset `quick` | {tokens:.1f} M | 1 | {relative_change(ours['SM+G'], ours['SM+LN+G']):+.1f} %"]
+    for name in reversed(STUDIES):
+        study = Study.load(name)
+        change, n = difference(statistics(study_runs(study), study), {"SM+G": 1, "SM+LN+G": -1})
+        run = study.cells["SM+G"].experiments[0]
+        tokens = (run.training.steps or 0) * run.training.batch_size * run.data.context / 1e6
+        rows.append(f"preset `{name}` | {tokens:.1f} M | {n} | {change if n else 'not trained yet'}")
+    change = relative_change(paper["SM+G"], paper["SM+LN+G"])
+    rows.append(f"paper | {PAPER_TOKENS / 1e6:,.0f} M | 1 | {change:+.1f} %")
+    change = "Change of perplexity when GPT-2 with GELU goes without it:"
+    yield f"**Where LayerNorm stands, by length of training.** {change}"
+    yield _table("runs | tokens a run | seeds | change, 95 % interval", *rows)
+
+
+def _claims() -> Iterator[str]:
+    """The verdicts on the paper's first table."""
+    study = Study.load("study")
+    found = verdicts(statistics(study_runs(study), study)).set_index("id")
+    rows = []
+    for row in (found.loc[claim] for claim in ("T1", "T2", "T3", "T4")):
+        ours = with_interval(row["unit"], row["estimate"], row["low"], row["high"])
+        theirs = with_interval(row["unit"], row["published"], np.nan, np.nan)
+        rows.append(f"{row['statement']} | {theirs} | {ours} | {seeds_used(row)} | {said(row, MARKED)}")
+    yield "The paper's first table for GPT-2, judged on preset `study` (the book's page Claims has every verdict):"
+    yield _table("claim | paper | ours, 95 % interval | seeds | verdict", *rows)
+
+
+def _paper() -> dict[str, float]:
+    """The published perplexities."""
+    return {name: values[0] for name, values in published("perplexity")["GPT2_T128"].items()}
 
 
 def written(readme: str) -> str:

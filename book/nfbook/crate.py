@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nfbook.study import STUDIES, Study
-from nfcore import runs
+from nfcore import runs, store
 from nfcore.settings import SettingsError
 from nfcore.store import file_sha256, write_atomically
 
@@ -65,7 +65,7 @@ def verify(folder: Path) -> int:
         sums = {entity["@id"]: entity["sha256"] for entity in found if entity["@type"] == "File"}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SettingsError(f"{folder / FILE}: cannot be read ({type(error).__name__}); {remedy}") from None
-    runs.verify(folder, {"files": sums}, remedy)
+    store.verify(folder, {"files": sums}, remedy)
     return len(sums)
 
 
@@ -152,26 +152,7 @@ def _actions(folder: Path, files: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for name, values in _values(group).items()
             if values
         )
-        used = [
-            _property(f"{action}/device", "device", made.get("device") or f"{made['system']}, {made['cores']} cores")
-        ]
-        if "wall_seconds" in made:
-            seconds = round(sum(record["provenance"]["wall_seconds"] for record in group), 2)
-            used.append(_property(f"{action}/seconds", "seconds of the runs, added", seconds))
-        requirements = add(_software(made))
         commits = (made["commit"] or "unknown").split()  # several of a run that went on with newer code
-        software = [
-            {
-                "@id": f"#nfcore-{commit}",
-                "@type": "SoftwareApplication",
-                "name": "nfcore",
-                "softwareVersion": f"commit {commit}",
-                "softwareRequirements": requirements,
-                "operatingSystem": made["system"],
-            }
-            for commit in commits
-        ]
-        ended = max(r["provenance"].get("finished") or r["provenance"]["measured"] for r in group)
         add(
             [
                 {
@@ -180,16 +161,45 @@ def _actions(folder: Path, files: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "name": f"{len(group)} {unit} at commit {' and '.join(commit[:10] for commit in commits)}",
                     "description": command(folder.name),
                     "agent": {"@id": "#authors"},
-                    "instrument": add(software),
+                    "instrument": add(_nfcore(commits, made, add(_software(made)))),
                     "object": add(settings),
                     "result": _refer(files),
-                    "resourceUsage": add(used),
-                    "endTime": ended.replace("Z", "+00:00"),
+                    "resourceUsage": add(_resources(action, group)),
+                    "endTime": max(_ended(record) for record in group).replace("Z", "+00:00"),
                     "actionStatus": "http://schema.org/CompletedActionStatus",
                 }
             ]
         )
     return list(entities.values())
+
+
+def _nfcore(commits: list[str], made: dict[str, Any], requirements: Any) -> list[dict[str, Any]]:
+    """Ours, once for each commit."""
+    return [
+        {
+            "@id": f"#nfcore-{commit}",
+            "@type": "SoftwareApplication",
+            "name": "nfcore",
+            "softwareVersion": f"commit {commit}",
+            "softwareRequirements": requirements,
+            "operatingSystem": made["system"],
+        }
+        for commit in commits
+    ]
+
+
+def _resources(action: str, group: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The device and, of runs, their seconds."""
+    made = group[0]["provenance"]
+    yield _property(f"{action}/device", "device", made.get("device") or f"{made['system']}, {made['cores']} cores")
+    if "wall_seconds" in made:
+        seconds = round(sum(record["provenance"]["wall_seconds"] for record in group), 2)
+        yield _property(f"{action}/seconds", "seconds of the runs, added", seconds)
+
+
+def _ended(record: dict[str, Any]) -> str:
+    made: dict[str, str] = record["provenance"]
+    return made.get("finished") or made["measured"]
 
 
 def _values(records: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -224,10 +224,31 @@ def _training(
             stop[f"nf-hero-now-{number}"] = {"d": now}
             stop[f"nf-hero-value-{number}"] = {"text": f"{value:.3g}" if math.isfinite(value) else "diverged"}
         stops.append(stop)
-    last, rule = stops[-1], float(high(1))
+    last = stops[-1]
+    parts = _frame(last, steps, float(high(1)), {v: float(low(math.log(v))) for v in (min(values), max(values))})
+    for number, c in enumerate(MAIN):
+        color = STYLES[c]["color"]
+        line = _path(across([*courses[c]]), low(np.log([*courses[c].values()])))
+        stroke = {"stroke": color, "stroke_dasharray": "7 3" if "+LN" in c else "", "d": line}
+        value_at = dict(x=f"{columns[c]:.1f}", y=HEADS[1] + 31, text_anchor="middle", font_weight="bold")
+        parts += [
+            _moved("path", f"nf-hero-heads-{number}", last, class_="nf-dots", stroke=color),
+            _tag("path", class_="nf-line nf-faint", **stroke),
+            _tag("path", class_="nf-line", clip_path="url(#nf-hero-clip)", **stroke),
+            _moved("path", f"nf-hero-now-{number}", last, class_="nf-dots nf-now", stroke=color),
+            _text(columns[c], HEADS[1] + 15, NAMES[c], "middle"),
+            _moved("text", f"nf-hero-value-{number}", last, **value_at),
+        ]
+    ends = ", ".join(f"{name} {last[f'nf-hero-value-{number}']['text']}" for number, name in enumerate(NAMES.values()))
+    words = "Above, a dot for each attention head: its entropy over the ceiling. Below, the perplexity over training."
+    return _svg(f"{words} It ends at: {ends}. LN is LayerNorm.", parts), stops
+
+
+def _frame(last: dict[str, Any], steps: Sequence[int], rule: float, ticks: Mapping[float, float]) -> list[str]:
+    """The axes of both panels and their texts; ``rule``: height of the ceiling, ``ticks``: of perplexities."""
     past = _moved("rect", "nf-hero-past", last, x=LEFT, y=0, height=HEIGHT)
     axes = "".join(f"M{LEFT} {top}V{bottom}H{RIGHT}" for top, bottom in (HEADS, PERPLEXITY))
-    parts = [
+    return [
         f'<clipPath id="nf-hero-clip">{past}</clipPath>',
         _tag("path", class_="nf-rule", d=f"M{LEFT} {rule:.1f}H{RIGHT}"),
         _tag("path", class_="nf-axis", d=axes),
@@ -238,31 +259,8 @@ def _training(
         _text(LEFT, PERPLEXITY[1] + 15, f"{steps[0]}"),
         _text(RIGHT, PERPLEXITY[1] + 15, f"{steps[-1]}", "end"),
         _text((LEFT + RIGHT) / 2, HEIGHT - 6, "update", "middle"),
-        *(_text(LEFT - 5, float(low(math.log(v))) + 4, f"{v:.0f}", "end") for v in (min(values), max(values))),
+        *(_text(LEFT - 5, height + 4, f"{value:.0f}", "end") for value, height in ticks.items()),
     ]
-    for number, c in enumerate(MAIN):
-        color = STYLES[c]["color"]
-        line = _path(across([*courses[c]]), low(np.log([*courses[c].values()])))
-        stroke = {"stroke": color, "stroke_dasharray": "7 3" if "+LN" in c else "", "d": line}
-        parts += [
-            _moved("path", f"nf-hero-heads-{number}", last, class_="nf-dots", stroke=color),
-            _tag("path", class_="nf-line nf-faint", **stroke),
-            _tag("path", class_="nf-line", clip_path="url(#nf-hero-clip)", **stroke),
-            _moved("path", f"nf-hero-now-{number}", last, class_="nf-dots nf-now", stroke=color),
-            _text(columns[c], HEADS[1] + 15, NAMES[c], "middle"),
-            _moved(
-                "text",
-                f"nf-hero-value-{number}",
-                last,
-                x=f"{columns[c]:.1f}",
-                y=HEADS[1] + 31,
-                text_anchor="middle",
-                font_weight="bold",
-            ),
-        ]
-    ends = ", ".join(f"{name} {last[f'nf-hero-value-{number}']['text']}" for number, name in enumerate(NAMES.values()))
-    words = "Above, a dot for each attention head: its entropy over the ceiling. Below, the perplexity over training."
-    return _svg(f"{words} It ends at: {ends}. LN is LayerNorm.", parts), stops
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Any:

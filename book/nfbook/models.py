@@ -18,7 +18,7 @@ import yaml
 from nfbook.presets import FAMILIES
 from nfcore import runs
 from nfcore.settings import SettingsError, project_root
-from nfcore.store import file_sha256, write_atomically
+from nfcore.store import file_sha256, verify, write_atomically
 
 
 SUMS = "SHA256SUMS"
@@ -101,7 +101,7 @@ def pack(ids: Iterable[str], out: Path) -> list[Path]:
             raise SettingsError(
                 f"{directory}: no trained model here; `python -m nfcore runs list` shows which runs have one"
             )
-        runs.verify(directory, record)
+        verify(directory, record)
         found.append((directory, record))
     if not found:
         raise SettingsError(f"{runs.runs_dir()}: no trained model of these runs")

@@ -17,6 +17,7 @@ from pydantic import Field
 from nfbook.recorded import recorded_dir
 from nfcore import runs
 from nfcore.settings import Experiment, Section, SettingsError, check_keys, choice, project_root, read_yaml
+from nfcore.store import verify
 
 
 Name = Literal["smoke", "quick", "gpu", "paper"]
@@ -144,7 +145,7 @@ def _finish(experiment: Experiment) -> None:
     directory = runs.runs_dir() / experiment.id
     record = runs.read_record(directory)
     if record:
-        runs.verify(directory, record)
+        verify(directory, record)
     else:
         train_on_all(experiment)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nfcore import runs
 from nfcore.settings import SettingsError, project_root
-from nfcore.store import file_sha256, write_atomically
+from nfcore.store import file_sha256, verify, write_atomically
 
 
 def recorded_dir(preset: str) -> Path:
@@ -44,7 +44,7 @@ def export(preset: str, ids: Iterable[str], keep: Iterable[str] = ()) -> Path:
         record = runs.read_record(runs.runs_dir() / run)
         if record is None:
             raise SettingsError(f"{run}: not a finished run of this machine; train it first")
-        runs.verify(runs.runs_dir() / run, record)
+        verify(runs.runs_dir() / run, record)
         found.append((runs.runs_dir() / run, record))
     records, tables = [record for _, record in found], {name: runs.stack(found, name) for name in runs.TABLES}
     if kept := (set(keep) - set(ids)) & {r["id"] for r in runs.read_records(target)}:
