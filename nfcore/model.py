@@ -4,7 +4,7 @@ Axes: B batch, T positions, S keys (cache included), D model width, H heads, K h
 width, V vocabulary, L layers.
 
 To add an activation: write a module and give it a line in ``ACTIVATIONS``, a function from the config to the module,
-and its letters in :data:`nfcore.settings.ACTIVATION_LETTERS`, which settings are checked against before torch is
+and its letters in ``nfcore.settings.ACTIVATION_LETTERS``, which settings are checked against before torch is
 loaded. A norm likewise in ``NORMS`` and ``NORM_LETTERS``.
 """
 

@@ -182,7 +182,7 @@ folded("Layer means over the ceiling", markdown_table(pd.DataFrame(rows), digits
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-layers", "caption": "Mean head entropy of each layer over training, from dark (first layer) to light (last). The dashed line is the ceiling. See which layers leave the ceiling, and when; compare SM+G with SM+R."}, "image": {"alt": "Four panels of layer-wise entropy against updates, a line per layer from dark (first) to light (last), below a dashed ceiling."}}
 figure, axes = plt.subplots(2, 2, figsize=(5, 4.8), sharey=True, sharex=True)
-colors = plt.get_cmap("viridis")(np.linspace(0.1, 0.9, layers))
+colors = plt.get_cmap("viridis")(np.linspace(0.25, 0.9, layers))
 for panel, configuration in zip(axes.flat, MAIN, strict=True):
     course = layer_entropy(own, configuration)
     for layer in course.columns:

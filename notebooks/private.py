@@ -120,7 +120,7 @@ Markdown(
 #
 # A {term}`party` is one of the two computers: the client, who has a text, and the server, who has the weights.
 #
-# A {term}`share <share (of a secret)>` is one of two numbers that add up to a secret one. The client draws a random number r, keeps x - r and sends r. Each
+# A {term}`share <share (of a secret)>` is one of two numbers that add up to a secret one. The client draws a random number $r$, keeps $x - r$ and sends $r$. Each
 # share by itself is noise.
 #
 # - **Adding is free.** To add two secrets, each party adds its own shares. Nothing is sent.

@@ -132,7 +132,7 @@ figure, axes = plt.subplots(2, 2, figsize=(5, 4.8), sharey=True, sharex=True)
 for panel, (_, run) in zip(axes.flat, first_seed.iterrows(), strict=True):
     course = slopes.layers[slopes.layers["run"] == run["run"]].pivot(index="step", columns="layer", values="slope")
     shared = run["model.slope_sharing"] == "shared"
-    shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.9, len(course.columns)))
+    shades = plt.get_cmap("viridis")(np.linspace(0.25, 0.9, len(course.columns)))
     for layer in course.columns[:1] if shared else course.columns:
         color = STYLES["SM+R"]["color"] if shared else shades[layer]
         panel.plot(

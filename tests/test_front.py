@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nfbook import front
+from nfbook import front, typeset
 from nfbook.presets import Preset
 
 
@@ -15,6 +15,18 @@ ROW = dict(id="T4", statement="ReLU <is> ahead", unit="percent", published=-8.2,
 ROW |= dict(n=5, lost=0, verdict="reproduced", least=1, expect="below", planned=5)
 NOTHING = {**ROW, "id": "E1", "verdict": "no runs", "n": 0, "estimate": np.nan, "low": np.nan, "high": np.nan}
 WORDS = {"T4": ("ReLU is better.", "a against b"), "E1": ("Heads are overloaded.", "b against a")}
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("-8.2 % [-21.4, +1.6]", "\u22128.2\u00a0% [\u221221.4, +1.6]"),
+        ("-0.0003, -0.0007", "\u22120.0003, \u22120.0007"),
+        ("GPT-2 at 1e-05 on 2026-11-27, x86-64, L(0.1)-2, 3-5", None),
+    ],
+)
+def test_numbers_get_signs_and_names_and_dates_keep_hyphens(written: str, shown: str | None) -> None:
+    assert typeset(written) == (shown or written)
 
 
 def text(html: str) -> str:
@@ -36,9 +48,9 @@ def test_a_strip_has_a_line_a_test_under_its_claim_and_runs_nothing_that_words_h
     assert head == "claim paper ours, 95 % interval n verdict"
     assert lines == [
         "C1. &lt;b&gt;",
-        "ReLU &lt;is&gt; ahead -8.2 % -5.0 % [-6.0, -4.0] 5 ✓ reproduced",
+        "ReLU &lt;is&gt; ahead \u22128.2 % \u22125.0 % [\u22126.0, \u22124.0] 5 ✓ reproduced",
         "C2.",
-        "ReLU &lt;is&gt; ahead -8.2 % - 0 ◌ not trained yet",
+        "ReLU &lt;is&gt; ahead \u22128.2 % - 0 ◌ not trained yet",
     ], "a claim without tests has no heading"
 
 
@@ -62,8 +74,8 @@ def test_the_picture_of_a_row_is_to_scale() -> None:
 
 def test_cards_have_both_numbers_or_say_what_is_missing() -> None:
     first, second = (text(card) for card in front.cards(pd.DataFrame([ROW, NOTHING]), WORDS).data.split("nf-card")[2:])
-    assert "paper -8.2 % here -5.0 % [-6.0, -4.0] (5 seeds) ✓ reproduced" in first
-    assert "paper -8.2 % here - ◌ not trained yet" in second
+    assert "paper \u22128.2 % here \u22125.0 % [\u22126.0, \u22124.0] (5 seeds) ✓ reproduced" in first
+    assert "paper \u22128.2 % here - ◌ not trained yet" in second
 
 
 def test_the_picture_shows_the_runs_at_every_stop(smoke_grid: object) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nfbook import typeset
 from nfbook.claims import statistics, verdicts
 from nfbook.presets import MAIN, PAPER_TOKENS, Preset
 from nfbook.report import (
@@ -124,7 +125,7 @@ def _paper() -> dict[str, float]:
 def written(readme: str) -> str:
     """``readme`` with a fresh results block."""
     before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{block()}\n\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n\n{typeset(block())}\n\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":

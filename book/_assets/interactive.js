@@ -74,7 +74,10 @@
       for (const digit of decades > 2.5 ? [1] : [1, 2, 5]) found.push(Number(`${digit}e${power}`));
     }
     const inside = found.filter((value) => value >= from && value <= to);
-    return inside.length > 1 ? inside : [from, Math.sqrt(from * to), to];
+    if (inside.length > 1) return inside;
+    const size = (to - from) / 5, power = 10 ** Math.floor(Math.log10(size)); // within a decade: even steps
+    const step = power * [1, 2, 5, 10].find((n) => n * power >= size), count = Math.floor(to / step);
+    return Array.from({ length: count + 1 }, (_, i) => i * step).filter((value) => value >= from);
   }
 
   const WHOLE = [1, 2, 3, 5].flatMap((n) => [0, 1, 2, 3, 4, 5, 6, 7, 8].map((p) => n * 10 ** p)).sort((a, b) => a - b);
@@ -234,7 +237,7 @@
         const axis = (name) => ({
           stroke: text, grid: { stroke: FAINT, width: 1 }, ticks: { stroke: FAINT, width: 1 },
           font: "12px sans-serif", labelFont: "12px sans-serif", label: words[name], labelSize: 18, labelGap: 0,
-          size: (_, texts) => (name === "x" ? 30 : 18 + 7 * Math.max(3, ...(texts || []).map((t) => t.length))),
+          size: (_, texts) => (name === "x" ? 30 : 20 + 8 * Math.max(3, ...(texts || []).map((t) => t.length))),
           space: name === "x" ? 50 : 28,
           ...(name === "x" && data[0].every(Number.isInteger) ? { incrs: WHOLE } : {}), // of layers and steps
           ...(self.log[name] ? { splits: (_, __, from, to) => ticks(from, to), filter: (_, splits) => splits } : {}),
@@ -316,6 +319,7 @@
         u.ctx.setLineDash([4 * ratio, 4 * ratio]);
         u.ctx.font = `${11 * ratio}px sans-serif`;
         u.ctx.textAlign = "right";
+        const placed = []; // labels: of two lines close together, one stands before the other
         for (const rule of rules()) {
           const y = allows("y", rule.y) ? u.valToPos(rule.y, "y", true) : NaN;
           if (!(y >= top && y <= top + height)) continue;
@@ -323,8 +327,12 @@
           u.ctx.moveTo(left, y);
           u.ctx.lineTo(left + width, y);
           u.ctx.stroke();
-          u.ctx.textBaseline = y - top > 16 * ratio ? "bottom" : "top";
-          u.ctx.fillText(rule.label, left + width - 2 * ratio, y);
+          const above = y - top > 18 * ratio;
+          u.ctx.textBaseline = above ? "bottom" : "top";
+          const taken = placed.filter((label) => Math.abs(label.y - y) < 14 * ratio).map((label) => label.start);
+          const end = Math.min(left + width - 2 * ratio, ...taken.map((start) => start - 8 * ratio));
+          u.ctx.fillText(rule.label, end, y + (above ? -2 : 2) * ratio);
+          placed.push({ y, start: end - u.ctx.measureText(rule.label).width });
         }
         u.ctx.restore();
       }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from nfbook import typeset
 from nfbook.figures import STYLES
 from nfbook.presets import MAIN
 from nfbook.report import MARKED, estimate, published_estimate, remark, said, seeds_used
@@ -61,7 +62,8 @@ def strip(groups: Mapping[str, pd.DataFrame]) -> HTML:
         lines = [title] if heading and len(rows) else []
         for _, row in rows.iterrows():
             claim = escape(row["statement"]) + _effect(row, scales[row["unit"]])
-            cells = (claim, published_estimate(row), estimate(row), seeds_used(row), badge(row))
+            values = typeset(published_estimate(row)), typeset(estimate(row))
+            cells = (claim, *values, seeds_used(row), badge(row))
             line = "".join(f'<td data-name="{n}">{cell}</td>' for n, cell in zip(names, cells, strict=True))
             lines.append(f"<tr>{line}</tr>")
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
@@ -109,7 +111,8 @@ def cards(rows: pd.DataFrame, words: Mapping[str, tuple[str, str]]) -> HTML:
         seeds = f" ({seeds_used(row)} seed{'s' if row['planned'] > 1 else ''})" if row["n"] else ""
         parts.append(
             f'<div class="nf-card"><p class="nf-claim">{escape(claim)}</p><p>{escape(compared)}</p>'
-            f"<dl><dt>paper</dt><dd>{published_estimate(row)}</dd><dt>here</dt><dd>{estimate(row)}{seeds}</dd></dl>"
+            f"<dl><dt>paper</dt><dd>{typeset(published_estimate(row))}</dd>"
+            f"<dt>here</dt><dd>{typeset(estimate(row))}{seeds}</dd></dl>"
             f"<p>{badge(row)}</p></div>"
         )
     return _html(f'<div class="nf-cards">{"".join(parts)}</div>')
@@ -180,7 +183,7 @@ def _inputs(std: Sequence[float]) -> tuple[str, list[dict[str, Any]]]:
         )
     zero = float(across(0)), float(up(0))
     axes = f"M{LEFT} {CURVE[1]}H{RIGHT}M{LEFT} {zero[1]:.1f}H{RIGHT}M{zero[0]:.1f} {CURVE[0]}V{CURVE[1]}"
-    ticks = ((float(across(v)), f"{v:g}".replace("-", "\u2212")) for v in (-mark, 0.0, mark))
+    ticks = ((float(across(v)), typeset(f"{v:g}")) for v in (-mark, 0.0, mark))
     parts = [
         _tag("path", class_="nf-before", d=f"{density(std[0])}Z"),
         _tag("path", class_="nf-after", d=density(std[-1])),

@@ -186,7 +186,8 @@ def with_interval(unit: str, estimate: float, low: float, high: float) -> str:
     if np.isnan(estimate):
         return "-"
     values = np.exp([estimate, low, high]) if unit == "log" else np.array([estimate, low, high])
-    form = {"percent": "{:+.1f}", "points": "{:+.1f}", "share": "{:+.3f}", "slope": "{:+.3f}", "log": "×{:.2f}"}[unit]
+    percent, share = "{:+z.1f}", "{:+z.3f}"  # z: what rounds to zero has no minus
+    form = {"percent": percent, "points": percent, "share": share, "slope": share, "log": "×{:.2f}"}[unit]
     first, *limits = (form.format(value) for value in values)
     word = {"percent": " %", "points": " points"}.get(unit, "")
     return f"{first}{word}" + ("" if np.isnan(low) else f" [{', '.join(limits)}]")

@@ -30,9 +30,10 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.domains.std import StandardDomain
+from sphinx.util.nodes import is_smartquotable
 
 import nfcore
-from nfbook import SPEC
+from nfbook import SPEC, typeset
 from nfcore.settings import REGISTERED, Section
 
 
@@ -124,7 +125,7 @@ def add_links(app: Sphinx, doctree: nodes.document) -> None:
     for figure in list(doctree.findall(nodes.figure)):
         name = next((n for n in (*figure["names"], *figure["ids"]) if n in found), None)
         if name:
-            say(figure, found[name][SPEC]["finding"])
+            say(figure, typeset(found[name][SPEC]["finding"]))
             figure.parent.insert(figure.parent.index(figure) + 1, raw(beside(name, found[name], up, docname)))
     add_top(app, docname, path, doctree, up)
 
@@ -194,6 +195,13 @@ def add_top(app: Sphinx, docname: str, path: Path, doctree: nodes.document, up: 
     if path.suffix == ".ipynb":
         parts.append(f'<a href="{up}_scripts/{path.stem}.py" download>code</a>')
     section.insert(1, raw(f'<p class="nf-top">{" · ".join(parts)}</p>'))
+
+
+def set_signs(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Minus signs and percent signs of the prose, results and tables included; code keeps its hyphens."""
+    for node in list(doctree.findall(nodes.Text)):
+        if is_smartquotable(node) and (better := typeset(node)) != node:
+            node.parent.replace(node, nodes.Text(better))
 
 
 def title_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -389,6 +397,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-skip-member", leave_out_fields)
     app.connect("doctree-read", add_links)
     app.connect("doctree-resolved", title_terms)
+    app.connect("doctree-resolved", set_signs)
     app.connect("html-page-context", leave_out, priority=900)  # when all others have added theirs
     app.connect("html-page-context", add_head)
     app.connect("build-finished", write_files)
