@@ -550,6 +550,11 @@ def test_explorer_answers_and_compares_seed_by_seed(visitor: str, browser: Any, 
         assert "Layer 0, rank 1" in page.locator(".nf-chosen").text_content()
         assert page.evaluate("document.documentElement.scrollWidth") <= VISITORS[visitor]["viewport"]["width"]
         assert not visit.faults
+        last = page.get_by_role("gridcell").nth(3)
+        last.focus()
+        slider.press("Home")  # what was read is read again at the new update
+        label, told = last.get_attribute("aria-label"), page.locator(".nf-heat .nf-readout").first.text_content()
+        assert told.endswith(label)
         assert serious(page, ".nf-explorer") == []
 
 
