@@ -166,14 +166,15 @@ def _must_broadcast(name: str, x: Tensor, shape: tuple[int, ...], axes: str) -> 
 
 
 def must_cover(mask: Any, x: Tensor, cached: bool) -> None:
-    """Refuse a mask that is neither (B, S) with S = T, or more with a cache, nor (B, H, T, S), for x (B, T, ...).
+    """Refuse a mask that is neither (B, S) nor (B or 1, H or 1, T, S) for x (B, T, ...); S = T, or more with a cache.
 
     Raises:
         SettingsError: names the shapes.
     """
-    if isinstance(mask, Tensor) and mask.dim() != 4:
+    if isinstance(mask, Tensor):
         (batch, length), shape = x.shape[:2], tuple(mask.shape)
-        if len(shape) != 2 or shape[0] != batch or shape[1] < length or (shape[1] > length and not cached):
+        fits = shape[:-1] == (batch,) or (len(shape) == 4 and shape[0] in (1, batch) and shape[2] == length)
+        if not fits or shape[-1] < length or (shape[-1] > length and not cached):
             raise SettingsError(f"attention_mask: shape {shape} does not cover input_ids of shape {(batch, length)}")
 
 

@@ -39,8 +39,7 @@ def load(model: str, device: str = "cpu", dtype: str | None = None) -> tuple[Any
         verify(saved, record)
     where = saved / "model" if record else model
     remedy = "give the id of a finished run, a directory with a model and its tokenizer, or a name on the Hub"
-    errors = (OSError, ValueError, RuntimeError, AssertionError)
-    with refusing(f"model: {model!r} cannot be loaded on device {device!r}", remedy, errors):
+    with refusing(f"model: {model!r} cannot be loaded on device {device!r}", remedy):
         network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, dtype=dtype or "auto")
         network.eval().to(torch.device(device))
         return network, AutoTokenizer.from_pretrained(where, trust_remote_code=False)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from nfcore.entropy import METHODS, Scores, attention_entropy, attention_rows, must_cover
@@ -217,7 +217,7 @@ def _layer_numbers(model: nn.Module) -> dict[nn.Module, int]:
 
 def _tensor(name: str, value: Any) -> Any:
     """Numbers in lists, tuples and arrays as a tensor; a cache as a copy, since the model writes to it."""
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if name not in CACHES and isinstance(value, (list, tuple, np.ndarray)):
         first: Any = value
         while isinstance(first, (list, tuple)) and first:
             first = first[0]
@@ -233,6 +233,8 @@ def _tensor(name: str, value: Any) -> Any:
         return x.float() if x.dtype == torch.float64 else x
     if name not in CACHES:
         return value
+    if not isinstance(value, Cache):
+        raise SettingsError(f"batch: {name} is {type(value).__name__}; it must be a transformers Cache")
     try:
         return copy.deepcopy(value)
     except RuntimeError:
@@ -272,7 +274,7 @@ def _taken(model: nn.Module, network: PreTrainedModel) -> list[str]:
             names |= {p.name: None for p in arguments if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
             if module in (model, network) and all(p.kind is not p.VAR_KEYWORD for p in arguments):
                 return [*names]
-    return [*names, *UNNAMED]
+    return [*(names | dict.fromkeys(UNNAMED))]
 
 
 def _tokens(name: str, x: Any, axes: int) -> Tensor:
@@ -292,8 +294,9 @@ def _must_fit(inputs: dict[str, Any], tokens: Tensor) -> None:
     must_cover(mask, tokens, any(name in inputs for name in CACHES))
     if isinstance(mask, Tensor) and not mask.any():
         raise SettingsError("attention_mask: leaves no token")
-    if isinstance(positions, Tensor) and positions.shape[-1:] != tokens.shape[1:2]:
-        raise SettingsError(f"position_ids: shape {tuple(positions.shape)} is not for {tokens.shape[1]} tokens")
+    if isinstance(positions, Tensor) and (positions.is_floating_point() or positions.shape[-1:] != tokens.shape[1:2]):
+        found = f"{positions.dtype} of shape {tuple(positions.shape)}"
+        raise SettingsError(f"position_ids: {found} is not a whole number for each of {tokens.shape[1]} tokens")
 
 
 # --- what is measured -------------------------------------------------------------------------------------------

@@ -153,8 +153,12 @@ REGISTERED.update(norm=NORMS, final_norm=NORMS, activation=ACTIVATIONS)  # so se
 
 
 def rotary_angles(config: NormFreeConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (B or 1, 1, T, R), for the first R = rotary_fraction K dimensions of a head (RoFormer)."""
-    width = int(config.rotary_fraction * (config.hidden_size // config.num_attention_heads)) // 2 * 2
+    """cos and sin, each (B or 1, 1, T, R), for the first R = rotary_fraction K dimensions of a head (RoFormer).
+
+    An odd R is rounded up but keeps its place in the exponent, as in GPT-NeoX.
+    """
+    head_width = config.hidden_size // config.num_attention_heads
+    width = min(int(config.rotary_fraction * head_width), head_width // 2 * 2)
     exponent = torch.arange(0, width, 2, device=position_ids.device, dtype=dtype) / max(width, 1)
     angles = position_ids[:, None, :, None].to(dtype) * config.rotary_base**-exponent  # (B, 1, T, R/2)
     angles = torch.cat((angles, angles), dim=-1)

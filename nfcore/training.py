@@ -359,7 +359,7 @@ def train(
         OutOfMemory: it does not fit; says what would.
         Stopped: a signal came; a checkpoint of the last update is there.
     """
-    if isinstance(experiment, dict):
+    if not isinstance(experiment, Experiment):
         experiment = Experiment.from_dict(experiment)
     label = f"{experiment.name or experiment.model.configuration} [{experiment.id}]"
     directory = runs.runs_dir() / experiment.id

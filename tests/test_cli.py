@@ -330,6 +330,10 @@ def test_entropy_of_wrong_input(trained: Path, diverged: Path, text: Path, tmp_p
     assert "1 tokens, fewer than one sequence of 128" in refused(capsys, "entropy", trained.name, tmp_path / "short")
     assert "model: 'no/model' cannot be loaded" in refused(capsys, "entropy", "no/model", text)
     assert "give the id of a finished run" in refused(capsys, "entropy", diverged.name, text)
+    cut = tmp_path / "cut"  # as a copy is that stopped half way
+    shutil.copytree(trained / "model", cut)
+    (cut / "model.safetensors").write_bytes((trained / "model" / "model.safetensors").read_bytes()[:500])
+    assert f"model: '{cut}' cannot be loaded" in refused(capsys, "entropy", cut, text)
     assert "cannot be loaded on device 'cud'" in refused(
         capsys, "entropy", trained.name, text, "--context", 16, "--device", "cud"
     )

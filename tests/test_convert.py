@@ -103,8 +103,12 @@ def test_parity_with_gpt2(width, heads, batch, activation):
     assert_parity(hf_gpt2(width, heads, activation), from_gpt2, batch)
 
 
+# The last share leaves an odd number of dimensions, 7 of 16, of which GPT-NeoX rotates one more.
+NEOX = [(32, 2, 1, 0.25), (32, 4, 2, 1.0), (48, 3, 3, 0.5), (32, 2, 2, 0.45)]
+
+
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
-@pytest.mark.parametrize(("width", "heads", "batch", "rotary"), [(32, 2, 1, 0.25), (32, 4, 2, 1.0), (48, 3, 3, 0.5)])
+@pytest.mark.parametrize(("width", "heads", "batch", "rotary"), NEOX)
 def test_parity_with_gpt_neox(width, heads, batch, rotary, activation):
     assert_parity(hf_gpt_neox(width, heads, activation, rotary), from_gpt_neox, batch)
 

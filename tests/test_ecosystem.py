@@ -297,7 +297,10 @@ def test_the_loss_of_a_part_is_its_sum_over_the_items_of_the_whole(chunked):
         close(torch.stack(parts).sum(), whole)
 
 
-@pytest.mark.parametrize("shape", [(2, 10), (2, 20), (3, 16), (16,), (2, 16, 16)])
+FLAT, SQUARE = [(2, 10), (2, 20), (3, 16), (16,), (2, 16, 16)], [(2, 1, 16, 15), (2, 1, 15, 16), (3, 1, 16, 16)]
+
+
+@pytest.mark.parametrize("shape", FLAT + SQUARE)
 def test_a_mask_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"attention_mask: shape .* does not cover input_ids of shape \(2, 16\)"):
         ours()(tokens(), attention_mask=torch.ones(shape))

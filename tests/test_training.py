@@ -303,6 +303,12 @@ def test_other_seed_gives_other_weights(tiny: Tiny, trained: Path) -> None:
     assert metric(other, "eval_loss")[0] != metric(trained, "eval_loss")[0], "the initial weights are the same"
 
 
+def test_what_holds_no_settings_is_refused() -> None:
+    for given in ("relu.yaml", None, []):
+        with pytest.raises(SettingsError, match=f"experiment: {re.escape(repr(given))} must be a mapping"):
+            train(given)  # type: ignore[arg-type]
+
+
 # --- finished runs ----------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,9 @@
   if (!root) return;
   const { el, number, slider, lines, heat, frames, PALETTE } = window.nfFigures;
   const { start, quarters, cells } = JSON.parse(root.querySelector("script").textContent);
-  const byName = new Map(cells.map((cell) => [cell.label, cell]));
+  // A plus that is not escaped, as programs that shorten links leave it, is a space to an address.
+  const key = (name) => name.replaceAll("+", " ");
+  const byName = new Map(cells.map((cell) => [key(cell.label), cell]));
   const selects = [...root.querySelectorAll("select")], SIDES = ["a", "b"];
   const status = el("p", { class: "nf-status", "aria-live": "polite" }), body = el("div");
   root.append(status, body);
@@ -21,11 +23,12 @@
   /** Show what the address names; where it names nothing, the page's own pair. */
   function follow() {
     const asked = new URLSearchParams(location.hash.slice(1));
-    const unknown = SIDES.map((side) => asked.get(side)).filter((name) => name !== null && !byName.has(name));
-    const names = SIDES.map((side, i) => (byName.has(asked.get(side)) ? asked.get(side) : start[i]));
-    names.forEach((name, i) => (selects[i].value = name));
+    const names = SIDES.map((side) => asked.get(side));
+    const unknown = names.filter((name) => name !== null && !byName.has(key(name)));
+    const shown = names.map((name, i) => byName.get(key(name ?? start[i])) ?? byName.get(key(start[i])));
+    shown.forEach((cell, i) => (selects[i].value = cell.label));
     const missing = unknown.map((name) => `There is no \u201c${name}\u201d here. `).join("");
-    status.textContent = missing + show(...new Set(names.map((name) => byName.get(name))));
+    status.textContent = missing + show(...new Set(shown));
   }
 
   /** The mean of numbers, or place by place of nested lists of them; null where one is missing. */

@@ -469,7 +469,7 @@
   // ---- Heat maps ---------------------------------------------------------------------------------------------------
 
   function heat(root, spec) {
-    let step = spec.steps.length - 1, chosen = null;
+    let step = spec.steps.length - 1, chosen = null, tell = () => {};
     const readout = el("p", { class: "nf-readout", "aria-live": "polite" },
       "Point at a cell to read it, select it to follow that head over training.");
     const below = el("div", { class: "nf-chosen" });
@@ -482,7 +482,7 @@
       const share = `${Math.round((100 * value) / spec.top)} % of ${number(spec.top, 3)}`;
       return `layer ${layer}, ${column} ${called(head)}: ${number(value)}${finite(value) ? ` ${spec.unit} (${share})` : ""}`;
     };
-    const set = (i) => { step = i; paint(); };
+    const set = (i) => { step = i; paint(); tell(); };
     const own = spec.linked ? [] : slider("update", spec.steps, step, set);
     root.replaceChildren(el("div", { class: "nf-heat" }, own,
       el("div", { class: "nf-panels" }, grids.map((g) => g.box)), bar, readout, below));
@@ -521,7 +521,8 @@
     }
 
     function show(cell) {
-      readout.textContent = `${spec.panels[cell.panel].title}, ${said(cell)}`;
+      tell = () => (readout.textContent = `${spec.panels[cell.panel].title}, ${said(cell)}`);
+      tell();
     }
 
     function move(event, cell, layers, heads) {
