@@ -446,7 +446,7 @@ folded("What became of the runs", markdown_table(pd.DataFrame(rows)))
 # One rate for all configurations may suit only some of them. Each main configuration's own best rate is the one with the lowest
 # final loss on one spare seed, 100, with which nothing is judged.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-rates", "caption": "Final perplexity against the learning rate, on the one seed of the grid (both logarithmic). Circled: each configuration's own best rate. A curve that ends early has no trained run further right."}, "image": {"alt": "Four curves of perplexity over learning rates from 0.001 to 0.016, one per main configuration, with their lowest points circled."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-rates", "caption": "Final perplexity against the learning rate, on the one seed of the grid (both logarithmic). The static version circles each configuration's own best rate. A curve that ends early has no trained run further right."}, "image": {"alt": "Four curves of perplexity over learning rates from 0.001 to 0.016, one per main configuration, with their lowest points circled."}}
 figure, axes = plt.subplots(figsize=(5, 3.4))
 lowest = {}
 spare = replace(study, cells={name: cell for name, cell in study.cells.items() if min(cell.seeds) >= SPARE})
