@@ -415,6 +415,12 @@ folded("Gaps of complete runs, with 95 % intervals", markdown_table(pd.DataFrame
 # {glue:text}`relu_layernorm_published:s`, the study so far {glue:text}`relu_layernorm:s`, and its line has not crossed zero for good.
 
 # %% tags=["remove-input"]
+def size(cell):
+    """What configurations are compared within."""
+    run = cell.experiments[0]
+    return (run.model.family, run.model.hidden_size, run.data.context, run.training.steps)
+
+
 rows, untrained = [], []
 exploded = shown.runs.set_index("run")["exploded.step"] if len(shown.runs) else None
 settings = set()
@@ -429,8 +435,7 @@ for name, cell in study.cells.items():
         continue
     outcomes = runs_of["outcome"].value_counts()
     losses = runs_of["loss"].dropna().astype(float)
-    reference = name.replace(cell.configuration, "SM+LN+G")  # of the same family and size
-    reference = reference if reference in study.cells else "SM+LN+G"
+    reference = next(other for other, of in study.cells.items() if of.configuration == "SM+LN+G" and size(of) == size(cell))
     change, n = difference(frame, {name: 1, reference: -1}) if name != reference else ("", "")
     rows.append(
         {
@@ -452,9 +457,9 @@ if untrained:
     display(folded("**Not trained yet:** other configurations of the study", Markdown(", ".join(untrained))))
 
 # %% [markdown]
-# The table has geometric means over the trained runs. *Against SM+LN+G* compares within one family, size and {term}`context length`, over
-# the seeds that both have. Runs that did not train have columns where there are any. Do not compare these perplexities with published
-# ones: a small model with few tokens has larger ones. Compare changes.
+# The table has geometric means over the trained runs. *Against SM+LN+G* compares within one family, width, {term}`context length` and
+# number of updates, over the seeds that both have. Runs that did not train have columns where there are any. Do not compare these
+# perplexities with published ones: a small model with few tokens has larger ones. Compare changes.
 #
 # ## What the paper says
 #
