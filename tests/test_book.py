@@ -19,7 +19,7 @@ from docutils import nodes
 from docutils.core import publish_from_doctree
 from docutils.utils import new_document
 
-from nfbook import notebook, sphinx_ext
+from nfbook import notebook, sphinx_ext, typeset
 from nfcore.settings import project_root
 from tools.readme import picture, written
 
@@ -196,7 +196,7 @@ def test_figure_is_light_and_comes_with_its_numbers(name: str, book: Path) -> No
 @pytest.mark.parametrize("name", figures())
 def test_caption_and_alternative_text_state_the_finding(name: str, book: Path) -> None:
     page, data = figures()[name]
-    finding = data[sphinx_ext.SPEC]["finding"]
+    finding = typeset(data[sphinx_ext.SPEC]["finding"])
     assert len(finding) > 20
     assert re.fullmatch(r"[A-Z0-9].*\.", finding)
     assert not re.search(r"\b(?:nan|inf|None)\b", finding), "a number that is none"

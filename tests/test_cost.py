@@ -207,7 +207,8 @@ def test_benchmarked_shapes_are_those_of_the_benchmark() -> None:
 
 def test_tokens_of_a_corpus_that_is_not_prepared() -> None:
     quick, paper = (Preset.load(name).experiments()[0].data for name in ("quick", "paper"))
-    assert cost.corpus(quick, QUICK).train == QUICK[0]["provenance"]["unique_tokens"]
+    made = next(record for record in QUICK if record["settings"]["data"]["context"] == quick.context)
+    assert cost.corpus(quick, QUICK).train == made["provenance"]["unique_tokens"]
     assert cost.corpus(paper, []).train == pytest.approx(2.11e9)
     assert cost.corpus(paper, []).validation == pytest.approx(2000 * 2.11e9 / 600_000)
     assert cost.corpus(quick, []).train is None
