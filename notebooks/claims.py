@@ -414,6 +414,7 @@ folded("Gaps of complete runs, with 95 % intervals", markdown_table(pd.DataFrame
 # seeds, and those of the first study were computed in float32. For ReLU no test asks what leaving LayerNorm out costs: the paper has
 # {glue:text}`relu_layernorm_published:s`, the study so far {glue:text}`relu_layernorm:s`, and its line has not crossed zero for good.
 
+
 # %% tags=["remove-input"]
 def size(cell):
     """What configurations are compared within."""
@@ -435,7 +436,9 @@ for name, cell in study.cells.items():
         continue
     outcomes = runs_of["outcome"].value_counts()
     losses = runs_of["loss"].dropna().astype(float)
-    reference = next(other for other, of in study.cells.items() if of.configuration == "SM+LN+G" and size(of) == size(cell))
+    reference = next(
+        other for other, of in study.cells.items() if of.configuration == "SM+LN+G" and size(of) == size(cell)
+    )
     change, n = difference(frame, {name: 1, reference: -1}) if name != reference else ("", "")
     rows.append(
         {
