@@ -49,6 +49,7 @@ from nfbook.report import (
     shares_by_convention,
     study_banner,
     study_runs,
+    unfinished,
     verdict_table,
 )
 from nfbook.study import Study
@@ -125,9 +126,10 @@ else:
 
 
 def tally_of(rows, what):
-    """How many of these tests have which verdict."""
-    counts = rows["verdict"].value_counts()
+    """How many of these tests have which verdict. One that waits for planned seeds has none yet."""
+    counts = rows["verdict"].mask(rows.apply(unfinished, axis=1), "so far").value_counts()
     forms = {name: (f"is {name}", f"are {name}") for name in ("reproduced", "contradicted", "negligible", "undecided")}
+    forms["so far"] = ("is not settled yet", "are not settled yet")
     forms["no runs"] = ("waits for trained runs", "wait for trained runs")
     words = [f"{counts[name]} {forms[name][int(counts[name] > 1)]}" for name in forms if name in counts]
     return f"Of {len(rows)} {what}, {' and '.join(filter(None, (', '.join(words[:-1]), words[-1])))}."
@@ -164,7 +166,9 @@ glue(
     study_runs=str(len(shown.runs)),
     study_planned=str(len(study.experiments())),
     study_seeds=seeds_used(relu),
-    study_judged=str(len({run for runs_of in table.loc[table["verdict"] != "no runs", "runs"] for run in runs_of})),
+    study_judged=str(
+        len({run for runs_of in table.loc[~own & (table["verdict"] != "no runs"), "runs"] for run in runs_of})
+    ),
     study_hours=f"{shown.runs['provenance.wall_seconds'].sum() / 3600:.1f}" if len(shown.runs) else "0",
     study_rates=str(sum(len(of_cell(frame, name)) for name, cell in study.cells.items() if cell.stage == "rates")),
     study_tokens=f"{tokens / 1e6:.1f}",
@@ -412,33 +416,27 @@ folded("Gaps of complete runs, with 95 % intervals", markdown_table(pd.DataFrame
 # The shortest runs are those of the project's first study, now the preset `transient`, and no verdict is taken from them. The runs of all
 # lengths have the same shape of model, the same data and the same learning rate at its peak. A run and a shorter one differ in schedule and
 # seeds, and those of the first study were computed in float32. For ReLU no test asks what leaving LayerNorm out costs: the paper has
-# {glue:text}`relu_layernorm_published:s`, the study so far {glue:text}`relu_layernorm:s`, and its line has not crossed zero for good.
-
+# {glue:text}`relu_layernorm_published:s`, and the study {glue:text}`relu_layernorm:s`.
 
 # %% tags=["remove-input"]
-def size(cell):
-    """What configurations are compared within."""
-    run = cell.experiments[0]
-    return (run.model.family, run.model.hidden_size, run.data.context, run.training.steps)
-
-
-rows, untrained = [], []
+rows, untrained, references = [], [], {}
 exploded = shown.runs.set_index("run")["exploded.step"] if len(shown.runs) else None
 settings = set()
 for name, cell in study.cells.items():
     runs_of = of_cell(frame, name)
-    known, same = len(settings), cell.experiments[0].replace(seed=0).id
+    e = cell.experiments[0]
+    known, same = len(settings), e.replace(seed=0).id
     settings.add(same)
     if cell.stage == "rates" or len(settings) == known:  # the same runs as those of a cell above
         continue
+    # SM+LN+G is the first cell of each size.
+    size_of = (e.model.family, e.model.hidden_size, e.data.context, e.training.steps)
+    reference = references.setdefault(size_of, name)
     if runs_of.empty:
         untrained.append(f"`{name}`")
         continue
     outcomes = runs_of["outcome"].value_counts()
     losses = runs_of["loss"].dropna().astype(float)
-    reference = next(
-        other for other, of in study.cells.items() if of.configuration == "SM+LN+G" and size(of) == size(cell)
-    )
     change, n = difference(frame, {name: 1, reference: -1}) if name != reference else ("", "")
     rows.append(
         {
@@ -460,9 +458,9 @@ if untrained:
     display(folded("**Not trained yet:** other configurations of the study", Markdown(", ".join(untrained))))
 
 # %% [markdown]
-# The table has geometric means over the trained runs. *Against SM+LN+G* compares within one family, width, {term}`context length` and
-# number of updates, over the seeds that both have. Runs that did not train have columns where there are any. Do not compare these
-# perplexities with published ones: a small model with few tokens has larger ones. Compare changes.
+# The table has geometric means over the trained runs. *Against SM+LN+G* compares within one family, width, {term}`context length` and number of
+# updates, over the seeds that both have. Runs that did not train have columns where there are any. Do not compare these perplexities with published
+# ones: a small model with few tokens has larger ones. Compare changes.
 #
 # ## What the paper says
 #
@@ -654,8 +652,9 @@ else:
 
 # %% [markdown]
 # The tests above count heads in the top quarter of the range up to the {term}`ceiling`. What the paper takes for the end of that range is not
-# defined in what we read; the largest entropy observed fits its numbers best ([Traps](../traps.md)). This is a remark and not a second test: the
-# shares of all four quarters, from the lowest, with both readings, in percent of the heads, as means over the seeds that all four
+# defined in what we read. Counting on its maps gives {glue:text}`entropy.ipynb::agree_ceiling:s` of its
+# {glue:text}`entropy.ipynb::printed_all:s` printed shares with the ceiling, and {glue:text}`entropy.ipynb::agree_largest:s` with the largest
+# entropy observed ([Traps](../traps.md)). The table is a remark and not a second test. It has the shares of all four quarters, from the lowest, with both readings, in percent of the heads, as means over the seeds that all four
 # configurations have.
 
 # %% tags=["remove-input"]
@@ -707,7 +706,7 @@ Markdown(
     + (
         f"{len(gpu.runs)} runs of it are recorded under `data/recorded/gpu`, and no verdict rests on them."
         if gpu is not None
-        else "No machine with a GPU has run it yet; [Reproduce it](../reproduce.md) has the commands."
+        else "No machine with a GPU has run it yet; [Run it on your cluster](../cluster.md) has the commands."
     )
 )
 

@@ -573,8 +573,8 @@ questions(8)
 # ## 9. Adam's epsilon
 #
 # Adam divides by the size of recent gradients plus a small epsilon. Where gradients are smaller than epsilon, it slows their matrices down, and
-# the optimiser of the paper's code makes epsilon larger in the first updates. The first study did not vary it; the study does
-# ([Claims](claims.ipynb)).
+# the optimiser of the paper's code makes epsilon larger in the first updates. The first study did not vary it; the stage
+# `causes` of the study does ([Claims](claims.ipynb)).
 
 # %% tags=["remove-input"]
 longer = Study.load()

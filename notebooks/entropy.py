@@ -249,7 +249,7 @@ log = sum(round(100 * v) == p for m in MAIN for v, p in zip(on_log[m], printed[m
 glue(agree_ceiling=str(agree["ceiling"]), agree_largest=str(agree["largest observed"]), agree_log=str(log))
 glue(printed_all=str(sum(map(len, printed.values()))))
 Markdown(
-    "What Max is, we did not see defined; the authors' later paper takes the largest entropy observed. Counting on the published maps reproduces "
+    "We did not see Max defined; the authors' later paper takes the largest entropy observed. Counting on the published maps reproduces "
     f"{agree['ceiling']} of the {sum(map(len, printed.values()))} printed shares with the ceiling as Max, and {agree['largest observed']} with the largest entropy "
     f"observed. A model of ours has {ours['SM+G'].size} heads, so one head is {100 / ours['SM+G'].size:.1f} points. With LayerNorm and GELU, {last['SM+LN+G']:.0f} % of the heads are in the fourth quarter here and "
     f"{printed['SM+LN+G'][3]} % in the paper."
@@ -279,9 +279,15 @@ folded("All shares, in percent, under both conventions", markdown_table(pd.DataF
 # which stands near the ceiling without LayerNorm whatever the activation.
 
 # %% tags=["remove-input"]
+WORDS = {
+    "SM+LN+G": "with LayerNorm and GELU",
+    "SM+LN+R": "with LayerNorm and ReLU",
+    "SM+G": "with GELU only",
+    "SM+R": "with ReLU only",
+}
 top = {c: 100 * runs["overload"].astype(float).mean() for c, runs in judged.items()}
 Markdown(
-    f"In the study's runs {', '.join(f'{share:.0f} % of the heads of {c}' for c, share in top.items())} are in the top quarter "
+    f"In the study's runs the top quarter has {', '.join(f'{share:.0f} % of the heads {WORDS[c]}' for c, share in top.items())} "
     f"(means over {n} seed{'s' if n > 1 else ''}; paper: {', '.join(f'{printed[c][3]} %' for c in MAIN)})."
     if n
     else "None of its runs is trained yet."

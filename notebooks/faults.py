@@ -89,7 +89,7 @@ markdown_table(
 # | a notebook fails | Its partial notebook is kept aside and named, the others go on, and the book says which is missing. With `--strict` no book is built. |
 # | records and checkpoints of another format | Read where that is safe, else refused with both versions. |
 #
-# ## Exit codes of `python -m nfcore`
+# ## Exit codes of `nfcore` and `nfbook`
 #
 # | code | meaning |
 # |---|---|

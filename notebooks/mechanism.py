@@ -51,6 +51,7 @@ from nfbook.report import (
     markdown_table,
     study_banner,
     study_runs,
+    unfinished,
     verdict_table,
     with_interval,
 )
@@ -301,7 +302,7 @@ Markdown(
     "- **learning rate**: GELU(s x)/s is GELU between a first matrix s times as large and a second one s times as small. Steps of AdamW do "
     "not grow with the weights {cite}`loshchilov2019decoupled`, so the first matrix effectively learns s times as fast, and the second "
     "s times as slowly.\n\n"
-    "No run of this page takes these apart; the study's stage `causes`, below, is made for it."
+    "These short runs do not take them apart; the study's stage `causes`, below, is made for it."
 )
 
 # %% [markdown]
@@ -574,7 +575,11 @@ folded(f"All {len(rows)} configurations of this page", markdown_table(pd.DataFra
 # units are dead ([nfcore.units](../api/units.md)). Its predictions were written before its first run (`data/claims.yaml`).
 
 # %% tags=["remove-input"]
-Markdown(f"So far {len(asked)} of its {len(causes)} predictions have runs.")
+waiting = asked.apply(unfinished, axis=1).sum() if len(asked) else 0
+Markdown(
+    f"So far {len(asked)} of its {len(causes)} predictions have runs."
+    + (f" {waiting} of these wait for more seeds, so their verdicts may change." if waiting else "")
+)
 
 # %% tags=["remove-input"]
 strip({"": asked}) if len(asked) else None
@@ -585,12 +590,16 @@ folded("All predictions of the stage", verdict_table(causes, long_frame, columns
 # %% [markdown]
 # ## What this page does not show
 #
-# It is one shape, six layers of width 64, on one corpus, at one learning rate that was not tuned for each configuration, in the transient.
-# Shape, output size and effective learning rate are not taken apart. Perplexities are those of runs that trained; *left out* says how many
+# The short runs have one shape, six layers of width 64, one corpus, and one learning rate that was not tuned for each configuration. They end in
+# the transient, and they do not take shape, output size and effective learning rate apart. Perplexities are those of runs that trained; *left out* says how many
 # did not. Predictions and tests were fixed at different times:
 
 # %% tags=["remove-input"]
-fixed = [line for line in read_ledger()["disclosures"] if "irst study" in line["what"] or "follow-up" in line["what"]]
+fixed = [
+    line
+    for line in read_ledger()["disclosures"]
+    if any(word in line["what"] for word in ("irst study", "follow-up", "tage causes"))
+]
 folded("What was fixed when", Markdown("\n".join(f"- {line['when']}: {line['what']}." for line in fixed)))
 
 # %% [markdown]
@@ -598,7 +607,7 @@ folded("What was fixed when", Markdown("\n".join(f"- {line['when']}: {line['what
 
 # %% tags=["remove-input"]
 helped = {"lowers": "helped", "raises": "hurt"}.get(direction("s=16"), "made no measurable difference")
-decided = causes[~causes["verdict"].isin(["no runs", "undecided"])]
+decided = causes[~causes["verdict"].isin(["no runs", "undecided"]) & ~causes.apply(unfinished, axis=1)]
 Markdown(
     "On the small inputs of a network without LayerNorm, GELU is nearly a straight line and ReLU is not; making GELU bend there "
     f"{helped} in short runs, and "

@@ -510,8 +510,8 @@ training = {name: studies[name].cells["SM+G"].experiments[0].training for name i
 million = {name: f"{t.steps * t.batch_size * 128 / 1e6:.1f} M tokens" for name, t in training.items()}
 lines = []
 for name, rows in points.items():
-    n = rows["n"]
-    line = f"`{name}`, {million[name]} a run, {rows['configuration'].nunique()} configurations with {n.min()} to {n.max()} seeds"
+    n = " to ".join(map(str, sorted({rows["n"].min(), rows["n"].max()})))
+    line = f"`{name}`, {million[name]} a run, {rows['configuration'].nunique()} configurations with {n} seeds"
     if left_out := found[name][1]:
         line += (
             f" (left out, for a run that is not trained or an operation that was not measured: {', '.join(left_out)})"
@@ -738,7 +738,10 @@ Markdown(
 # We have one machine, and it was busy. A time over AERO's line {cite}`jha2024aero` follows from bytes and messages:
 #
 # $$
-# \text{seconds} = \frac{8 \times \text{bytes}}{\text{bandwidth}} + \text{messages} \times \text{delay},
+# \begin{aligned}
+# \text{seconds} ={}& \frac{8 \times \text{bytes}}{\text{bandwidth}} \\
+# &+ \text{messages} \times \text{delay} .
+# \end{aligned}
 # $$ (eq-wan)
 #
 # This assumes that the line carries one direction at a time and that every message waits for the one before it. Both make it an upper

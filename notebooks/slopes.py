@@ -268,7 +268,7 @@ for _, run in stability.runs.iterrows():
             "residual": run["model.residual_dtype"],
             "outcome": outcome(run),
             "largest score at any probe": heads["largest_logit"].max(),
-            "last loss": losses["value"].iloc[-1],
+            "last training loss": losses["value"].iloc[-1],
         }
     )
 run = highest["run"]
@@ -279,7 +279,7 @@ size = layer.loc[layer["layer"] == highest["layer"], "residual_rms"].iloc[0]
 Markdown(
     f"The largest score is in layer {highest['layer']:.0f}, where the root mean square of the residual stream is {size:.0f}: without LayerNorm nothing bounds "
     f"queries and keys. The entropy of the heads there is {there['entropy'].mean() / entropy_ceiling(int(run['data.context'])):.2f} of the ceiling. "
-    f"The loss of that run ends at {run['eval_loss']:.2f}, and guessing by token frequencies gives {run['provenance.unigram_loss']:.2f}.\n\n"
+    f"The evaluation loss of that run ends at {run['eval_loss']:.2f}, and guessing by token frequencies gives {run['provenance.unigram_loss']:.2f}.\n\n"
     + folded("Every run", markdown_table(pd.DataFrame(rows), digits=2)).data
 )
 

@@ -257,7 +257,7 @@ def verdict(expect: str, least: float | None, found: Mapping[str, Any]) -> str:
 
 def verdicts(frame: pd.DataFrame, study: str = "study") -> pd.DataFrame:
     """One row a test of a study, from the :func:`statistics` of its runs: what the ledger says of it, the estimate with
-    its intervals in the test's unit, n, seeds ``lost`` since a run has no value, seeds ``planned``, corrected p,
+    its intervals in the test's unit, n, seeds ``lost`` since a run has no value, seeds ``planned`` or run, corrected p,
     ``verdict`` and the runs' ids."""
     tests, planned, rows = read_ledger(study)["tests"], Study.load(study).cells, []
     for test in tests:
@@ -272,7 +272,12 @@ def verdicts(frame: pd.DataFrame, study: str = "study") -> pd.DataFrame:
             found, unit = interval(values), UNITS[test["unit"]]
             row |= {name: unit(value) if name != "p" else value for name, value in found.items()}
             row |= {"n": len(values), "lost": lost, "sign": math.nan}
-        row["planned"] = len(set.intersection(*(set(planned[cell].seeds) for cell in cells)))
+        # Runs of other seeds with the same settings count as well, and stand for none of the planned ones.
+        seeds = [
+            set.intersection(*map(set, of))
+            for of in zip(*((planned[c].seeds, of_cell(frame, c).index) for c in cells), strict=True)
+        ]
+        row["planned"] = len(set.union(*seeds))
         row["runs"] = [run for cell in cells for run in of_cell(frame, cell)["run"]]
         rows.append(row)
     table = pd.DataFrame(rows)

@@ -54,14 +54,15 @@ def banner(preset: Preset, shown: runs.Runs) -> Any:
     devices = ", ".join(sorted(frame["provenance.device"].unique()))
     tokens = frame["provenance.tokens"] / 1e6
     size = f"{tokens.min():.2g}" + (f" to {tokens.max():.2g}" if tokens.max() > tokens.min() else "")
-    seeds = ", ".join(map(str, sorted(frame["seed"].unique())))
+    seeds = sorted(frame["seed"].unique())
+    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     where = (
         f"runs of this machine ({devices})"
         if preset.source == "local"
         else f"committed records (made on {devices}); **nothing was run here for this page**"
     )
     minutes = f"{frame['provenance.seconds'].sum() / 60:.1f} minutes of training in all"
-    text = f"*Preset `{preset.preset}`, {where}: {len(frame)} runs, seeds {seeds}, {size} M tokens each, {minutes}.*"
+    text = f"*Preset `{preset.preset}`, {where}: {len(frame)} runs, {named}, {size} M tokens each, {minutes}.*"
     committed = recorded()
     if preset.source == "local" and committed is not None and other_data(shown, committed):
         text += (

@@ -371,7 +371,9 @@ def add_fields(app: Sphinx, what: str, name: str, thing: Any, options: Any, line
 
 
 def leave_out_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
-    """Fields stand in the table, and pydantic's own parts are in its manual."""
+    """Fields are in the table or, of a named tuple, in the signature; pydantic's own parts are in its manual."""
+    if str(getattr(thing, "__doc__", "")).startswith("Alias for field number"):
+        return True
     kinds: list[type[Section]] = [Section, *Section.__subclasses__()]
     fields = {field for kind in kinds for field in kind.model_fields}
     return True if what == "class" and (name in fields or name.startswith("model_")) else None
