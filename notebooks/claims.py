@@ -429,9 +429,9 @@ for name, cell in study.cells.items():
     settings.add(same)
     if cell.stage == "rates" or len(settings) == known:  # the same runs as those of a cell above
         continue
-    # SM+LN+G is the first cell of each size.
     size_of = (e.model.family, e.model.hidden_size, e.data.context, e.training.steps)
-    reference = references.setdefault(size_of, name)
+    reference = references.setdefault(size_of, name)  # the first cell of its size
+    assert study.cells[reference].configuration == "SM+LN+G", reference
     if runs_of.empty:
         untrained.append(f"`{name}`")
         continue

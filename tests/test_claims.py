@@ -300,6 +300,13 @@ def test_all_seeds_of_equal_settings_are_pooled(frame: pd.DataFrame) -> None:
     assert not any(seed >= SPARE for seed in frame.loc["SM+R"].index)
 
 
+def test_pooled_seeds_stand_for_none_of_the_planned() -> None:
+    made = cells(**{"SM+R short": {1: 0.6, 2: 0.6, 11: 0.6}, "SM+G short": {1: 0.7, 2: 0.7, 11: 0.8}})
+    made = made.rename(columns={"x": "selectivity"}).reindex(columns=["run", "outcome", "steps", *claims.STATISTICS])
+    test = claims.verdicts(made).set_index("id").loc["U2"]
+    assert (test["n"], test["planned"]) == (3, 7), "of seeds 11 to 15, 12 to 15 are still to come"
+
+
 def test_statistics_of_a_run_by_hand(shown: runs.Runs, study: Study, frame: pd.DataFrame) -> None:
     run = study.cells["SM+G"].experiments[0]
     row = frame.loc[("SM+G", run.seed)]
