@@ -599,7 +599,7 @@ folded("All predictions of the stage", verdict_table(causes, long_frame, columns
 fixed = [
     line
     for line in read_ledger()["disclosures"]
-    if any(word in line["what"] for word in ("irst study", "follow-up", "tage causes"))
+    if any(word in line["what"].lower() for word in ("first study", "follow-up", "stage causes"))
 ]
 folded("What was fixed when", Markdown("\n".join(f"- {line['when']}: {line['what']}." for line in fixed)))
 
