@@ -739,7 +739,7 @@ Markdown(
 #
 # $$
 # \begin{aligned}
-# \text{seconds} ={}& \frac{8 \times \text{bytes}}{\text{bandwidth}} \\
+# \text{seconds} ={}& \frac{8 \times \text{bytes}}{\text{bandwidth}} \\[1ex]
 # &+ \text{messages} \times \text{delay} .
 # \end{aligned}
 # $$ (eq-wan)
