@@ -267,11 +267,7 @@ class Block(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, activation: nn.Module, compute: torch.dtype, *how: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """The stream after the block, and the attention map.
-
-        ``how``: mask, rotary angles, cache and the block's place in it, which is not ``layer_idx`` where blocks were
-        copied or removed.
-        """
+        """The stream after the block, and the map. ``how``: mask, rotary angles and cache of attention, place in it."""
         attended, weights = self.attention(self.attention_norm(x.to(compute)), *how)
         after = x + attended.to(x.dtype)
         source = x if self.parallel else after
