@@ -80,7 +80,8 @@ def from_gpt2(hf_model: PreTrainedModel, **changes: Any) -> NormFreeForCausalLM:
     """Convert a Hugging Face ``GPT2LMHeadModel``.
 
     Weights are copied with their dtypes and stay frozen where they were. The special ids, the generation config, the
-    attention implementation and the mode are copied too. Only the embedding's dropout is kept.
+    attention implementation and the mode are copied too. Only the embedding's dropout is kept. What neither weights nor
+    config say, such as an activation module that was put in by hand, is not, as where a model is saved and loaded.
 
     ``changes`` are config fields, such as ``activation``. A ``norm`` or ``final_norm`` of ``rmsnorm`` keeps the gains
     of the LayerNorms, ``none`` drops them.
@@ -199,9 +200,7 @@ def _take_over(family: Family, hf_model: PreTrainedModel, changes: dict[str, Any
     names = family.weights(hf.num_hidden_layers)
     _refuse(where, [name for name in source if name not in names])
     state = {names[name]: _turned(name, weight, hf.num_attention_heads, 3) for name, weight in source.items()}
-    sizes = {name: p.shape for name, p in model.state_dict().items()}
-    fitting = {name: weight for name, weight in state.items() if sizes.get(name, weight.shape) == weight.shape}
-    missing, unused = _fill(model, hf_model, fitting, names)
+    missing, unused = _fill(model, hf_model, state, names)
     # Activations keep their initial slopes and scales. A norm that is removed, or has no bias, drops its weights.
     wrong = [n for n in missing if not n.startswith("activations.")] + [n for n in unused if "norm." not in n]
     if tied(model) and not torch.equal(state["embed.weight"], state["lm_head.weight"]):
@@ -225,14 +224,15 @@ def _give(family: Family, model: NormFreeForCausalLM, **more: Any) -> Any:
     hf_model = _new(family.theirs, theirs, model.device)
     weights, names, state = model.state_dict(), family.weights(config.num_hidden_layers), {}
     lacking = [n for n in hf_model.state_dict() if n.endswith("weight") and names[n] not in weights]
-    _refuse(where, [*(weights.keys() - names.values()), *lacking])
+    _refuse(where, [*(weights.keys() - {names[name] for name in hf_model.state_dict()}), *lacking])
     for name, empty in hf_model.state_dict().items():
         # A bias that ours lacks, whole or in part, is zero.
         weight = weights.get(names[name], empty[:0].to(model.dtype))
         if weight.dim() == 1:
             weight = F.pad(weight, (0, empty.shape[-1] - len(weight)))
         state[name] = _turned(name, weight, 3, config.num_attention_heads)
-    _fill(hf_model, model, state, {ours: theirs for theirs, ours in names.items()})
+    missing, _ = _fill(hf_model, model, state, {ours: theirs for theirs, ours in names.items()})
+    _refuse(where, [names[name] for name in missing])
     return hf_model
 
 
@@ -240,14 +240,16 @@ def _fill(made: Any, like: Any, state: dict[str, Tensor], names: dict[str, str])
     """Load ``state`` into ``made`` and copy the mode, the dtypes and the settings of ``like``, the model it comes from.
 
     ``names`` maps the parameters of ``like`` to those of ``made``. Returns the names that ``state`` lacks
-    and those that ``made`` does not have.
+    or has in another size, and those that ``made`` does not have.
     """
     made.generation_config = copy.deepcopy(like.generation_config)
     made.set_attn_implementation(like.config._attn_implementation)
     made.to(like.dtype).train(like.training)
     if recomputes(like):
         recompute(made)
-    found = made.load_state_dict(state, strict=False, assign=True)  # not copied, which would round to one dtype
+    sizes = {name: p.shape for name, p in made.state_dict().items()}
+    fitting = {name: weight for name, weight in state.items() if sizes.get(name, weight.shape) == weight.shape}
+    found = made.load_state_dict(fitting, strict=False, assign=True)  # not copied, which would round to one dtype
     made.tie_weights()
     frozen = {names[name] for name, p in like.named_parameters() if not p.requires_grad}
     for name, p in made.named_parameters():

@@ -176,6 +176,8 @@ def must_cover(mask: Any, x: Tensor, cached: bool) -> None:
         fits = shape[:-1] == (batch,) or (len(shape) == 4 and shape[0] in (1, batch) and shape[2] == length)
         if not fits or shape[-1] < length or (shape[-1] > length and not cached):
             raise SettingsError(f"attention_mask: shape {shape} does not cover input_ids of shape {(batch, length)}")
+    elif mask is not None and not hasattr(mask, "mask_mod") and not isinstance(mask, dict):  # of flex, of each kind
+        raise SettingsError(f"attention_mask: {type(mask).__name__} must be a tensor")
 
 
 def attention_entropy(

@@ -214,12 +214,13 @@ class Attention(nn.Module):
         self.qkv_bias = nn.Parameter(torch.zeros(self.biased * d)) if self.biased else None
         self.out = nn.Linear(d, d, bias=config.biases == "all")
         self.out.writes_residual = True  # type: ignore[assignment]
-        self.scaling = self.head_width**-0.5 * (config.attention_scales[layer_idx] if config.attention_scales else 1)
+        self.scale = config.attention_scales[layer_idx] if config.attention_scales else 1.0
+        self.scaling = self.head_width**-0.5 * self.scale
         if config.qk_norm:
             self.q_norm, self.k_norm = (nn.RMSNorm(self.head_width, eps=config.norm_eps) for _ in "qk")
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None
+        self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None, place: int
     ) -> tuple[Tensor, Tensor | None]:
         bias = None if self.qkv_bias is None else F.pad(self.qkv_bias, (0, (3 - self.biased) * x.shape[-1]))
         if isinstance(self.qkv, QKV):
@@ -233,7 +234,7 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)  # (B, H, T, K)
         if cache is not None:
-            k, v = cache.update(k, v, self.layer_idx)  # (B, H, S, K)
+            k, v = cache.update(k, v, place)  # (B, H, S, K)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, causal_attention)
         y, weights = attend(self, q, k, v, mask, scaling=self.scaling, dropout=0.0)  # (B, T, H, K)
         return self.out(y.flatten(-2)), weights
@@ -266,7 +267,7 @@ class Block(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, activation: nn.Module, compute: torch.dtype, *how: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """The stream after the block, and the attention map. ``how``: mask, rotary angles and cache of attention."""
+        """The stream after the block, and the map. ``how``: mask, rotary angles and cache of attention, place in it."""
         attended, weights = self.attention(self.attention_norm(x.to(compute)), *how)
         after = x + attended.to(x.dtype)
         source = x if self.parallel else after
@@ -399,6 +400,8 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
             SettingsError: names the field, its value and what the model has.
         """
         has = {name: value for name, value in self.built if name not in FREE} | {"num_hidden_layers": len(self.blocks)}
+        if self.built.attention_scales:
+            has["attention_scales"] = [module.scale for module in self.modules() if isinstance(module, Attention)]
         for name, table in (("vocab_size", self.embed), ("max_position_embeddings", self.positions)):
             has[name] = getattr(table, "num_embeddings", getattr(self.config, name))  # rotary positions have no table
         for name, value in has.items():
@@ -454,6 +457,10 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("forward: give either input_ids or inputs_embeds")
+        for name, given in (("input_ids", input_ids), ("labels", labels)):
+            if given is not None and not (isinstance(given, Tensor) and given.dim() == 2):
+                found = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+                raise SettingsError(f"{name}: {found} must be a tensor of shape (B, T)")
         if output_attentions and config._attn_implementation != "eager":
             raise ValueError('output_attentions=True needs attn_implementation="eager"')
         if past_key_values is not None and cache is not None:
@@ -483,7 +490,7 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
             if output_hidden_states:
                 states.append(x)
             activation = self.activations[getattr(block, "number", i) % len(self.activations)]
-            x, weights = block(x, activation, compute, mask, rotary, cache)
+            x, weights = block(x, activation, compute, mask, rotary, cache, i)
             maps.append(weights)
         x = self.final_norm(x.to(compute))
         loss, logits = self._head(x, labels, logits_to_keep, num_items_in_batch)
@@ -505,7 +512,10 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache = self.config.use_cache and not self.training
         if use_cache and self.training and recomputes(self) and torch.is_grad_enabled():
             raise ValueError("use_cache=True: gradient checkpointing recomputes and would fill the cache twice")
-        return DynamicCache(config=self.config) if use_cache and given is None else given
+        cache = DynamicCache(config=self.config) if use_cache and given is None else given
+        if cache is not None and len(self.blocks) > self.config.num_hidden_layers:
+            self.check_config()  # which refuses it; a cache has the config's layers
+        return cache
 
     def _head(
         self, x: Tensor, labels: Tensor | None, logits_to_keep: int | Tensor, num_items_in_batch: int | Tensor | None
@@ -531,7 +541,7 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
 def _positions(x: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tensor:
     """Positions (1, T) from the end of the cache, or (B, T) from the first token that a mask (B, S) shows."""
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-        return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -x.shape[1] :]
+        return (attention_mask.bool().cumsum(-1) - 1).clamp_min(0)[:, -x.shape[1] :]
     past = 0 if cache is None else cache.get_seq_length()
     return (torch.arange(x.shape[1], device=x.device) + past)[None]
 

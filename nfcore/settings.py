@@ -379,7 +379,13 @@ def project_root() -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as in YAML 1.2; to PyYAML it is text."""
+    """YAML in which 1e-3 is a number and no key is repeated, as in YAML 1.2; PyYAML reads text and takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise SettingsError(f"{repeated[0]!r:.200} is there more than once")
+        return super().construct_mapping(node, deep)
 
 
 _FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nfcore import __version__
 from nfcore.corpus import HUB_REMEDY, Corpus, codeparrot_corpus, counts, local_corpus, overlap, texts_of
-from nfcore.settings import DataSettings, SettingsError, digest, identity, project_root
+from nfcore.settings import DataSettings, SettingsError, check_mapping, digest, identity, project_root
 from nfcore.store import file_sha256, make_once, refusing, sha256
 
 
@@ -153,7 +153,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("NFCORE_DATA") or project_root() / "data" / "tokens")
 
 
-def prepare(settings: DataSettings) -> TokenData:
+def prepare(settings: DataSettings | dict[str, Any]) -> TokenData:
     """Token files for these settings, made unless the same corpus and tokenizer were tokenised before.
 
     If another process makes the same files, this one waits for them.
@@ -162,6 +162,8 @@ def prepare(settings: DataSettings) -> TokenData:
         SettingsError: a corpus or tokenizer that cannot be had, is empty, too small or of the wrong size or format;
             token files that cannot be written or differ from their recorded hashes.
     """
+    if not isinstance(settings, DataSettings):
+        settings = DataSettings(**check_mapping(settings, "data"))
     codeparrot = settings.corpus == "codeparrot"
     corpus = (codeparrot_corpus if codeparrot else local_corpus)(settings)
     name = settings.tokenizer or (CODEPARROT_TOKENIZER if codeparrot else None)

@@ -558,6 +558,46 @@ def test_explorer_answers_and_compares_seed_by_seed(visitor: str, browser: Any, 
         assert serious(page, ".nf-explorer") == []
 
 
+def test_explorer_shows_both_at_the_update_that_it_names(browser: Any, book: Path) -> None:
+    """A run that diverged has a probe at its end, which puts the others of its configuration at other places."""
+    with Visit(browser, book, "notebooks/explorer") as visit:
+        page = visit.page
+        cells = {c["label"]: c for c in json.loads(page.locator(".nf-explorer script").text_content())["cells"]}
+        pair = cells["SM+G"], next(c for c in cells.values() if len(c["steps"]) > len(cells["SM+G"]["steps"]))
+        page.locator("#nf-b").select_option(pair[1]["label"])
+        trained = [{run["seed"]: run for run in cell["runs"] if run["outcome"] == "trained"} for cell in pair]
+        seeds = trained[0].keys() & trained[1].keys()
+        slider, steps = page.locator(".nf-explorer").get_by_role("slider"), cells["SM+G"]["steps"]
+        slider.press("Home")
+        for step in steps:
+            assert slider.get_attribute("aria-valuetext") == f"update {step}"
+            for cell, runs, grid in zip(pair, trained, page.get_by_role("grid").all(), strict=True):
+                said = grid.get_by_role("gridcell").first.get_attribute("aria-label").partition("rank 1: ")[2]
+                place = cell["steps"].index(step)
+                mean = sum(runs[seed]["heads"][place][0][0] for seed in seeds) / len(seeds) / 1000
+                assert read(said) == pytest.approx(mean, rel=1e-3), (cell["label"], step)
+            slider.press("ArrowRight")
+        assert not visit.faults
+
+
+def test_explorer_keeps_its_pair_at_a_heading_and_reads_beyond_the_zoom(browser: Any, book: Path) -> None:
+    with Visit(browser, book, "notebooks/explorer") as visit:
+        page = visit.page
+        second, readout = page.locator("#nf-b"), page.locator(".nf-explorer .nf-readout").first
+        second.select_option("SM+LN+G")
+        for address in ("#how-to-read-it", "#a=SM%2BR&b=SM%2BG", ""):
+            page.evaluate("address => (location.hash = address)", address)
+            page.wait_for_timeout(50)
+            assert second.input_value() == {"#how-to-read-it": "SM+LN+G", "": "SM+R"}.get(address, "SM+G")
+        plot, slider = page.locator(".nf-explorer .nf-plot").first, page.locator(".nf-explorer").get_by_role("slider")
+        for key in ("Home", "+", "+"):
+            plot.press(key)
+        for key, update in (("Home", 0), ("End", 600)):
+            slider.press(key)
+            assert readout.text_content().startswith(f"update {update}: ")
+        assert not visit.faults
+
+
 def test_finger_that_goes_sideways_reads(browser: Any, book: Path) -> None:
     with Visit(browser, book, "notebooks/explorer", **VISITORS["finger"]) as visit:
         over = visit.page.locator(".nf-explorer .nf-plot .u-over").first

@@ -176,6 +176,16 @@ def test_a_model_whose_blocks_were_cut_is_refused():
         to_gpt2(network)
 
 
+@pytest.mark.parametrize("width", [VOCAB, VOCAB + 31])
+def test_a_head_that_the_other_side_has_not_is_refused_both_ways(width):
+    for convert, network in ((from_gpt2, hf_gpt2()), (to_gpt2, ours(biases="all"))):
+        network.lm_head = nn.Linear(32, width, bias=width == VOCAB)
+        with pytest.raises(
+            SettingsError, match=rf"weights do not fit: lm_head\.{'bias' if width == VOCAB else 'weight'}$"
+        ):
+            convert(network)
+
+
 @pytest.mark.parametrize("changes", [{"biases": "none"}, {"biases": "paper"}, {"hidden_size": 64}])
 def test_conversion_refuses_changes_that_do_not_fit_the_weights(changes):
     with pytest.raises(SettingsError, match="do not fit"):

@@ -300,6 +300,18 @@ def test_the_loss_of_a_part_is_its_sum_over_the_items_of_the_whole(chunked):
 FLAT, SQUARE = [(2, 10), (2, 20), (3, 16), (16,), (2, 16, 16)], [(2, 1, 16, 15), (2, 1, 15, 16), (3, 1, 16, 16)]
 
 
+@pytest.mark.parametrize(
+    "given", [[[1, 2]], torch.ones(16, dtype=torch.long), torch.ones(1, 2, 16), torch.ones(2, 16).numpy()]
+)
+@pytest.mark.parametrize("name", ["input_ids", "labels"])
+def test_ids_and_labels_that_are_no_rows_of_a_tensor_are_refused(name, given):
+    found = rf"shape \({given.shape[0]}.*\)" if isinstance(given, torch.Tensor) else type(given).__name__
+    with pytest.raises(SettingsError, match=rf"^{name}: {found} must be a tensor of shape \(B, T\)$"):
+        ours()(**{"input_ids": tokens(), name: given})
+    with pytest.raises(SettingsError, match=r"^attention_mask: list must be a tensor$"):
+        ours()(tokens(), attention_mask=tokens().tolist())
+
+
 @pytest.mark.parametrize("shape", FLAT + SQUARE)
 def test_a_mask_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"attention_mask: shape .* does not cover input_ids of shape \(2, 16\)"):
@@ -314,7 +326,8 @@ def test_padding_on_the_left_shifts_nothing(family, attention):
     expected = network(ids).logits
     padded, mask = F.pad(ids, (4, 0)), F.pad(torch.ones_like(ids), (4, 0))
     close(network(padded, attention_mask=mask).logits[:, 4:], expected)
-    close(network(padded, attention_mask=mask.bool()).logits[:, 4:], expected)
+    for shown in (mask.bool(), mask / 2, 3 * mask):  # whatever is not zero, as in GPT-2; packing tools number sequences
+        close(network(padded, attention_mask=shown).logits[:, 4:], expected)
     first = network(padded[:, :10], attention_mask=mask[:, :10], use_cache=True)
     rest = network(padded[:, 10:], attention_mask=mask, past_key_values=first[-1])
     close(rest.logits, expected[:, 6:])
@@ -381,6 +394,12 @@ def test_a_config_changed_in_place_or_before_the_model_is_built_is_checked(tmp_p
     network.config.attention_scales[1] = 3.0
     with pytest.raises(SettingsError, match=r"config\.attention_scales: \[1.0, 3.0\] is not .* has, \[1.0, 2.0\]"):
         network.save_pretrained(tmp_path)
+    network = ours(attention_scales=[1.0, 2.0])
+    network.blocks[0], network.blocks[1] = network.blocks[1], network.blocks[0]
+    with pytest.raises(SettingsError, match=r"config\.attention_scales: \[1.0, 2.0\] is not .* has, \[2.0, 1.0\]"):
+        network.save_pretrained(tmp_path)
+    network.config.attention_scales, ids = [2.0, 1.0], tokens()
+    close(reloaded(network, tmp_path)(ids).logits, network(ids).logits, 0)
     config = ours().config
     config.norm = "batchnorm"
     with pytest.raises(SettingsError, match=r"model.norm: 'batchnorm' is not one of layernorm"):

@@ -596,6 +596,7 @@ def test_lists_arrays_and_single_sequences_are_converted():
         ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, "attention_mask: leaves no token"),
         ({"input_ids": [[1, 2]], "attention_mask": [1, 1]}, r"attention_mask: shape \(2,\) does not cover"),
         ({"input_ids": [[1, 2]], "attention_mask": [[1] * 3]}, r"attention_mask: shape \(1, 3\) does not cover"),
+        ({"input_ids": [[1, 2]], "attention_mask": "ones"}, "attention_mask: str must be a tensor"),
         ({"input_ids": [[1, 2]], "position_ids": [[0, 1, 2]]}, r"position_ids: .* \(1, 3\) is not .* 2 tokens"),
         (
             {"input_ids": [[1, 2]], "position_ids": [[0.0, 1.0]]},

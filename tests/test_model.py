@@ -449,6 +449,35 @@ def test_generation_with_and_without_a_cache_is_the_full_forward(family):
     assert torch.equal(network.generate(ids, attention_mask=torch.ones_like(ids), use_cache=False, **plain), expected)
 
 
+def copied(network: NormFreeForCausalLM) -> None:
+    network.blocks.append(copy.deepcopy(network.blocks[0]))
+
+
+def twice(network: NormFreeForCausalLM) -> None:
+    network.blocks.append(network.blocks[0])
+
+
+def cut(network: NormFreeForCausalLM) -> None:
+    del network.blocks[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("change", [copied, twice, cut])
+@torch.no_grad()
+def test_every_block_has_its_own_place_in_the_cache(change, family):
+    network, ids = spread(ours(family)), tokens(3, 5)
+    change(network)
+    if change is not cut:
+        with pytest.raises(SettingsError, match=r"config\.num_hidden_layers: 2 is not what the model has, 3"):
+            network(ids)
+    network.config.num_hidden_layers = len(network.blocks)
+    torch.testing.assert_close(network(ids).logits, network(ids, use_cache=False).logits, rtol=0, atol=0)
+    plain = dict(attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    expected = network.generate(ids, use_cache=False, **plain)
+    assert len(expected[:, 5:].unique()) > 3
+    assert torch.equal(network.generate(ids, **plain), expected)
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)

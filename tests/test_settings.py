@@ -336,6 +336,9 @@ def test_read_yaml(tmp_path: Path) -> None:
     for text, value in (("seed: 3", {"seed": 3}), ("", {}), ("a: &x [1]\nb: *x", {"a": [1], "b": [1]})):
         file.write_text(text)
         assert read_yaml(file) == value
+    file.write_text("training: {steps: 3}\ntraining: {batch_size: 4}")
+    with pytest.raises(SettingsError, match=r"a\.yaml: cannot be read \('training' is there more than once\)$"):
+        read_yaml(file)
     for content in (b"seed: [1\nmodel: }", b"\xff\xfe\x00", b"- 1", b"a: 2001-13-01", b"a: !!bool x", b"[" * 1000):
         file.write_bytes(content)
         for path in (file, tmp_path, tmp_path / "absent.yaml"):

@@ -94,6 +94,14 @@ def test_the_same_bytes_at_any_time_and_place(folder, tmp_path, monkeypatch, cac
     assert not [*Path.home().glob(".cache/huggingface/datasets/*generator*")]
 
 
+def test_settings_may_be_a_mapping(folder):
+    settings = settings_for(folder)
+    assert prepare({"corpus": str(folder), **SMALL}).directory == prepare(settings).directory
+    for wrong in ("a.yaml", {"corpora": "x"}):
+        with pytest.raises(SettingsError, match=r"^data: ('a.yaml' must be a mapping|unknown setting 'corpora')"):
+            prepare(wrong)
+
+
 def test_what_is_left_out_is_said(folder, capfd):
     (folder / "a.bin").touch()
     (folder / "zero.py").write_bytes(b"\0")

@@ -24,6 +24,7 @@
   function follow() {
     const asked = new URLSearchParams(location.hash.slice(1));
     const names = SIDES.map((side) => asked.get(side));
+    if (location.hash && body.hasChildNodes() && names.every((name) => name === null)) return; // a heading of the page
     const unknown = names.filter((name) => name !== null && !byName.has(key(name)));
     const shown = names.map((name, i) => byName.get(key(name ?? start[i])) ?? byName.get(key(start[i])));
     shown.forEach((cell, i) => (selects[i].value = cell.label));
@@ -50,9 +51,12 @@
       const twice = i === 1 && (cell.color || "") === (pair[0].color || "");
       return { name: cell.label, color: (!twice && cell.color) || "#000000", marker: twice ? "X" : cell.marker || "o", dash: twice };
     });
-    const [first, ...rest] = pair.map((cell) => cell.steps), steps = [first, ...rest].reduce((a, b) => (a.length < b.length ? b : a));
     const heads = pair.map((_, i) => mean(over("heads", i))); // [step][layer][rank], in thousandths of the ceiling
-    const at = (i, step) => heads[i][step]?.map((layer) => layer.map((v) => (v === null ? null : v / 1000)));
+    // By update: a run that diverged has a probe of its own at its end, so equal places are not equal updates.
+    const known = pair.map((cell, i) => new Map(cell.steps.map((step, k) => [step, heads[i][k]])
+      .filter(([, layers], k) => k === 0 || layers.flat().some(Number.isFinite))));
+    const steps = [...new Set(known.flatMap((of) => [...of.keys()]))].sort((a, b) => a - b);
+    const at = (i, k) => heads[i][0].map((layer, l) => layer.map((_, rank) => (known[i].get(steps[k])?.[l][rank] ?? NaN) / 1000));
     const places = { loss: el("div"), layers: el("div"), maps: el("div") };
     body.replaceChildren();
 
@@ -77,7 +81,7 @@
         x: { label: "layer" }, y: { label: "entropy over ceiling" },
         panels: [{
           title: "Mean over the heads of a layer", rules: [{ y: 1, label: "ceiling" }, { y: 0, label: "one token" }],
-          series: pair.map((_, i) => ({ ...look[i], x: heads[i][0].map((_, layer) => layer), y: heads[i][0].map((_, layer) => mean(at(i, step)?.[layer] ?? [])) })),
+          series: pair.map((_, i) => ({ ...look[i], x: heads[i][0].map((_, layer) => layer), y: heads[i][0].map((_, layer) => mean(at(i, step)[layer])) })),
         }],
       })),
     });
@@ -85,7 +89,7 @@
     const lowest = Math.min(...heads.flat(3).filter(Number.isFinite)) / 1000;
     const maps = heat(places.maps, {
       linked: true, unit: "of the ceiling", bottom: Math.floor(10 * lowest) / 10, top: 1, steps, column: "rank",
-      panels: pair.map((cell, i) => ({ ...look[i], title: cell.label, values: steps.map((_, step) => at(i, step) || []) })),
+      panels: pair.map((cell, i) => ({ ...look[i], title: cell.label, values: steps.map((_, step) => at(i, step)) })),
     });
     follows.append(slider("update", steps, steps.length - 1, (i) => { loss.at(steps[i]); layers(i); maps(i); }));
 

@@ -337,15 +337,19 @@
         u.ctx.restore();
       }
 
-      /** Put the cursor at an x, if that is in view. */
+      /** Put the cursor at an x; one that is not in view is read without it. */
       function point(x) {
-        const [from, to] = range("x");
-        if (plot && x !== null && x >= from && x <= to) plot.setCursor({ left: plot.valToPos(x, "x"), top: 0 });
+        if (!plot || x === null) return;
+        const [from, to] = range("x"), inside = x >= from && x <= to;
+        plot.setCursor({ left: inside ? plot.valToPos(x, "x") : -10, top: 0 });
+        if (!inside) tell(x);
       }
 
       function read(u) {
-        if (!(u.cursor.left >= 0)) return;
-        const x = (at = u.posToVal(u.cursor.left, "x"));
+        if (u.cursor.left >= 0) tell((at = u.posToVal(u.cursor.left, "x")));
+      }
+
+      function tell(x) {
         const away = (row) => Math.abs(scaled("x", data[0][row]) - scaled("x", x));
         const found = series()
           .map((s, i) => ({ s, i, row: nearest(data[i + 1], x) }))
