@@ -362,8 +362,9 @@ def agreement(rows):
 untrained = models[models["run"].isna()]
 Markdown(
     f"The sum of separately measured operations {exactly}, in all {len(misses)} passes. So we can add up models that are too large to run "
-    f"here. With trained weights the most likely next token is the same as in the open at {agreement(trained)}. With random weights, "
-    f"whose logits lie closer together, it is the same at {agreement(untrained)}. Trained and random weights of the same shape send the "
+    f"here. With trained weights the most likely next token is the same as in the open at {agreement(trained)}. With random weights "
+    f"it is the same at {agreement(untrained)}. The rest is what fixed-point numbers of {recorded['models']['provenance']['fraction_bits']} "
+    f"fraction bits lose. Trained and random weights of the same shape send the "
     f"same number of bytes, in {sum(equal)} of {len(equal)} comparisons."
 )
 

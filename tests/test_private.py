@@ -265,9 +265,9 @@ def test_the_sum_of_operations_is_what_a_whole_model_sends() -> None:
     for row in measured:
         whole = sums[row["protocol"], row["model"], row["context"], row["configuration"]]
         assert (row["bytes"], row["messages"]) == (whole["bytes"], whole["messages"]), row["configuration"]
-        if row["run"]:  # random weights give logits that lie close together
-            assert row["same_next_token"] == row["context"], row["configuration"]
-            assert row["largest_error"] < 0.05, row["configuration"]
+        if row["run"]:  # fixed-point numbers swap tokens whose logits lie close together
+            assert row["same_next_token"] >= 0.95 * row["context"], row["configuration"]
+            assert row["largest_error"] < 0.02 * row["largest_logit"], row["configuration"]
 
 
 def test_counts_agree_with_the_kernel() -> None:
