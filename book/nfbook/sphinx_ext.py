@@ -59,6 +59,7 @@ MOVED = {  # old addresses, and the pages that have what was there
     "notebooks/instability": "notebooks/slopes",
 }
 ROOT = Path(__file__).resolve().parents[2]
+WIDE = 430  # points: two panels side by side
 
 
 def figures_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -126,6 +127,9 @@ def add_links(app: Sphinx, doctree: nodes.document) -> None:
         name = next((n for n in (*figure["names"], *figure["ids"]) if n in found), None)
         if name:
             say(figure, typeset(found[name][SPEC]["finding"]))
+            width = re.search(r'<svg[^>]* width="([\d.]+)pt"', text(found[name].get("image/svg+xml", "")))
+            if width and float(width[1]) > WIDE:
+                figure["classes"].append("nf-wide")  # scrolls on a phone, where its letters would be too small
             figure.parent.insert(figure.parent.index(figure) + 1, raw(beside(name, found[name], up, docname)))
     add_top(app, docname, path, doctree, up)
 
