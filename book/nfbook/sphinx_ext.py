@@ -201,6 +201,13 @@ def add_top(app: Sphinx, docname: str, path: Path, doctree: nodes.document, up: 
     section.insert(1, raw(f'<p class="nf-top">{" · ".join(parts)}</p>'))
 
 
+def reach_figures(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Keys reach what scrolls on a phone, as fingers do."""
+    context["body"] = context.get("body", "").replace('<figure class="nf-wide', '<figure tabindex="0" class="nf-wide')
+
+
 def set_signs(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Minus signs and percent signs of the prose, results and tables included; code keeps its hyphens."""
     for node in list(doctree.findall(nodes.Text)):
@@ -405,6 +412,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-resolved", title_terms)
     app.connect("doctree-resolved", set_signs)
     app.connect("html-page-context", leave_out, priority=900)  # when all others have added theirs
+    app.connect("html-page-context", reach_figures)
     app.connect("html-page-context", add_head)
     app.connect("build-finished", write_files)
     app.connect("build-finished", tidy)
