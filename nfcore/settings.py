@@ -294,6 +294,9 @@ class TrainingSettings(Section):
     """By ``torch.compile``, where there is a compiler."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass, for memory."""
+    on_nonfinite: Annotated[Literal["stop", "skip"], LATER] = "stop"
+    """What a value that is not finite does: ``stop`` ends the run; ``skip`` leaves out updates whose gradients are not
+    finite, as training with a loss scaler does, and goes on."""
     chunked_loss: Annotated[bool, LATER] = False
     """Never hold the logits of all tokens of a micro-batch, for memory."""
     eval_every: PositiveInt = 100

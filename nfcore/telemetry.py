@@ -56,8 +56,8 @@ class Watch:
     def _check_output(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
         if module.training:
             # Both extremes are NaN if any value is; one pass, many times as fast as asking each value.
-            finite = torch.stack(output[0].detach().aminmax()).isfinite().all()
-            self._mark(self.forward, layer, ~finite)
+            low, high = output[0].detach().aminmax()
+            self._mark(self.forward, layer, ~(low.isfinite() & high.isfinite()))
 
     def _mark(self, flags: Tensor, layer: int, found: Tensor) -> None:
         flags[layer] = torch.where(found, flags[layer].minimum(self.step), flags[layer])
@@ -114,7 +114,7 @@ class Telemetry:
     """
 
     FILE = "tables.json"
-    KEPT = ("tables", "seconds", "wall_seconds", "commits", "exploded")
+    KEPT = ("tables", "seconds", "wall_seconds", "commits", "diverged", "exploded")
 
     def __init__(self, model: NormFreeForCausalLM, probe: Tensor, commit: str) -> None:
         self.model, self.probe = model, probe
@@ -123,6 +123,7 @@ class Telemetry:
         self.random = torch.randint(model.config.vocab_size, probe.shape, generator=generator)
         self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in runs.TABLES}
         self.commits = [commit]  # several, if the run is resumed from another one
+        self.diverged: dict[str, Any] | None = None  # the first events of Watch
         self.exploded: dict[str, Any] | None = None
         self.seconds = 0.0  # of training, without evaluation, probes and checkpoints
         self._started = self._lap = perf_counter()
@@ -146,6 +147,7 @@ class Telemetry:
     def load(self, checkpoint: Path) -> None:
         saved = json.loads((checkpoint / self.FILE).read_text())
         self.tables, self.seconds, self.exploded = saved["tables"], saved["seconds"], saved["exploded"]
+        self.diverged = saved.get("diverged")  # checkpoints of earlier versions have none
         self._started -= saved["wall_seconds"]
         self.commits = list(dict.fromkeys([*saved["commits"], *self.commits]))
 

@@ -107,7 +107,6 @@ class Training:
         probe = as_ids(self.validation[: settings.probe_sequences])
         self.telemetry = Telemetry(self.model, probe, machine.git_commit() or "unknown")
         self.loss_sum = torch.zeros((), device=self.accelerator.device)  # over the updates since the last log
-        self.diverged: dict[str, Any] | None = None
         self.received: list[int] = []  # signals
         self.bar = tqdm(disable=True)
         if report_to:
@@ -133,10 +132,10 @@ class Training:
         settings, telemetry = self.settings, self.telemetry
         if self.step == 0:
             self.evaluate()
-            self.probe(last=bool(self.diverged))
+            self.probe(last=self.over)
         logged = self.step
         telemetry.lap(training=False)
-        while self.step < self.steps and not self.diverged:
+        while self.step < self.steps and not self.over:
             norm, rate = self.update()
             step, last = self.step, self.step == self.steps
 
@@ -148,9 +147,9 @@ class Training:
             logging = step % settings.log_every == 0 or step == 1 or saving or last
             if logging or evaluating or probing:
                 telemetry.lap(training=True)
-                self.diverged, exploded = self.watch.events()
-                telemetry.exploded = telemetry.exploded or exploded
-            evaluating = evaluating and not self.diverged
+                bad, exploded = self.watch.events()
+                telemetry.diverged, telemetry.exploded = telemetry.diverged or bad, telemetry.exploded or exploded
+            evaluating = evaluating and not self.over
             if logging:
                 mean = float(self.accelerator.gather(self.loss_sum).mean()) / (step - logged)
                 self.log(train_loss=mean, grad_norm=float(norm), learning_rate=rate)
@@ -158,14 +157,19 @@ class Training:
                 self.show_progress(mean)
             if evaluating:
                 self.evaluate()
-            if probing or self.diverged:
-                self.probe(last or bool(self.diverged), units=evaluating)
-            if saving and not self.diverged:
+            if probing or self.over:
+                self.probe(last or self.over, units=evaluating)
+            if saving and not self.over:
                 self.save()
             if logging or evaluating or probing:
                 telemetry.lap(training=False)
             if stopping:
                 break
+
+    @property
+    def over(self) -> bool:
+        """Whether a value that is not finite has ended the run."""
+        return bool(self.telemetry.diverged) and self.settings.on_nonfinite == "stop"
 
     def update(self) -> tuple[Tensor, float]:
         """Make one update; returns the gradient norm before clipping and the learning rate."""
@@ -188,7 +192,8 @@ class Training:
         if self.precision != "float16":  # where the loss scaler lets gradients overflow, and skips the update
             self.watch.check_gradients()
         norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm))
-        self.optimizer.step()
+        if settings.on_nonfinite == "stop" or norm.isfinite():
+            self.optimizer.step()
         rate = float(self.schedule.get_last_lr()[0])
         if not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
@@ -243,7 +248,8 @@ class Training:
         self.log(eval_loss=values.mean(), eval_loss_median=median, eval_loss_p95=p95)
         if not np.isfinite(values.mean()):
             layer = len(self.model.blocks)  # the head's
-            self.diverged = {"step": self.step, "layer": layer, "where": "evaluation"}
+            bad = {"step": self.step, "layer": layer, "where": "evaluation"}
+            self.telemetry.diverged = self.telemetry.diverged or bad
 
     def probe(self, last: bool = False, units: bool = True) -> None:
         """Measure the model on the probe; ``last`` and ``units`` add what :meth:`~nfcore.telemetry.Telemetry.measure`
@@ -348,7 +354,8 @@ def train(
 
     A finished run is reused; it is said if it was made with another measurement version or from other tokens.
     ``fresh`` trains it again. An interrupted one resumes from its last whole checkpoint. A run ends at the first value
-    that is not finite, with ``status`` "diverged" in its record, the first bad step and layer, and its telemetry.
+    that is not finite, with ``status`` "diverged" in its record, the first bad step and layer, and its telemetry; with
+    ``training.on_nonfinite="skip"`` it goes on.
 
     Of several processes that torchrun or ``accelerate launch`` started each calls this, and the update is the same as
     one process would make: the same sequences in the same order, each process taking its part of every batch. ``fsdp``
@@ -428,7 +435,7 @@ def _run(
                 raise
             where = f"out of memory at step {training.step + 1}"
             raise faults.OutOfMemory(f"{label}: {where}; {faults.memory_advice(experiment)}") from error
-        if done := training.step == training.steps or bool(training.diverged):
+        if done := training.step == training.steps or training.over:
             _finish(experiment, training, tokens)
     training.close()
     if training.received:
@@ -463,37 +470,41 @@ def _bar(training: Training, label: str, quiet: bool) -> tqdm:
 
 def _finish(experiment: Experiment, training: Training, tokens: TokenData) -> None:
     """Write the run's files and, last, its record; all processes leave when that is there."""
-    folder, telemetry, diverged = training.folder, training.telemetry, training.diverged
-    weights = None if diverged else get_model_state_dict(training.model, options=training.WHOLE)  # by all together
+    folder, telemetry, over = training.folder, training.telemetry, training.over
+    weights = None if over else get_model_state_dict(training.model, options=training.WHOLE)  # by all together
     if training.accelerator.is_main_process:
         files = [folder / "settings.yaml"]
         files[0].write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False))
         files += [runs.write_table(folder, name, rows) for name, rows in telemetry.tables.items()]
-        if not diverged:
+        if not over:
             transformers_logging.disable_progress_bar()
             convert.save(training.model, tokens, folder / "model", weights)
             files += [f for f in (folder / "model").iterdir() if f.is_file()]
-        status = "diverged" if diverged else "complete"
-        record = dict(id=experiment.id, name=experiment.name, status=status, diverged=diverged)
+        status = "diverged" if over else "complete"
+        record = dict(id=experiment.id, name=experiment.name, status=status, diverged=telemetry.diverged)
         record |= dict(exploded=telemetry.exploded, settings=experiment.to_dict())
-        record["final"] = final_metrics(telemetry.tables["metrics"], bool(diverged))
+        record["final"] = final_metrics(telemetry.tables["metrics"], over)
         record["provenance"] = provenance(experiment, training, tokens)
         runs.write_record(folder, record, files)
         (folder / PROGRESS).unlink(missing_ok=True)
-        if not diverged:
+        if not over:
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     training.accelerator.wait_for_everyone()
 
 
-def final_metrics(metrics: list[dict[str, Any]], diverged: bool) -> dict[str, float | int | None]:
-    """Losses (nats per token) and perplexities at the last step and at the best evaluation; a diverged run has no
-    last ones."""
+def final_metrics(metrics: list[dict[str, Any]], over: bool) -> dict[str, float | int | None]:
+    """Losses (nats per token) and perplexities at the last step and at the best evaluation; a run that is ``over``
+    before its last step, or ends at a loss that is not finite, has no last ones."""
     evaluations = {m["step"]: m["value"] for m in metrics if m["name"] == "eval_loss"}
     last = {m["name"]: m["value"] for m in metrics if m["name"].startswith("eval_loss")}
     last["perplexity"] = math.exp(min(last["eval_loss"], 700.0))
     best = min(evaluations, key=lambda step: evaluations[step])
     ended = {"best_step": best, "best_eval_loss": evaluations[best]}
-    return {"step": max(m["step"] for m in metrics), **(dict.fromkeys(last) if diverged else last), **ended}
+    return {
+        "step": max(m["step"] for m in metrics),
+        **(last if math.isfinite(last["eval_loss"]) and not over else dict.fromkeys(last)),
+        **ended,
+    }
 
 
 def provenance(experiment: Experiment, training: Training, tokens: TokenData) -> dict[str, Any]:

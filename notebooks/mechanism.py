@@ -7,17 +7,11 @@
 # ---
 
 # %% [markdown]
-# # Mechanism: geometry or scale?
-#
-# ```{admonition} These runs are in a transient
-# :class: warning
-# They are 2.5 M tokens long and end in a {term}`transient`: GPT-2 with LayerNorm is still behind. So no verdict on the paper is taken
-# from them; [Claims](claims.ipynb) has the verdicts, on longer runs.
-# ```
+# # Mechanism: what gives ReLU its lead?
 
 # %% tags=["parameters"]
-preset = "transient"  # this page shows the first study, notebooks/params/transient.yaml
-source = "recorded"  # recorded: data/recorded/transient; local: those and this machine's runs
+preset = "study"  # this page shows the study, notebooks/params/study.yaml
+source = "recorded"  # recorded: data/recorded/study; local: those and this machine's runs
 
 # %% tags=["remove-input"]
 from nfbook.notebook import parameters
@@ -35,14 +29,15 @@ import pandas as pd
 from IPython.display import Markdown
 from scipy.special import erf
 
-from nfbook.claims import contrast, correlations, interval, of_cell, read_ledger, statistics, verdicts
-from nfbook.figures import STYLES, show_figure, use_style
+from nfbook.claims import correlations, early_layers, interval, of_cell, read_ledger, statistics, verdicts
+from nfbook.figures import STYLES, forest, show_figure, use_style
 from nfbook.front import strip
 from nfbook.gaussian import gaussian_gelu_shares, gaussian_leaky_relu_shares
 from nfbook.recorded import recorded_dir
 from nfbook.report import (
     ANSWERS,
     difference,
+    differences,
     estimate,
     folded,
     glue,
@@ -59,85 +54,65 @@ from nfbook.study import Study
 
 
 use_style()
-shown = study.runs()
+shown = study_runs(study)
 frame = statistics(shown, study)
-table = verdicts(frame, "transient")
-table = table[table["group"] == "mechanism"].set_index("id", drop=False)
-glue_verdicts(table, ANSWERS)
-layers = shown.layers.merge(shown.runs[["run", "seed"]], on="run")
-long_study = Study.load()
-long = study_runs(long_study)
-long_frame = statistics(long, long_study)
-causes = verdicts(long_frame)
-causes = causes[causes["family"].isin(["scale", "cause", "units"])]
-asked = causes[causes["n"] > 0]
-GELU, RELU, SHARP = STYLES["SM+G"]["color"], STYLES["SM+R"]["color"], "#0072B2"
+table = verdicts(frame)
+table = table[table["family"].isin(["scale", "cause", "units"])].set_index("id", drop=False)
+layers = shown.layers
+# The first study, whose models are in a transient: the last section shows it.
+first = Study.load("transient", study.source)
+first_runs = study_runs(first)
+first_frame = statistics(first_runs, first)
+first_table = verdicts(first_frame, "transient")
+first_table = first_table[first_table["group"] == "mechanism"].set_index("id", drop=False)
+glue_verdicts(first_table, ANSWERS)
+GELU, RELU, NORM, SHARP = (STYLES[name]["color"] for name in ("SM+G", "SM+R", "SM+LN+G", "SM+L(0.1)"))
 
 
 # %% tags=["remove-input"]
-END = int(layers["step"].max())  # updates of the runs of this page
+def there(*cells):
+    """Ids of the runs of these cells."""
+    return [run for cell in cells for run in of_cell(frame, cell)["run"]]
 
 
 def layers_of(name, step=None):
-    """Telemetry per layer of a configuration's runs, at one step or at all."""
-    rows = layers[layers["run"].isin(of_cell(frame, name)["run"])]
+    """Telemetry per layer of a cell's runs, at one step or at all."""
+    rows = layers[layers["run"].isin(there(name))]
     return rows if step is None else rows[rows["step"] == step]
 
 
-def change(first, second, of=frame, statistic="loss", unit="percent"):
-    """What one configuration changes against another, with its interval and the number of seeds."""
-    text, n = difference(of, {first: 1, second: -1}, statistic, unit)
+def change(cell, against, of=frame, statistic="loss", unit="percent"):
+    """What one cell changes against another, with its interval and the number of seeds."""
+    text, n = difference(of, {cell: 1, against: -1}, statistic, unit)
     return f"{text} (n = {n})" if n else "not trained yet"
 
 
-def ended(ids):
-    """Perplexities at the last update of runs, trained or not."""
-    return shown.select(ids).runs["perplexity"].dropna()
+def judged(family):
+    """The predictions of a family that have runs, as a strip, and how many wait."""
+    rows = table[table["family"] == family]
+    asked = rows[rows["n"] > 0]
+    return strip({"": asked}) if len(asked) else Markdown("*None of these predictions has runs yet.*")
 
 
-def direction(key):
-    """Whether a test's interval lies below or above zero, or does neither."""
-    low, high = table.loc[key, ["low", "high"]]
-    return "lowers" if high < 0 else "raises" if low > 0 else "does not measurably change"
-
-
-predictions = {
-    "s=4": "GELU(4x)/4 is ahead of GELU",
-    "s=16": "GELU(16x)/16 is ahead of GELU",
-    "follow-up s=64": "on seeds 4 to 8, GELU(64x)/64 is ahead of GELU (GELU's runs of seeds 4 and 5 had been seen)",
-    "SiLU": "SiLU, sharpened 64 times, is ahead of SiLU",
-    "softplus": "centred softplus, sharpened 64 times, is ahead of softplus",
-    "leaky 0.3": "a leaky slope of 0.3, which bends less at every scale, is behind ReLU",
-    "FFN x4, /4": "GELU with a first matrix 4 times as large and a second 4 times as small is ahead of GELU",
-    "FFN x16, /16": "the same with 16 times",
-    "embeddings x4": "GELU with initial embeddings 4 times as large is ahead of GELU",
-    "embeddings x16": "the same with 16 times",
-    "learnable a": "a learned factor on GELU's inputs grows",
-    "learnable s": "a learned s grows",
+GAIN = {
+    "SM+G s=4 short": "sharpened to GELU(4x)/4",
+    "SM+G FFN start x4": "the start alone",
+    "SM+G FFN rate x4": "the rates alone",
 }
-WORDS = {
-    "reproduced": "held",
-    "contradicted": "failed, the opposite",
-    "negligible": "failed, negligible",
-    "undecided": "undecided",
-}
-outcomes = pd.Series([WORDS.get(table.loc[key, "verdict"], "no trained seed") for key in predictions]).value_counts()
-FORMS = {
-    "undecided": ("is undecided", "are undecided"),
-    "no trained seed": ("has no trained seed", "have no trained seed"),
-}
-tally = ", ".join(f"{n} {FORMS[w][n > 1] if w in FORMS else w.split(',')[0]}" for w, n in outcomes.items())
 start = layers_of("SM+G", 0)
 share_start = 100 * start["nonlinear_share"].mean()
+parts = "; ".join(f"{words}: {change(cell, 'SM+G short')}" for cell, words in GAIN.items())
+early = {"SM+G early logits x4": "logits of the early layers times 4", "SM+G QK-norm": "normalised queries and keys"}
+sets = "; ".join(f"{words}: {change(cell, 'SM+G short')}" for cell, words in early.items())
 Markdown(
     f"**Without LayerNorm, GELU starts as {'almost a straight line' if share_start < 1 else 'a bent line'}, because its inputs are small: "
-    f"a straight line accounts for {100 - share_start:.1f} % of the energy of its outputs.** A sharper GELU that bends on such inputs, "
-    f"GELU(16x)/16, {direction('s=16')} perplexity in these short runs: {change('SM+G s=16', 'SM+G')}. Why it does, the runs cannot say: "
-    f"of {len(predictions)} predictions of the idea {tally}."
+    f"a straight line accounts for {100 - share_start:.1f} % of the energy of its outputs.** GELU(4x)/4 bends on smaller inputs, starts larger and "
+    f"learns faster. Against GELU, perplexity changes by, {parts}. Entropy can also be set from outside. If overload "
+    f"costs perplexity, this helps GELU. {sets[0].upper()}{sets[1:]}."
 )
 
 # %% tags=["remove-input"]
-study_banner(shown, study)
+study_banner(shown.select(there(*(c.name for c in study.cells.values() if c.stage in ("table", "causes")))), study)
 
 # %% [markdown]
 # Two explanations are on offer. The paper credits the geometry of ReLU {cite}`jha2024relus`: in its abstract's words, specialisation in
@@ -147,7 +122,7 @@ study_banner(shown, study)
 #
 # ## GELU is nearly straight where its inputs are
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-inputs", "caption": "Three activations over the inputs that the first feed-forward layer of one model gets (grey: histogram of these inputs; GELU without LayerNorm, before and after training). Look at the curves where the grey is: there GELU is close to a straight line at the start, while ReLU and GELU(16x)/16 bend."}, "image": {"alt": "Two panels, before and after training. In each a grey histogram of inputs around zero and the curves of GELU, a sharpened GELU and ReLU over it."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-inputs", "caption": "Three activations over the inputs that the first feed-forward layer of one model gets (grey: histogram of these inputs; GELU without LayerNorm, before and after the 600 updates of a run of the first study). Look at the curves where the grey is: there GELU is close to a straight line at the start, while ReLU and GELU(16x)/16 bend."}, "image": {"alt": "Two panels, before and after training. In each a grey histogram of inputs around zero and the curves of GELU, a sharpened GELU and ReLU over it."}}
 example = json.loads((recorded_dir("") / "examples.json").read_text())
 
 
@@ -177,7 +152,7 @@ axes[0].legend(loc="upper left")
 sizes = {when: example["inputs"][when]["std"] for when in ("start", "end")}
 show_figure(
     figure,
-    shown.select([example["run"]]),
+    first_runs.select([example["run"]]),
     interactive=False,
     finding=f"The inputs have a standard deviation of {sizes['start']:.3f} before training and {sizes['end']:.2g} after "
     f"{example['updates']} updates.",
@@ -215,7 +190,7 @@ axes.set(xscale="log", xlabel="standard deviation τ of the inputs", ylabel="non
 axes.legend(loc="upper left", bbox_to_anchor=(-0.12, -0.2), fontsize=7, ncols=2)
 show_figure(
     figure,
-    shown.select(frame.loc[["SM+G", "SM+G s=16", "SM+LN+G"], "run"]),
+    shown.select(there(*at_start)),
     finding=f"Mean over layers at the start: {at_start['SM+G']['nonlinear_share']:.4f} without LayerNorm, "
     f"{at_start['SM+LN+G']['nonlinear_share']:.2f} with it, {at_start['SM+G s=16']['nonlinear_share']:.2f} for GELU(16x)/16 without it.",
 )
@@ -251,9 +226,288 @@ Markdown(
 )
 
 # %% [markdown]
-# ## What sharpening GELU does
+# ## Scale, start or learning rate?
 #
-# GELU(s x)/s {eq}`eq-scaled-gelu` is GELU at s = 1. As s grows, it becomes ReLU.
+# GELU(*s x*)/*s* {eq}`eq-scaled-gelu` is GELU at *s* = 1. As *s* grows, it becomes ReLU. One can write it as plain GELU between a first matrix *s*
+# times as large and a second one *s* times as small. Steps of AdamW do not grow with the weights {cite}`loshchilov2019decoupled`, so sharpening GELU also
+# makes the first matrix learn *s* times as fast and the second one *s* times as slowly. The stage `causes` of the study takes start and rates apart at *s* = 4. Three controls ask about other
+# differences between GELU and ReLU: GELU with an output as large as ReLU's, GELU with biases, which can stand for ReLU's mean, and a leaky
+# ReLU with a slope of 0.5, which has half the bend and the same output size.
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-scale", "caption": "Change of perplexity against GELU, both without LayerNorm, after 1,600 updates: means over n seeds with 95 % intervals; hollow: one seed. Orange: GELU changed in one thing. Green: ReLU and a leaky ReLU. Dashed: ReLU. Compare the start alone and the rates alone with both together and with GELU(4x)/4."}, "image": {"alt": "A row with a point and an interval for each change to GELU, on an axis of the change of perplexity, with a dashed line for ReLU."}}
+CHANGES = {
+    "GELU(4x)/4": ("SM+G s=4 short", GELU),
+    "start ×4": ("SM+G FFN start x4", GELU),
+    "rates ×4": ("SM+G FFN rate x4", GELU),
+    "start and rates ×4": ("SM+G FFN start and rate x4", GELU),
+    "GELU(16x)/16": ("SM+G s=16 short", GELU),
+    "larger output": ("SM+G FFN output gain", GELU),
+    "biases": ("SM+G biases", GELU),
+    "ReLU": ("SM+R short", RELU),
+    "ReLU, rates ×4": ("SM+R FFN rate x4", RELU),
+    "leaky ReLU, slope 0.5": ("SM+L(0.5) FFN output gain", RELU),
+}
+rows = differences(frame, {words: {cell: 1, "SM+G short": -1} for words, (cell, _) in CHANGES.items()})
+figure, axes = plt.subplots(figsize=(5, 3.6))
+forest(axes, rows, [color for _, color in CHANGES.values()])
+axes.axvline(rows.loc["ReLU", "estimate"], linestyle="--", color=RELU, linewidth=0.8)
+axes.set_xlabel("change of perplexity against GELU (%)")
+trained = rows[rows["n"] > 0]
+best = trained["estimate"].idxmin() if len(trained) else None
+finding = (
+    "No run of this picture is trained yet."
+    if best is None
+    else (
+        f"Of {len(trained)} changes with runs, {(trained['high'] < 0).sum()} have an interval below zero (uncorrected); the lowest mean is that of {best}, "
+        f"{trained.loc[best, 'estimate']:+.1f} %."
+    )
+)
+show_figure(
+    figure,
+    shown.select(there("SM+G short", *(cell for cell, _ in CHANGES.values()))),
+    interactive=False,
+    finding=finding,
+)
+
+# %% tags=["remove-input"]
+tau = start["preactivation_std"].mean()
+energy = {s: (1 - gaussian_gelu_shares(tau)[0]) / (1 - gaussian_gelu_shares(s * tau)[0]) for s in (4, 16)}
+both = change("SM+G FFN start and rate x4", "SM+G s=4 short")
+Markdown(
+    f"Start and rates together are GELU(4x)/4 as long as no gradient is clipped; against it they change perplexity by {both}. On the inputs of the "
+    f"start, sharpening also makes the output energy {energy[4]:.2f} times as large at s = 4 and {energy[16]:.2f} times at s = 16, which the control of the output "
+    f"size is for. At 1,600 updates LayerNorm has overtaken: leaving it out changes GELU's perplexity by {change('SM+G short', 'SM+LN+G short')}."
+)
+
+# %% tags=["remove-input"]
+judged("scale")
+
+# %% [markdown]
+# ## Is overload a cause?
+#
+# The paper's account {cite}`jha2024relus`, as we read it, runs from the activation over {term}`overloaded <overload (entropic)>` heads to the
+# loss. That both go together cannot show it: two effects of one cause would go together as well. So `causes` sets entropy from outside, in models
+# of GELU and of ReLU. It multiplies or divides the attention logits of the early layers by a fixed factor, normalises queries and keys, or puts a
+# penalty on entropy above half of the ceiling, as Entropy-Guided Attention does {cite}`jha2025entropy`. Larger logits in the late layers are the control.
+# An intervention changes gradients too, so a change of the loss need not come through entropy.
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-set-entropy", "caption": "What each intervention on attention changes, against the same activation without it: early entropy over its ceiling (across) and perplexity (up), means over seeds with 95 % intervals; hollow: one seed. Grey: ReLU against GELU, with no intervention. If overload costs perplexity, the points lie along a line through zero and the grey one."}, "image": {"alt": "A scatter of named points with crosses for their intervals around zero, in two colours for GELU and ReLU, and a grey point for the difference between the two."}}
+SETS = {
+    "early ×4": ("SM+G early logits x4", "SM+G short"),
+    "early ×16": ("SM+G early logits x16", "SM+G short"),
+    "late ×4": ("SM+G late logits x4", "SM+G short"),
+    "QK-norm": ("SM+G QK-norm", "SM+G short"),
+    "penalty": ("SM+G entropy penalty", "SM+G short"),
+    "ReLU early /4": ("SM+R early logits /4", "SM+R short"),
+    "ReLU early /16": ("SM+R early logits /16", "SM+R short"),
+    "ReLU QK-norm": ("SM+R QK-norm", "SM+R short"),
+    "ReLU penalty": ("SM+R entropy penalty", "SM+R short"),
+    "ReLU against GELU": ("SM+R short", "SM+G short"),
+}
+weights = {words: {cell: 1, base: -1} for words, (cell, base) in SETS.items()}
+moved = differences(frame, weights, "early_entropy", "share").join(differences(frame, weights).add_suffix(" loss"))
+moved = moved[moved["n"] > 0]
+figure, axes = plt.subplots(figsize=(5, 4))
+for words, row in moved.iterrows():
+    color = "#666666" if words == "ReLU against GELU" else RELU if words.startswith("ReLU") else GELU
+    x, y = row["estimate"], row["estimate loss"]
+    axes.plot([row["low"], row["high"]], [y, y], color=color, linewidth=1, gid=f"{words}, interval of entropy")
+    axes.plot(
+        [x, x], [row["low loss"], row["high loss"]], color=color, linewidth=1, gid=f"{words}, interval of perplexity"
+    )
+    axes.plot(x, y, "o", color=color, markersize=5, fillstyle="full" if row["n"] > 1 else "none", gid=words)
+    axes.annotate(
+        words.removeprefix("ReLU ") if color == RELU else words,
+        (x, y),
+        xytext=(4, 4),
+        textcoords="offset points",
+        fontsize=7,
+        color=color,
+    )
+axes.axhline(0, color="black", linewidth=0.6)
+axes.axvline(0, color="black", linewidth=0.6)
+axes.set(xlabel="change of early entropy / ceiling", ylabel="change of perplexity (%)")
+less = moved.drop("ReLU against GELU", errors="ignore")
+agree = (np.sign(less["estimate"]) == np.sign(less["estimate loss"])).sum()
+show_figure(
+    figure,
+    shown.select(there(*dict.fromkeys(cell for pair in SETS.values() for cell in pair))),
+    interactive=False,
+    finding=f"In {agree} of {len(less)} interventions that are trained, entropy and perplexity move the same way."
+    if len(less)
+    else "No intervention is trained yet.",
+)
+
+# %% tags=["remove-input"]
+judged("cause")
+
+# %% [markdown]
+# ## What the hidden units do
+#
+# The paper argues with specialisation and selectivity, and does not measure them. We do, on the hidden units of each feed-forward layer, before and after the
+# activation, over the tokens of one held-out batch ([nfcore.units](../api/units.md) has the definitions). *How many directions*: NerVE {cite}`jha2026nerve`
+# compares the spectrum of the units' covariance by four numbers. *Selectivity*: the share of a unit's variance that the token it stands at explains. *Dead*: a unit that hardly varies.
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-spectra", "caption": "NerVE's four numbers by layer, after 1,600 updates, means over seeds: spectral entropy and participation ratio (more: the units spread over more directions), early enrichment (more: a few directions hold most variance), and the distance between the spectra before and after the activation. Dotted, hollow: before the activation. Solid, filled: after it. Look how far each activation lifts its own dotted line."}, "image": {"alt": "Four panels of curves over six layers for GELU and ReLU without LayerNorm and GELU with it, before and after the activation."}}
+OF = {"GELU": ("SM+G short", GELU, "^"), "ReLU": ("SM+R short", RELU, "D"), "LN, GELU": ("SM+LN+G short", NORM, "o")}
+END = study.cells["SM+G short"].experiments[0].training.steps
+
+
+def by_layer(panel, column, words, line="-", marked=True):
+    """A curve over layers at the last update for each model of ``OF``; their number of seeds."""
+    counts = {}
+    for name, (cell, color, marker) in OF.items():
+        rows_of = layers_of(cell, END)
+        curve, counts[name] = rows_of.groupby("layer")[column].mean(), rows_of["run"].nunique()
+        full, label = ("full", name) if line == "-" else ("none", None)
+        panel.plot(
+            curve.index,
+            curve,
+            marker + line,
+            color=color,
+            fillstyle=full,
+            markersize=4,
+            linewidth=1.2,
+            label=label,
+            gid=f"{name}, {words}",
+        )
+    return counts
+
+
+figure, axes = plt.subplots(2, 2, figsize=(5, 5), sharex=True)
+for panel, (name, words) in zip(
+    axes.flat[:3],
+    {
+        "spectral_entropy": "spectral entropy",
+        "participation": "participation ratio",
+        "enrichment": "early enrichment",
+    }.items(),
+    strict=True,
+):
+    by_layer(panel, f"{name}_in", "before", ":")
+    counts = by_layer(panel, f"{name}_out", "after")
+    panel.set_title(words)
+axes[0, 1].set_yscale("log")
+axes[0, 1].set_yticks([15, 20, 30, 40, 60], ["15", "20", "30", "40", "60"])
+axes[0, 1].minorticks_off()
+by_layer(axes[1, 1], "spectral_shift", "before to after")
+axes[1, 1].set_title("distance of spectra (nats)")
+for panel in axes[1]:
+    panel.set_xlabel("layer")
+axes[0, 0].legend(fontsize=7)
+spread = {
+    name: float(np.exp(of_cell(frame, cell)["early_inflation"].astype(float).mean())) for name, (cell, *_) in OF.items()
+}
+show_figure(
+    figure,
+    shown.select(there(*(cell for cell, *_ in OF.values()))),
+    interactive=False,
+    finding="In the early layers the activation multiplies the number of directions by "
+    + ", ".join(f"{value:.2f} ({name}, n = {counts[name]})" for name, value in spread.items())
+    + ".",
+)
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-units", "caption": "Over training, means over the early layers and over seeds: non-linear share of the activation, how many times more directions there are after it than before it, selectivity of the units for the token before (dotted) and after it (solid), and the share of dead units. Look when GELU's curves without LayerNorm leave the start, and on which side of the dotted line each solid one lies."}, "image": {"alt": "Four panels of curves over updates for GELU and ReLU without LayerNorm and GELU with it."}}
+figure, axes = plt.subplots(2, 2, figsize=(5, 5), sharex=True)
+count = study.cells["SM+G short"].experiments[0].model.num_hidden_layers
+PANELS = {
+    "non-linear share": {"nonlinear_share": "-"},
+    "directions, after / before": {"inflation": "-"},
+    "selectivity for the token": {"selectivity_in": ":", "selectivity_out": "-"},
+    "dead units (%)": {"dead": "-"},
+}
+for panel, (title, columns) in zip(axes.flat, PANELS.items(), strict=True):
+    for name, (cell, color, marker) in OF.items():
+        rows_of = layers_of(cell)
+        rows_of = rows_of[rows_of["layer"].isin(early_layers(count)) & rows_of["participation_in"].notna()]
+        rows_of = rows_of.assign(
+            inflation=rows_of["participation_out"] / rows_of["participation_in"], dead=100 * rows_of["dead_units"]
+        )
+        for column, line in columns.items():
+            curve = rows_of.groupby("step")[column].mean()
+            label = name if line == "-" else None
+            panel.plot(
+                curve.index,
+                curve,
+                marker + line,
+                color=color,
+                markevery=4,
+                markersize=4,
+                fillstyle="full" if label else "none",
+                linewidth=1.2,
+                label=label,
+                gid=f"{name}, {column}",
+            )
+    panel.set_title(title)
+for panel in axes[1]:
+    panel.set_xlabel("update")
+axes[0, 0].legend(fontsize=7)
+ends = {name: of_cell(frame, cell)["selectivity_gain"].astype(float).mean() for name, (cell, *_) in OF.items()}
+show_figure(
+    figure,
+    shown.select(there(*(cell for cell, *_ in OF.values()))),
+    interactive=False,
+    finding="Over all layers, at the end, the activation changes selectivity by "
+    + ", ".join(f"{value:+.3f} ({name})" for name, value in ends.items())
+    + ".",
+)
+
+# %% tags=["remove-input"]
+judged("units")
+
+# %% [markdown]
+# Small inputs are a fact of the start. How far does training bend GELU?
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-share-layers", "caption": "Non-linear share of the activation in each layer without LayerNorm, at the start and after the 4,800 updates of the study; means over n seeds. Look how far training has lifted each layer of GELU from zero."}, "image": {"alt": "Lines of the non-linear share over six layers: flat at zero for GELU at the start, higher after training, highest for ReLU."}}
+figure, axes = plt.subplots(figsize=(5, 3.2))
+last = study.cells["SM+G"].experiments[0].training.steps
+profiles = {
+    "GELU, start": ("SM+G", 0, GELU, "^:"),
+    f"GELU, {last} updates": ("SM+G", last, GELU, "^-"),
+    f"GELU(16x)/16, {last} updates": ("SM+G s=16", last, SHARP, "s--"),
+    f"ReLU, {last} updates": ("SM+R", last, RELU, "D-"),
+}
+curves = {}
+for words, (cell, step, color, line) in profiles.items():
+    rows_of = layers_of(cell, step)
+    curve = curves[words] = rows_of.groupby("layer")["nonlinear_share"].mean()
+    axes.plot(
+        curve.index,
+        curve,
+        line,
+        color=color,
+        markersize=5,
+        linewidth=1.2,
+        label=f"{words} (n={rows_of['run'].nunique()})",
+    )
+axes.set(xlabel="layer", ylabel="non-linear share", ylim=(-0.02, None))
+axes.legend(fontsize=7)
+finding = "; ".join(
+    f"{words}: {curve.iloc[0]:.3f} in the first layer, {curve.iloc[-1]:.3f} in the last"
+    for words, curve in curves.items()
+    if len(curve) and words.startswith("GELU,")
+)
+show_figure(figure, shown.select(there("SM+G", "SM+G s=16", "SM+R")), finding=f"{finding}.")
+
+# %% tags=["remove-input"]
+waiting = table[(table["n"] == 0) | table.apply(unfinished, axis=1)]
+folded(
+    f"All {len(table)} predictions; {len(waiting)} wait for seeds",
+    verdict_table(table, frame, columns=("id", "claim", "ours, 95 % interval", "n", "left out", "p (Holm)", "verdict")),
+)
+
+# %% [markdown]
+# ## The first study
+#
+# ```{admonition} These runs are in a transient
+# :class: warning
+# They are 2.5 M tokens long and end in a {term}`transient`: GPT-2 with LayerNorm is still behind. So no verdict on the paper is taken
+# from them.
+# ```
+#
+# The project's first study asked about scale more widely, in shorter runs, and could not take shape, output size and learning rate apart. Its
+# predictions are in `data/transient.yaml`. Those with factors of 4 and 16 on initial weights and embeddings were added when a factor of 32 had
+# stopped most runs, and before their own runs.
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-sweep", "caption": "GELU(s x)/s without LayerNorm: final perplexity, and entropy of the early layers over its ceiling, against s. Points are means over n seeds with 95 % intervals; horizontal lines with bands are GELU and ReLU. Look where each panel leaves GELU's band, and how wide the intervals are."}, "image": {"alt": "Two panels of points with intervals against s from a quarter to 256, between a band for GELU and a band for ReLU."}}
 sweep = {0.25: "SM+G s=1/4", 1: "SM+G", 4: "SM+G s=4", 16: "SM+G s=16", 64: "SM+G s=64", 256: "SM+G s=256"}
@@ -263,12 +517,12 @@ for panel, statistic, words in zip(
 ):
     scale = np.exp if statistic == "loss" else np.asarray
     for name, words_of in (("SM+G", "GELU"), ("SM+R", "ReLU")):
-        found = interval(of_cell(frame, name)[statistic].dropna())
+        found = interval(of_cell(first_frame, name)[statistic].dropna())
         color = STYLES[name]["color"]
         panel.axhline(scale(found["estimate"]), color=color, linewidth=0.8, gid=words_of)
         panel.axhspan(scale(found["low"]), scale(found["high"]), color=color, alpha=0.15, linewidth=0)
         panel.annotate(words_of, (420, scale(found["estimate"])), fontsize=8, color=color, va="center")
-    points = [(s, of_cell(frame, cell)[statistic].dropna().astype(float)) for s, cell in sweep.items()]
+    points = [(s, of_cell(first_frame, cell)[statistic].dropna().astype(float)) for s, cell in sweep.items()]
     found = [interval(values) for _, values in points]
     at, means, low, high = [s for s, _ in points], *([scale(f[k]) for f in found] for k in ("estimate", "low", "high"))
     panel.plot(at, means, "o-", color=SHARP, markersize=5, linewidth=1, label="GELU(s x)/s")
@@ -280,246 +534,81 @@ for panel, statistic, words in zip(
     panel.minorticks_off()
 axes[1].set_xlabel("s")
 parts = [
-    f"at s = {s} perplexity changes by {change(sweep[s], 'SM+G')} and entropy by {change(sweep[s], 'SM+G', statistic='early_entropy', unit='share')}"
+    f"at s = {s} perplexity changes by {change(sweep[s], 'SM+G', first_frame)} and entropy by "
+    f"{change(sweep[s], 'SM+G', first_frame, 'early_entropy', 'share')}"
     for s in (4, 16)
 ]
 show_figure(
     figure,
-    shown.select(frame.loc[[*sweep.values(), "SM+R"], "run"]),
+    first_runs.select(first_frame.loc[[*sweep.values(), "SM+R"], "run"]),
     finding=f"Against GELU, {'; '.join(parts)}.",
 )
 
 # %% tags=["remove-input"]
-ends = {name: layers_of(name, END)["nonlinear_share"].mean() for name in ("SM+G s=64", "SM+R")}
-tau = start["preactivation_std"].mean()
-energy = {s: (1 - gaussian_gelu_shares(tau)[0]) / (1 - gaussian_gelu_shares(s * tau)[0]) for s in (16, 64)}
-Markdown(
-    f"At s = 64 the function is ReLU in other words: at the end of training its non-linear share is {ends['SM+G s=64']:.3f}, and ReLU's is "
-    f"{ends['SM+R']:.3f}. So the right end of the figure shows that ReLU helps, and not why. s = 16 is the more telling point. But three "
-    "things change together with s:\n\n"
-    "- **shape**, how sharply the function bends on its inputs;\n"
-    f"- **output size**: at the inputs of the start the output energy grows {energy[16]:.2f} times at s = 16 and {energy[64]:.2f} times at s = 64;\n"
-    "- **learning rate**: GELU(s x)/s is GELU between a first matrix s times as large and a second one s times as small. Steps of AdamW do "
-    "not grow with the weights {cite}`loshchilov2019decoupled`, so the first matrix effectively learns s times as fast, and the second "
-    "s times as slowly.\n\n"
-    "These short runs do not take them apart; the study's stage `causes`, below, is made for it."
-)
-
-# %% [markdown]
-# ## What the idea predicted, and what came
-#
-# If small inputs are the problem, other ways of making GELU bend should help as well. The predictions are in `data/transient.yaml`. Those
-# with factors of 4 and 16 on initial weights and embeddings were added when a factor of 32 had stopped most runs, and before their own runs. The table shows perplexity against
-# the configuration named, except where it names a factor that is learned.
-
-# %% tags=["remove-input"]
-rows = []
-for key, words in predictions.items():
-    row = table.loc[key]
-    rows.append(
-        {
-            "prediction": words,
-            "outcome": WORDS.get(row["verdict"], "no trained seed"),
-            "measured, 95 % interval": estimate(row),
-            "n": row["n"],
-            "left out": left_out(frame, row["runs"]) or "none",
-        }
-    )
-markdown_table(pd.DataFrame(rows))
-
-# %% tags=["remove-input"]
-lines = [
-    f"Of {len(rows)} predictions: {tally}. *Undecided* means that the interval allows both answers, that it excludes one and the correction for "
-    "the number of tests does not, or that too few seeds {term}`trained`. Those that held do not tell the two explanations apart: at s = 64 the "
-    "function is ReLU in other words, and that a leaky slope of 0.3 is behind ReLU follows from either."
-]
-factor = math.exp(table.loc["learnable a", "estimate"])
-if table.loc["learnable a", "verdict"] == "contradicted":
-    lines.append(
-        f"**The learned factor fails.** It starts at one, and training takes it to {factor:.2f}: down, not up."
-    )
-if table.loc["embeddings x4", "verdict"] == "undecided":
-    more = of_cell(frame, "SM+G embeddings x16")["outcome"]
-    lines.append(
-        f"**Larger embeddings say nothing either way.** With 4 times, the interval is too wide to say anything; with 16 times, {(more == 'trained').sum()} of "
-        f"{len(more)} runs train."
-    )
-weights = {"SM+G FFN x4, /4": 1, "SM+G s=4": -1}
-apart = interval(contrast(frame, weights, "loss")[0])
-text, n = difference(frame, weights)
-lines.append(
-    "**The function at the start is "
-    + ("not enough.** " if apart["low"] > 0 else "not ruled out.** ")
-    + "A first matrix 4 times as large and a second 4 times as small make the same function as s = 4 at the start; only their learning differs. They end at "
-    f"{text} against s = 4 (n = {n}; a comparison chosen after the results were seen, uncorrected)."
-)
-lost = of_cell(frame, "SM+R FFN x4, /4")
-if (lost["outcome"] != "trained").all():
-    lines.append(
-        f"**With these weights ReLU does not train**, though they leave its function at the start as it is: {left_out(frame, lost['run'])} "
-        f"by the bounds that were fixed later, at perplexities of {', '.join(f'{p:.0f}' for p in sorted(ended(lost['run'])))}. So in this condition "
-        "GELU is ahead of ReLU, and no test counts it."
-    )
-Markdown("\n\n".join(lines))
-
-# %% tags=["remove-input"]
-shown_columns = ("id", "question", "ours, 95 % interval", "n", "left out", "p (Holm)", "answer")
-folded(f"All {len(table)} questions of this page", verdict_table(table, frame, "question", shown_columns))
-
-# %% [markdown]
-# ## After training
-#
-# Small inputs are a fact of the start. How far does training bend GELU?
-
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-share-layers", "caption": "Non-linear share of the activation in each layer: GELU without LayerNorm at the start, at the end of the short runs of this page, and at the end of the longer runs of the study; ReLU for comparison. Means over n seeds; hollow: one seed. Look how far training has lifted each layer from zero."}, "image": {"alt": "Lines of the non-linear share over six layers: flat at zero at the start, higher after short and long training, highest for ReLU."}}
-figure, axes = plt.subplots(figsize=(5, 3.2))
-profiles = [
-    ("GELU, start", layers_of("SM+G", 0), GELU, ":", "^"),
-    (f"GELU, {END} updates", layers_of("SM+G", END), GELU, "--", "^"),
-    (f"ReLU, {END} updates", layers_of("SM+R", END), RELU, "--", "D"),
-]
-for words, name, color, marker in (("GELU", "SM+G", GELU, "^"), ("ReLU", "SM+R", RELU, "D")):
-    rows_of = long.layers[long.layers["run"].isin(of_cell(long_frame, name)["run"])]
-    if len(rows_of):
-        last = int(rows_of["step"].max())
-        profiles.append((f"{words}, {last} updates", rows_of[rows_of["step"] == last], color, "-", marker))
-curves = {}
-for words, rows_of, color, line, marker in profiles:
-    n = rows_of["run"].nunique()
-    curve = curves[words] = rows_of.groupby("layer")["nonlinear_share"].mean()
-    hollow = "full" if n > 1 else "none"
-    axes.plot(
-        curve.index,
-        curve,
-        marker + line,
-        color=color,
-        fillstyle=hollow,
-        markersize=5,
-        linewidth=1.2,
-        label=f"{words} (n={n})",
-    )
-axes.set(xlabel="layer", ylabel="non-linear share", ylim=(-0.02, None), xticks=range(6))
-axes.legend(fontsize=7)
-gelus = {words: curve for words, curve in curves.items() if words.startswith("GELU")}
-finding = "; ".join(
-    f"{words}: {curve.iloc[0]:.3f} in the first layer, {curve.iloc[-1]:.3f} in the last"
-    for words, curve in gelus.items()
-)
-both = [*frame.loc[["SM+G", "SM+R"], "run"]]
-show_figure(figure, shown.select(both), finding=f"{finding}.")
-
-# %% tags=["remove-input"]
-pairs = [
-    ("SM+R", "SM+G", "ReLU against GELU"),
-    ("SM+G s=16", "SM+G", "GELU(16x)/16 against GELU"),
-    ("SM+G s=16", "SM+R", "GELU(16x)/16 against ReLU"),
-]
-rows = []
-for first, second, words in pairs:
-    (short, short_n), (far, far_n) = (difference(of, {first: 1, second: -1}) for of in (frame, long_frame))
-    rows.append(
-        {
-            "perplexity, without LayerNorm": words,
-            "2.5 M tokens": short,
-            "n": short_n,
-            "19.7 M tokens": far,
-            "n, long": far_n,
-        }
-    )
-most = max(row["n, long"] for row in rows)
-sharp = rows[-1]["n, long"]
-said_of = f"{most} seed{'s' if most > 1 else ''} of ReLU and GELU, and {sharp} of GELU(16x)/16"
-if sharp < 2:
-    said_of += "; one seed has no interval and is no result"
-display_table = markdown_table(pd.DataFrame(rows))
-Markdown(
-    (
-        f"The study trains eight times as long, with {said_of}. There GELU(16x)/16 changes GELU's perplexity by "
-        f"{change('SM+G s=16', 'SM+G', of=long_frame)}.\n\n"
-        if most
-        else "The longer runs are not trained yet.\n\n"
-    )
-    + display_table.data
-)
-
-# %% [markdown]
-# ## Is overload the cause?
-#
-# The paper's account {cite}`jha2024relus`, as we read it, runs from the activation over {term}`overloaded <overload (entropic)>` heads to the
-# loss. If so, configurations with less early entropy should have a lower loss.
-
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-share-scatter", "caption": "Each point is a configuration without LayerNorm, mean over its trained seeds: entropy of the early layers over its ceiling against final perplexity (logarithmic). Look along the diagonal, and compare s = 4 with GELU."}, "image": {"alt": "A scatter of configurations from the lower left to the upper right, in colours by the kind of activation, with five labels."}}
-over_cells, means = correlations(frame)
-
-
-def kind(name):
-    if " s=" in name and "learn" not in name:
-        return "sharpened, s"
-    if name.startswith(("SM+R", "slope", "shared")):
-        return "ReLU, learned slopes"
-    return "leaky, linear" if name == "SM" or name.startswith("SM+L(") else "GELU"
-
-
-KINDS = {
-    "GELU": (GELU, "^"),
-    "sharpened, s": (SHARP, "s"),
-    "ReLU, learned slopes": (RELU, "D"),
-    "leaky, linear": ("#CC79A7", "v"),
+predictions = {
+    "s=4": "GELU(4x)/4 is ahead of GELU",
+    "s=16": "GELU(16x)/16 is ahead of GELU",
+    "follow-up s=64": "on seeds 4 to 8, GELU(64x)/64 is ahead of GELU (GELU's runs of seeds 4 and 5 had been seen)",
+    "SiLU": "SiLU, sharpened 64 times, is ahead of SiLU",
+    "softplus": "centred softplus, sharpened 64 times, is ahead of softplus",
+    "leaky 0.3": "a leaky slope of 0.3, which bends less at every scale, is behind ReLU",
+    "FFN x4, /4": "GELU with a first matrix 4 times as large and a second 4 times as small is ahead of GELU",
+    "FFN x16, /16": "the same with 16 times",
+    "embeddings x4": "GELU with initial embeddings 4 times as large is ahead of GELU",
+    "embeddings x16": "the same with 16 times",
+    "learnable a": "a learned factor on GELU's inputs grows",
+    "learnable s": "a learned s grows",
 }
-figure, axes = plt.subplots(figsize=(5, 4))
-for words, (color, marker) in KINDS.items():
-    chosen = means[[kind(name) == words for name in means.index]].sort_values("early_entropy")
-    axes.plot(
-        chosen["early_entropy"],
-        np.exp(chosen["loss"]),
-        marker,
-        linestyle="none",
-        color=color,
-        markersize=5,
-        alpha=0.8,
-        label=words,
-    )
-labels = {
-    "SM+G": ("GELU", (24, 26)),
-    "SM+R": ("ReLU", (-4, 26)),
-    "SM": ("linear", (-28, 12)),
-    "SM+G s=4": ("s = 4", (28, -4)),
-    "SM+G embeddings x4": ("embeddings ×4", (-70, 0)),
+WORDS = {
+    "reproduced": "held",
+    "contradicted": "failed, the opposite",
+    "negligible": "failed, negligible",
+    "undecided": "undecided",
 }
-for name, (words, away) in labels.items():
-    if name in means.index:
-        at = means.loc[name, "early_entropy"], np.exp(means.loc[name, "loss"])
-        arrow = dict(arrowstyle="-", color="grey", linewidth=0.6, shrinkB=3)
-        axes.annotate(words, at, xytext=away, textcoords="offset points", va="center", fontsize=8, arrowprops=arrow)
-axes.set(xlabel="early entropy / ceiling", ylabel="final perplexity", yscale="log")
-axes.set_yticks([45, 50, 60, 70, 80], ["45", "50", "60", "70", "80"])
-axes.minorticks_off()
-axes.legend(loc="lower right")
+rows = [
+    {
+        "prediction": words,
+        "outcome": WORDS.get(row["verdict"], "no trained seed"),
+        "measured, 95 % interval": estimate(row),
+        "n": row["n"],
+        "left out": left_out(first_frame, row["runs"]) or "none",
+    }
+    for words, row in ((words, first_table.loc[key]) for key, words in predictions.items())
+]
+outcomes = pd.Series([row["outcome"] for row in rows]).value_counts()
+FORMS = {
+    "held": ("held", "held"),
+    "failed, the opposite": ("failed", "failed"),
+    "failed, negligible": ("failed", "failed"),
+    "undecided": ("is undecided", "are undecided"),
+    "no trained seed": ("has no trained seed", "have no trained seed"),
+}
+tally = ", ".join(f"{n} {FORMS[words][n > 1]}" for words, n in outcomes.items())
+factor = math.exp(first_table.loc["learnable a", "estimate"])
+over_cells, means = correlations(first_frame)
 rho = over_cells.set_index("id").loc["overload and loss"]
-show_figure(
-    figure,
-    shown.select(frame.loc[[*means.index], "run"]),
-    finding=f"Spearman's rank correlation is {with_interval('share', *rho[['estimate', 'low', 'high']])} over {len(means)} configurations.",
+width = "SM+R width 32", "SM+G width 32", first_frame
+Markdown(
+    f"Of {len(rows)} predictions {tally}. Those that held do not tell the explanations apart: at s = 64 the function is ReLU in other words. "
+    + (
+        f"**One fails plainly**: a learned factor before GELU starts at one, should grow, and ends at {factor:.2f}. "
+        if first_table.loc["learnable a", "verdict"] == "contradicted"
+        else ""
+    )
+    + f"Over {len(means)} configurations, early entropy and final loss go together (Spearman's ρ = {with_interval('share', *rho[['estimate', 'low', 'high']])}, "
+    "for points that are not independent). But at width 32 ReLU changes "
+    f"GELU's perplexity by {change(*width)} and early entropy by {change(*width, statistic='early_entropy', unit='share')}: the loss fell without a "
+    "measurable change of entropy."
 )
 
-# %% [markdown]
-# A cause and its effect would go together like that. So would two effects of one cause. Configurations are not
-# independent draws, so the interval says only how well a monotone relation holds over these points (Fisher's, with the variance of
-# {cite:t}`bonett2000sample`).
+# %% tags=["remove-input"]
+folded(f"The {len(rows)} predictions", markdown_table(pd.DataFrame(rows)))
 
 # %% tags=["remove-input"]
-unmoved = [
-    f"at s = {k} perplexity changes by {change(sweep[k], 'SM+G')} and early entropy by "
-    f"{change(sweep[k], 'SM+G', statistic='early_entropy', unit='share')}"
-    for k in (4, 16)
-]
-Markdown(
-    f"**Some results speak against it.** Against GELU, {', and '.join(unmoved)}. At width 32 ReLU changes "
-    f"GELU's perplexity by {change('SM+R width 32', 'SM+G width 32')} and early entropy by "
-    f"{change('SM+R width 32', 'SM+G width 32', statistic='early_entropy', unit='share')}. So the loss fell without a measurable change of "
-    "entropy, though some of these intervals are wide.\n\n"
-    "**No run here sets the entropy from outside.** Temperatures of heads, normalised queries and keys, or a penalty on entropy would. If the "
-    "loss followed, that would be evidence for a cause, as far as the intervention changes nothing else; if not, evidence against it."
+columns = ("id", "question", "ours, 95 % interval", "n", "left out", "p (Holm)", "answer")
+folded(
+    f"All {len(first_table)} questions of the first study on this page",
+    verdict_table(first_table, first_frame, "question", columns),
 )
 
 # %% tags=["remove-input"]
@@ -534,66 +623,13 @@ relations = pd.DataFrame(
         "answer": over_cells["verdict"].map(ANSWERS),
     }
 )
-folded("Correlations over configurations", markdown_table(relations))
-
-# %% [markdown]
-# With LayerNorm, where inputs are large, sharpening should not help and dulling GELU should hurt: that is the control.
-
-# %% tags=["remove-input"]
-control = table.loc[[key for key in table.index if key.startswith("LN ")]]
-Markdown(
-    "With LayerNorm, "
-    + ", ".join(f"{estimate(row)} at {row['id'].removeprefix('LN ')} (n = {row['n']})" for _, row in control.iterrows())
-    + f", against s = 1. Without it, s = 1/4 changes perplexity by {change('SM+G s=1/4', 'SM+G')}."
-)
-
-# %% tags=["remove-input"]
-rows = []
-planned = [cell.name for cell in study.cells.values() if cell.stage in ("mechanism", "follow-up")]
-for name in dict.fromkeys(["SM+LN+G", "SM+G", "SM+R", *planned]):
-    if name in frame.index:
-        runs_of = of_cell(frame, name)
-        trained = runs_of[["loss", "early_entropy"]].astype(float).mean()
-        rows.append(
-            {
-                "configuration": name,
-                "perplexity": np.exp(trained["loss"]),
-                "early entropy": trained["early_entropy"],
-                "share at start": layers_of(name, 0)["nonlinear_share"].mean(),
-                "share at end": layers_of(name, END)["nonlinear_share"].mean(),
-                "trained": int((runs_of["outcome"] == "trained").sum()),
-                "left out": left_out(frame, runs_of["run"]) or "none",
-            }
-        )
-folded(f"All {len(rows)} configurations of this page", markdown_table(pd.DataFrame(rows)))
-
-# %% [markdown]
-# ## What would tell them apart
-#
-# The stage `causes` of the study takes scale, output size and learning rate apart, and moves entropy from outside: it scales the logits of some
-# layers, normalises queries and keys, and puts a penalty on entropy. It also measures what the paper argues with: over how many directions
-# the units of a layer spread before and after the activation, how much a unit's output depends on the token it stands at, and how many
-# units are dead ([nfcore.units](../api/units.md)). Its predictions were written before its first run (`data/claims.yaml`).
-
-# %% tags=["remove-input"]
-waiting = asked.apply(unfinished, axis=1).sum() if len(asked) else 0
-Markdown(
-    f"So far {len(asked)} of its {len(causes)} predictions have runs."
-    + (f" {waiting} of these wait for more seeds, so their verdicts may change." if waiting else "")
-)
-
-# %% tags=["remove-input"]
-strip({"": asked}) if len(asked) else None
-
-# %% tags=["remove-input"]
-folded("All predictions of the stage", verdict_table(causes, long_frame, columns=("id", "claim", "n", "verdict")))
+folded("Correlations over configurations, intervals by {cite:t}`bonett2000sample`", markdown_table(relations))
 
 # %% [markdown]
 # ## What this page does not show
 #
-# The short runs have one shape, six layers of width 64, one corpus, and one learning rate that was not tuned for each configuration. They end in
-# the transient, and they do not take shape, output size and effective learning rate apart. Perplexities are those of runs that trained; *left out* says how many
-# did not. Predictions and tests were fixed at different times:
+# All runs have one shape, six layers of width 64, one corpus, and one learning rate that was not tuned for each configuration. Perplexities are those of
+# runs that trained; *left out* says how many did not. Predictions and tests were fixed at different times:
 
 # %% tags=["remove-input"]
 fixed = [
@@ -607,14 +643,14 @@ folded("What was fixed when", Markdown("\n".join(f"- {line['when']}: {line['what
 # ## What to remember
 
 # %% tags=["remove-input"]
-helped = {"lowers": "helped", "raises": "hurt"}.get(direction("s=16"), "made no measurable difference")
-decided = causes[~causes["verdict"].isin(["no runs", "undecided"]) & ~causes.apply(unfinished, axis=1)]
+settled = table[(table["n"] > 0) & ~table.apply(unfinished, axis=1) & (table["verdict"] != "undecided")]
+held, failed = (settled[settled["verdict"].isin(of)] for of in (["reproduced"], ["contradicted", "negligible"]))
 Markdown(
-    "On the small inputs of a network without LayerNorm, GELU is nearly a straight line and ReLU is not; making GELU bend there "
-    f"{helped} in short runs, and "
+    "On the small inputs of a network without LayerNorm, GELU is nearly a straight line and ReLU is not. "
     + (
-        f"of the predictions that would say why, {len(decided)} of {len(causes)} are decided."
-        if len(decided)
-        else "whether shape, output size or learning rate is the reason is open."
+        f"Of {len(table)} predictions on why that matters, {len(held)} held ({', '.join(held['id']) or 'none'}), {len(failed)} failed "
+        f"({', '.join(failed['id']) or 'none'}), and {len(table) - len(settled)} are undecided or wait for seeds."
+        if len(settled)
+        else f"Why ReLU leads is open: all {len(table)} predictions are undecided or wait for seeds."
     )
 )

@@ -75,10 +75,12 @@ def test_page_closes_with_what_to_remember(page: str) -> None:
     )
 
 
-@pytest.mark.parametrize("page", ["confounds", "mechanism", "explorer"])
-def test_page_on_the_transient_says_so_first_and_takes_no_verdict(page: str) -> None:
+@pytest.mark.parametrize(
+    ("page", "heading"), [("explorer", "# "), ("confounds", "## The first study"), ("mechanism", "## The first study")]
+)
+def test_what_shows_the_transient_says_so_first_and_takes_no_verdict(page: str, heading: str) -> None:
     text = markdown(ROOT / "notebooks" / f"{page}.py")
-    assert re.match(r"# [^\n]+\n\n```\{admonition\} These runs are in a transient\n", text)
+    assert re.search(rf"^{heading}[^\n]*\n\n```\{{admonition\}} These runs are in a transient\n", text, re.MULTILINE)
     training = Study.load("transient").cells["SM+G"].experiments[0].training
     assert f"{(training.steps or 0) * training.batch_size * 128 / 1e6:.1f} M tokens long" in text
     assert "no verdict on the paper is taken" in " ".join(text.split())
@@ -90,6 +92,14 @@ def test_sentences_on_the_transient_hold() -> None:
     frame = statistics(study.runs(), study)
     assert "LayerNorm is a handicap at this size" in (BOOK / "summary.md").read_text()
     assert interval(contrast(frame, {"SM+G": 1, "SM+LN+G": -1}, "loss")[0])["high"] < 0
+
+
+def test_sentence_on_runs_past_the_transient_holds() -> None:
+    assert "leaving LayerNorm out costs GELU perplexity there" in markdown(ROOT / "notebooks" / "confounds.py")
+    study = Study.load()
+    frame = statistics(study.runs(), study)
+    for cell in ("short", *(f"rate {e.training.learning_rate:g}" for e in study.experiments("rates"))):
+        assert interval(contrast(frame, {f"SM+G {cell}": 1, f"SM+LN+G {cell}": -1}, "loss")[0])["low"] > 0
 
 
 def test_sentences_on_limitations_hold() -> None:

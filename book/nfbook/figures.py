@@ -259,6 +259,28 @@ def entropy_map(axes: Axes, heads: np.ndarray, title: str, top: float) -> Any:
     return image
 
 
+def forest(axes: Axes, rows: pd.DataFrame, colors: Iterable[str]) -> None:
+    """Estimates with their 95 % intervals, a named row each, from the top; hollow where one seed gives no interval.
+
+    ``rows``: as of :func:`nfbook.report.differences`.
+    """
+    names = []
+    for place, ((name, row), color) in enumerate(zip(rows.iterrows(), colors, strict=True)):
+        n, lost = int(row["n"]), int(row["lost"])
+        names.append(f"{name}  n={n}" + (f" of {n + lost}" if lost else ""))
+        if not n:
+            words = "no pair of runs trained" if lost else "not trained yet"
+            at: dict[str, Any] = dict(xy=(0.02, place), xycoords=("axes fraction", "data"))
+            axes.annotate(words, **at, va="center", fontsize=7, color="grey")
+            continue
+        axes.plot([row["low"], row["high"]], [place, place], color=color, gid=f"{name}, interval")
+        full = "full" if n > 1 else "none"
+        axes.plot(row["estimate"], place, "D", color=color, gid=name, markersize=4, fillstyle=full)
+    axes.axvline(0, color="black", linewidth=0.6)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
 def direct_labels(axes: Axes, names: Iterable[str] | None = None) -> None:
     """Write the name of each labelled line at its end instead of a legend, moved apart where they would overlap."""
     lines = [line for line in axes.lines if not str(line.get_label()).startswith("_") and np.size(line.get_xdata()) > 1]

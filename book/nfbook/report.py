@@ -194,13 +194,25 @@ def with_interval(unit: str, estimate: float, low: float, high: float) -> str:
     return f"{first}{word}" + ("" if np.isnan(low) else f" [{', '.join(limits)}]")
 
 
+def differences(
+    frame: pd.DataFrame, contrasts: Mapping[str, Mapping[str, float]], statistic: str = "loss", unit: str = "percent"
+) -> pd.DataFrame:
+    """Contrasts of :func:`nfbook.claims.statistics` by name: ``estimate`` and 95 % interval ``low`` to ``high`` in the
+    unit, ``n`` seeds, and ``lost`` ones, of which a run has no value."""
+    rows = {}
+    for name, weights in contrasts.items():
+        values, lost = contrast(frame, weights, statistic)
+        found = interval(values)
+        rows[name] = {k: UNITS[unit](found[k]) for k in ("estimate", "low", "high")} | {"n": len(values), "lost": lost}
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"n": int, "lost": int})
+
+
 def difference(
     frame: pd.DataFrame, weights: Mapping[str, float], statistic: str = "loss", unit: str = "percent"
 ) -> tuple[str, int]:
-    """A contrast of :func:`nfbook.claims.statistics` with its 95 % interval in words, and its number of seeds."""
-    values, _ = contrast(frame, weights, statistic)
-    found = interval(values)
-    return with_interval(unit, *(UNITS[unit](found[name]) for name in ("estimate", "low", "high"))), len(values)
+    """A contrast with its 95 % interval in words, and its number of seeds."""
+    row = differences(frame, {"": weights}, statistic, unit).iloc[0]
+    return with_interval(unit, row["estimate"], row["low"], row["high"]), int(row["n"])
 
 
 def left_out(frame: pd.DataFrame, ids: Iterable[str]) -> str:
