@@ -96,23 +96,23 @@ def judged(family):
 
 GAIN = {
     "SM+G s=4 short": "sharpened to GELU(4x)/4",
-    "SM+G FFN start x4": "the start alone",
-    "SM+G FFN rate x4": "the rates alone",
+    "SM+G FFN start x4": "the larger start alone",
+    "SM+G FFN rate x4": "the other learning rates alone",
 }
+SET = {"SM+G early logits x4": "logits of the early layers times 4", "SM+G QK-norm": "normalised queries and keys"}
 start = layers_of("SM+G", 0)
 share_start = 100 * start["nonlinear_share"].mean()
-parts = "; ".join(f"{words}: {change(cell, 'SM+G short')}" for cell, words in GAIN.items())
-early = {"SM+G early logits x4": "logits of the early layers times 4", "SM+G QK-norm": "normalised queries and keys"}
-sets = "; ".join(f"{words}: {change(cell, 'SM+G short')}" for cell, words in early.items())
+gains, sets = ("; ".join(f"{words}, {change(cell, 'SM+G short')}" for cell, words in of.items()) for of in (GAIN, SET))
 Markdown(
     f"**Without LayerNorm, GELU starts as {'almost a straight line' if share_start < 1 else 'a bent line'}, because its inputs are small: "
-    f"a straight line accounts for {100 - share_start:.1f} % of the energy of its outputs.** GELU(4x)/4 bends on smaller inputs, starts larger and "
-    f"learns faster. Against GELU, perplexity changes by, {parts}. Entropy can also be set from outside. If overload "
-    f"costs perplexity, this helps GELU. {sets[0].upper()}{sets[1:]}."
+    f"a straight line accounts for {100 - share_start:.1f} % of the energy of its outputs.** A sharper GELU, GELU(4x)/4, bends on smaller inputs. It also "
+    f"starts larger and learns at other rates. What each changes in GELU's perplexity: {gains}. In the first, shorter study the larger start gave "
+    f"{change('SM+G FFN x4, /4', 'SM+G', first_frame)}. Entropy can be set from outside, too. If overload costs "
+    f"perplexity, less entropy should help GELU: {sets}. One seed (n = 1) is no result."
 )
 
 # %% tags=["remove-input"]
-study_banner(shown.select(there(*(c.name for c in study.cells.values() if c.stage in ("table", "causes")))), study)
+study_banner(shown, study)
 
 # %% [markdown]
 # Two explanations are on offer. The paper credits the geometry of ReLU {cite}`jha2024relus`: in its abstract's words, specialisation in
@@ -252,16 +252,14 @@ figure, axes = plt.subplots(figsize=(5, 3.6))
 forest(axes, rows, [color for _, color in CHANGES.values()])
 axes.axvline(rows.loc["ReLU", "estimate"], linestyle="--", color=RELU, linewidth=0.8)
 axes.set_xlabel("change of perplexity against GELU (%)")
-trained = rows[rows["n"] > 0]
-best = trained["estimate"].idxmin() if len(trained) else None
-finding = (
-    "No run of this picture is trained yet."
-    if best is None
-    else (
-        f"Of {len(trained)} changes with runs, {(trained['high'] < 0).sum()} have an interval below zero (uncorrected); the lowest mean is that of {best}, "
-        f"{trained.loc[best, 'estimate']:+.1f} %."
-    )
-)
+several = rows[rows["n"] > 1]
+below = [
+    f"{words} ({row['estimate']:+.1f} %, n = {row['n']:.0f})" for words, row in several.iterrows() if row["high"] < 0
+]
+single = int((rows["n"] == 1).sum())
+finding = f"Intervals below zero (uncorrected): {', '.join(below) or 'none'}."
+if single:
+    finding += f" {single} rows rest on one seed."
 show_figure(
     figure,
     shown.select(there("SM+G short", *(cell for cell, _ in CHANGES.values()))),
@@ -274,7 +272,7 @@ tau = start["preactivation_std"].mean()
 energy = {s: (1 - gaussian_gelu_shares(tau)[0]) / (1 - gaussian_gelu_shares(s * tau)[0]) for s in (4, 16)}
 both = change("SM+G FFN start and rate x4", "SM+G s=4 short")
 Markdown(
-    f"Start and rates together are GELU(4x)/4 as long as no gradient is clipped; against it they change perplexity by {both}. On the inputs of the "
+    f"Start and rates together are GELU(4x)/4 as long as no gradient is clipped and Adam's epsilon does not matter; against it they change perplexity by {both}. On the inputs of the "
     f"start, sharpening also makes the output energy {energy[4]:.2f} times as large at s = 4 and {energy[16]:.2f} times at s = 16, which the control of the output "
     f"size is for. At 1,600 updates LayerNorm has overtaken: leaving it out changes GELU's perplexity by {change('SM+G short', 'SM+LN+G short')}."
 )
@@ -291,7 +289,7 @@ judged("scale")
 # penalty on entropy above half of the ceiling, as Entropy-Guided Attention does {cite}`jha2025entropy`. Larger logits in the late layers are the control.
 # An intervention changes gradients too, so a change of the loss need not come through entropy.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-set-entropy", "caption": "What each intervention on attention changes, against the same activation without it: early entropy over its ceiling (across) and perplexity (up), means over seeds with 95 % intervals; hollow: one seed. Grey: ReLU against GELU, with no intervention. If overload costs perplexity, the points lie along a line through zero and the grey one."}, "image": {"alt": "A scatter of named points with crosses for their intervals around zero, in two colours for GELU and ReLU, and a grey point for the difference between the two."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-set-entropy", "caption": "What each intervention on attention changes, against the same activation without it: early entropy over its ceiling (across) and perplexity (up), means over seeds with 95 % intervals; hollow: one seed. Grey: ReLU against GELU, with no intervention. If overload were the only cause of the loss, points with a lower entropy would lie lower."}, "image": {"alt": "A scatter of named points with crosses for their intervals around zero, in two colours for GELU and ReLU, and a grey point for the difference between the two."}}
 SETS = {
     "early ×4": ("SM+G early logits x4", "SM+G short"),
     "early ×16": ("SM+G early logits x16", "SM+G short"),
@@ -344,7 +342,7 @@ judged("cause")
 # %% [markdown]
 # ## What the hidden units do
 #
-# The paper argues with specialisation and selectivity, and does not measure them. We do, on the hidden units of each feed-forward layer, before and after the
+# The paper's abstract argues with specialisation and selectivity; in what we could read we found no measurement of them. We measure them on the hidden units of each feed-forward layer, before and after the
 # activation, over the tokens of one held-out batch ([nfcore.units](../api/units.md) has the definitions). *How many directions*: NerVE {cite}`jha2026nerve`
 # compares the spectrum of the units' covariance by four numbers. *Selectivity*: the share of a unit's variance that the token it stands at explains. *Dead*: a unit that hardly varies.
 
@@ -357,7 +355,7 @@ def by_layer(panel, column, words, line="-", marked=True):
     """A curve over layers at the last update for each model of ``OF``; their number of seeds."""
     counts = {}
     for name, (cell, color, marker) in OF.items():
-        rows_of = layers_of(cell, END)
+        rows_of = layers_of(cell, END).dropna(subset=[column])
         curve, counts[name] = rows_of.groupby("layer")[column].mean(), rows_of["run"].nunique()
         full, label = ("full", name) if line == "-" else ("none", None)
         panel.plot(
@@ -448,7 +446,7 @@ show_figure(
     shown.select(there(*(cell for cell, *_ in OF.values()))),
     interactive=False,
     finding="Over all layers, at the end, the activation changes selectivity by "
-    + ", ".join(f"{value:+.3f} ({name})" for name, value in ends.items())
+    + ", ".join(f"{value:+.3f} ({name}, n = {counts[name]})" for name, value in ends.items())
     + ".",
 )
 
@@ -463,9 +461,9 @@ figure, axes = plt.subplots(figsize=(5, 3.2))
 last = study.cells["SM+G"].experiments[0].training.steps
 profiles = {
     "GELU, start": ("SM+G", 0, GELU, "^:"),
-    f"GELU, {last} updates": ("SM+G", last, GELU, "^-"),
-    f"GELU(16x)/16, {last} updates": ("SM+G s=16", last, SHARP, "s--"),
-    f"ReLU, {last} updates": ("SM+R", last, RELU, "D-"),
+    f"GELU, {last:,} updates": ("SM+G", last, GELU, "^-"),
+    f"GELU(16x)/16, {last:,} updates": ("SM+G s=16", last, SHARP, "s--"),
+    f"ReLU, {last:,} updates": ("SM+R", last, RELU, "D-"),
 }
 curves = {}
 for words, (cell, step, color, line) in profiles.items():
@@ -584,21 +582,16 @@ FORMS = {
     "no trained seed": ("has no trained seed", "have no trained seed"),
 }
 tally = ", ".join(f"{n} {FORMS[words][n > 1]}" for words, n in outcomes.items())
-factor = math.exp(first_table.loc["learnable a", "estimate"])
 over_cells, means = correlations(first_frame)
 rho = over_cells.set_index("id").loc["overload and loss"]
 width = "SM+R width 32", "SM+G width 32", first_frame
 Markdown(
     f"Of {len(rows)} predictions {tally}. Those that held do not tell the explanations apart: at s = 64 the function is ReLU in other words. "
-    + (
-        f"**One fails plainly**: a learned factor before GELU starts at one, should grow, and ends at {factor:.2f}. "
-        if first_table.loc["learnable a", "verdict"] == "contradicted"
-        else ""
-    )
-    + f"Over {len(means)} configurations, early entropy and final loss go together (Spearman's ρ = {with_interval('share', *rho[['estimate', 'low', 'high']])}, "
+    f"A learned factor before GELU starts at one and should grow: it changes by {estimate(first_table.loc['learnable a'])}. A learned s should grow too: it "
+    f"changes by {estimate(first_table.loc['learnable s'])} (n = {first_table.loc['learnable s', 'n']} each). "
+    f"Over {len(means)} configurations, early entropy and final loss go together (Spearman's ρ = {with_interval('share', *rho[['estimate', 'low', 'high']])}, "
     "for points that are not independent). But at width 32 ReLU changes "
-    f"GELU's perplexity by {change(*width)} and early entropy by {change(*width, statistic='early_entropy', unit='share')}: the loss fell without a "
-    "measurable change of entropy."
+    f"GELU's perplexity by {change(*width)} and early entropy by {change(*width, statistic='early_entropy', unit='share')} of the ceiling."
 )
 
 # %% tags=["remove-input"]
@@ -628,14 +621,14 @@ folded("Correlations over configurations, intervals by {cite:t}`bonett2000sample
 # %% [markdown]
 # ## What this page does not show
 #
-# All runs have one shape, six layers of width 64, one corpus, and one learning rate that was not tuned for each configuration. Perplexities are those of
+# But for one comparison at width 32, all runs have one shape, six layers of width 64, one corpus, and one learning rate that was not tuned for each configuration. Perplexities are those of
 # runs that trained; *left out* says how many did not. Predictions and tests were fixed at different times:
 
 # %% tags=["remove-input"]
 fixed = [
     line
     for line in read_ledger()["disclosures"]
-    if any(word in line["what"].lower() for word in ("first study", "follow-up", "stage causes"))
+    if any(word in line["what"].lower() for word in ("first study", "follow-up", "stage causes", "pilots"))
 ]
 folded("What was fixed when", Markdown("\n".join(f"- {line['when']}: {line['what']}." for line in fixed)))
 
@@ -644,13 +637,25 @@ folded("What was fixed when", Markdown("\n".join(f"- {line['when']}: {line['what
 
 # %% tags=["remove-input"]
 settled = table[(table["n"] > 0) & ~table.apply(unfinished, axis=1) & (table["verdict"] != "undecided")]
-held, failed = (settled[settled["verdict"].isin(of)] for of in (["reproduced"], ["contradicted", "negligible"]))
+so_far = table[table.apply(unfinished, axis=1) & ~table["verdict"].isin(["undecided", "no runs"])]
+KINDS = {"reproduced": "held", "contradicted": "failed", "negligible": "failed"}
+
+
+def sorted_out(rows):
+    """The predictions of some rows that held and those that failed, by id."""
+    kinds = rows["verdict"].map(KINDS)
+    return (
+        ", ".join(
+            f"{len(ids)} {kind} ({', '.join(ids)})"
+            for kind in dict.fromkeys(KINDS.values())
+            if len(ids := rows.loc[kinds == kind, "id"])
+        )
+        or "none"
+    )
+
+
 Markdown(
     "On the small inputs of a network without LayerNorm, GELU is nearly a straight line and ReLU is not. "
-    + (
-        f"Of {len(table)} predictions on why that matters, {len(held)} held ({', '.join(held['id']) or 'none'}), {len(failed)} failed "
-        f"({', '.join(failed['id']) or 'none'}), and {len(table) - len(settled)} are undecided or wait for seeds."
-        if len(settled)
-        else f"Why ReLU leads is open: all {len(table)} predictions are undecided or wait for seeds."
-    )
+    f"Of {len(table)} predictions on why ReLU leads, with all planned seeds: {sorted_out(settled)}. So far, with fewer seeds: {sorted_out(so_far)}. "
+    f"The other {len(table) - len(settled) - len(so_far)} are undecided or have no runs."
 )

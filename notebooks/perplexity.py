@@ -151,10 +151,9 @@ markdown_table(pd.DataFrame(rows))
 # %% [markdown]
 # ## Over training
 #
-# The order of the configurations can change while they train, so a short run need not show where a longer one ends. Early in training
-# LayerNorm is a handicap at this size. In the first study, whose runs end in that {term}`transient`, leaving it out changes GELU's perplexity
-# by {glue:text}`claims.ipynb::layernorm_first_study:s`. Later it helps, as in the paper: in the study the change is
-# {glue:text}`claims.ipynb::layernorm_study:s`. [Claims](claims.ipynb) follows the gaps over seeds.
+# The order of the configurations can change while they train, so a short run need not show where a longer one ends. In the first study, whose runs
+# end in a {term}`transient`, LayerNorm is a handicap: leaving it out changes GELU's perplexity by {glue:text}`claims.ipynb::layernorm_first_study:s`. In
+# the study it helps, as in the paper: the change is {glue:text}`claims.ipynb::layernorm_study:s`. The two differ in schedule and precision too. [Claims](claims.ipynb) follows the gaps over seeds.
 
 
 # %% tags=["remove-input"]

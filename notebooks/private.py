@@ -94,11 +94,11 @@ def saved_by_both(less, more):
 costs = {(p, name): row_of(p, name)["each"] for p in PROTOCOLS for name in ("relu", "gelu", "layernorm")}
 Markdown(
     f"**ReLU in place of GELU (erf form) takes {saved_by_both('SM+LN+R', 'SM+LN+G')} off what GPT-2 sends under the protocols SEMI2K and "
-    f"CHEETAH. Leaving LayerNorm out takes {saved_by_both('SM+G', 'SM+LN+G')} off. Replacing LayerNorm by a tanh of each element does not "
+    f"CHEETAH. Leaving LayerNorm out takes {saved_by_both('SM+G', 'SM+LN+G')} off, and {saved_by_both('SM+R', 'SM+LN+R')} where ReLU is in place already. Replacing LayerNorm by a tanh of each element does not "
     f"save: with ReLU it makes the whole pass {-saved('SM+DyT+R', 'SM+LN+R'):.0f} % dearer under SEMI2K.** SEMI2K counts what is sent once the "
     "inputs are there, and CHEETAH all but the matrix products. Against the tanh form of GELU, the default of Hugging Face's GPT-2, "
     f"ReLU saves {saved_by_both('SM+LN+R', 'SM+LN+G(tanh)')}.\n\n"
-    f"So the bytes of LayerNorm are a weak reason to remove it: under SEMI2K an element of it costs {costs['SEMI2K', 'layernorm']:,.0f} bytes, ReLU "
+    f"So ReLU saves more than leaving LayerNorm out, and with ReLU in place LayerNorm is the larger part of the rest. Under SEMI2K an element of it costs {costs['SEMI2K', 'layernorm']:,.0f} bytes, ReLU "
     f"{costs['SEMI2K', 'relu']:,.0f} and GELU {costs['SEMI2K', 'gelu']:,.0f}; under CHEETAH {costs['CHEETAH', 'layernorm']:,.0f}, "
     f"{costs['CHEETAH', 'relu']:,.0f} and {costs['CHEETAH', 'gelu']:,.0f}."
 )
@@ -176,8 +176,8 @@ glue(**{f"gelu_over_relu_{p.lower()}": f"{over[p]:.1f}" for p in PROTOCOLS})
 Markdown(
     f"GELU costs {over['SEMI2K']:.1f} times as many bytes as ReLU under SEMI2K and {over['CHEETAH']:.0f} times under CHEETAH. "
     f"Its tanh form, an approximation, costs {tanh['SEMI2K']:.1f} and {tanh['CHEETAH']:.0f} times as many. Scaling the input "
-    f"changes little: GELU(16 x)/16 costs {same:.3f} times as much as GELU. So a rescaled GELU keeps up with ReLU in "
-    "a model without norms ([Mechanism](mechanism.ipynb)), but it costs as much as GELU."
+    f"changes little: GELU(16 x)/16 costs {same:.3f} times as much as GELU. So where a rescaled GELU "
+    "comes near ReLU in a model without norms ([Mechanism](mechanism.ipynb)), it still costs as much as GELU."
 )
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-private-growth", "caption": "Bytes an element against the number of elements, on logarithmic axes; left under SEMI2K, right under CHEETAH. A flat line means that the cost is proportional to the size. The last axis is the width for a norm and the context for a softmax."}, "image": {"alt": "Two panels of lines, one line an operation. Under SEMI2K all are flat or nearly so. Under CHEETAH they fall with size."}}

@@ -30,7 +30,7 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from nfbook.claims import decay_sum, interval, of_cell, read_ledger, statistics, verdicts
 from nfbook.figures import STYLES, show_figure, use_style
@@ -54,9 +54,19 @@ from nfcore.shares import entropy_ceiling
 use_style()
 slopes, stability = (next(iter(sources(preset, name).values())) for name in ("slopes", "instability"))
 study = Study.load()
-frame = statistics(study_runs(study), study)
+long = study_runs(study)
+frame = statistics(long, study)
+count = study.cells["SM+G"].experiments[0].model.num_hidden_layers
 table = verdicts(frame)
 table = table[table["family"].isin(["slopes", "instability"])]
+
+
+def spread(values):
+    """The smallest and the largest of some whole numbers."""
+    if not len(values):
+        return "never"
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def decayed(run):
@@ -76,15 +86,14 @@ base = stability.runs["training.learning_rate"].min()
 elsewhere = next(iter(sources(preset, "table").values())).runs
 elsewhere = elsewhere[elsewhere["status"] == "diverged"]
 first_study = Study.load("transient")
-found = interval(
-    of_cell(statistics(first_study.runs(), first_study), "slope 0.25, no decay")["slope"].dropna().astype(float)
-)
+by_itself_of = of_cell(statistics(first_study.runs(), first_study), "slope 0.25, no decay")["slope"].dropna()
+found = interval(by_itself_of.astype(float))
 by_itself = with_interval("slope", *(found[name] for name in ("estimate", "low", "high")))
 margin = next(test["least"] for test in read_ledger()["tests"] if test["id"] == "S4")
 near = max(abs(found["inner_low"]), abs(found["inner_high"])) <= margin
 Markdown(
     f"**A learnable slope that starts at 0.25 {'falls close to' if near else 'is not shown to reach'} ReLU's zero by itself, without weight decay:** in the short runs "
-    f"of the first study (a {{term}}`transient`) it ends at {by_itself} (mean over layers, 95 % interval over seeds). In the still shorter runs of this page, {free['nearer'].sum()} of "
+    f"of the first study (a {{term}}`transient`) it ends at {by_itself} (mean over layers, 95 % interval over seeds, n = {len(by_itself_of)}; single layers end further away, [Confounds](confounds.ipynb)). In the still shorter runs of this page, of one seed, {free['nearer'].sum()} of "
     f"{len(free)} slopes that start at {free['model.negative_slope'].max():g} without decay end nearer to zero than they began. Of those that start at "
     f"{with_decay['model.negative_slope'].max():g} with decay, {len(with_decay) - with_decay['nearer'].sum()} of {len(with_decay)} end further from zero"
     + (
@@ -282,6 +291,53 @@ Markdown(
     f"The evaluation loss of that run ends at {run['eval_loss']:.2f}, and guessing by token frequencies gives {run['provenance.unigram_loss']:.2f}.\n\n"
     + folded("Every run", markdown_table(pd.DataFrame(rows), digits=2)).data
 )
+
+# %% [markdown]
+# ### A run that goes on
+#
+# The paper's training scales its loss for float16 and leaves out updates whose gradients are not finite. So a run goes on after a NaN, and the public code
+# counts NaNs in the attention of each layer {cite}`jha2024code`. The stage `skips` of the study does the same here, at ten times the rate: it
+# leaves out such updates (`on_nonfinite: skip`) and counts rows of attention that are not finite. In half of its runs the
+# {term}`residual stream` is held in float16, as in the public code; products are computed in bfloat16 or float32.
+
+# %% tags=["remove-input"]
+rows, every = [], []
+for cell in (cell for cell in study.cells.values() if cell.stage == "skips"):
+    runs_of = long.runs[long.runs["run"].isin(of_cell(frame, cell.name)["run"])]
+    if runs_of.empty:
+        continue
+    ids = runs_of["run"]
+    norms = long.metrics[long.metrics["run"].isin(ids) & (long.metrics["name"] == "grad_norm")]
+    left_out = norms.assign(bad=~np.isfinite(norms["value"])).groupby("run")["bad"].sum()
+    heads = long.heads[long.heads["run"].isin(ids)]
+    every.append(heads)
+    first_bad = runs_of[["diverged.step", "diverged.layer"]].dropna().astype(int)
+    rows.append(
+        {
+            "configuration": cell.configuration,
+            "stream": cell.experiments[0].model.residual_dtype,
+            "n": len(runs_of),
+            "first bad update": spread(first_bad["diverged.step"]),
+            "in layer": spread(first_bad["diverged.layer"]),
+            f"updates left out, of {cell.experiments[0].training.steps}": spread(left_out),
+            "largest score at the end": f"{heads[heads['step'] == heads['step'].max()]['largest_logit'].max():.2g}",
+            "rows of attention not finite": int(heads["nonfinite_rows"].sum()),
+        }
+    )
+if rows:
+    bad_rows = int(pd.concat(every)["nonfinite_rows"].sum())
+    shown_of = (
+        "**No run has a row of attention that is not finite.** What overflows first is the backward pass or, in float16, the stream of the last layers, and from then "
+        "on every update is left out: the model stays as it is, and a count of NaNs by layer and update stays at zero. So counts as in the paper's "
+        "code come from scores in float16, which its code multiplies before it scales them ([Traps](../traps.md)). That is our reading, and not tested: "
+        "no run here computes scores in float16."
+        if not bad_rows
+        else f"In all, {bad_rows} rows of attention are not finite. Most updates after the first bad one are left out."
+    )
+    display(Markdown(f"{shown_of} Ranges are over seeds; layer {count} is the head."))
+    display(folded("Runs that go on", markdown_table(pd.DataFrame(rows))))
+else:
+    display(Markdown("*The stage `skips` is still to be trained.*"))
 
 # %% tags=["remove-input"]
 numbers = published("perplexity")

@@ -98,8 +98,9 @@ def test_sentence_on_runs_past_the_transient_holds() -> None:
     assert "leaving LayerNorm out costs GELU perplexity there" in markdown(ROOT / "notebooks" / "confounds.py")
     study = Study.load()
     frame = statistics(study.runs(), study)
-    for cell in ("short", *(f"rate {e.training.learning_rate:g}" for e in study.experiments("rates"))):
+    for cell in {f"rate {e.training.learning_rate:g}" for e in study.experiments("rates")}:
         assert interval(contrast(frame, {f"SM+G {cell}": 1, f"SM+LN+G {cell}": -1}, "loss")[0])["low"] > 0
+        assert interval(contrast(frame, {f"SM+R {cell}": 1, f"SM+LN+R {cell}": -1}, "loss")[0])["low"] < 0
 
 
 def test_sentences_on_limitations_hold() -> None:

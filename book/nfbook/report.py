@@ -146,6 +146,16 @@ def layer_entropy(shown: runs.Runs, configuration: str) -> pd.DataFrame:
     return heads.groupby(["step", "layer"])["entropy"].mean().unstack()
 
 
+def overload_course(shown: runs.Runs, ids: Iterable[str], layers: Iterable[int] | None = None) -> pd.DataFrame:
+    """Share of heads with at least three quarters of the ceiling (of some layers; None: of all), steps by seeds."""
+    of = shown.runs[shown.runs["run"].isin(list(ids))]
+    heads = shown.heads.merge(of[["run", "seed", "data.context"]], on="run")
+    if layers is not None:
+        heads = heads[heads["layer"].isin(list(layers))]
+    high = heads["entropy"] >= 0.75 * heads["data.context"].map(entropy_ceiling)
+    return high.groupby([heads["step"], heads["seed"]]).mean().unstack()
+
+
 def leaves_ceiling(shown: runs.Runs, configuration: str) -> float:
     """First probe at which the early layers are below nine tenths of the ceiling; infinity if none does."""
     table = layer_entropy(shown, configuration)
