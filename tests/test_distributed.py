@@ -141,7 +141,7 @@ def jobs(tiny: Callable[..., Experiment], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_equals_the_run_of_one_process(name: str, jobs: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_run_of_one_process(name, jobs, tmp_path, monkeypatch):
     (place, made, _), job = jobs, JOBS[name]
     found = place / made[name].id
     assert record(found)["provenance"]["processes"] == job.processes
@@ -157,7 +157,7 @@ def test_equals_the_run_of_one_process(name: str, jobs: Made, tmp_path: Path, mo
         assert job.sharded or seen["passes"] == passes > 0
 
 
-def test_only_the_first_process_speaks_and_all_stop_together(jobs: Made) -> None:
+def test_only_the_first_process_speaks_and_all_stop_together(jobs):
     place, _, said = jobs
     assert said.count("perplexity") == 1  # the command line of torchrun
     for job in JOBS.values():

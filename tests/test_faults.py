@@ -58,9 +58,7 @@ def written(experiment: Experiment, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_of_the_step(
-    number: signal.Signals, code: int, tiny: Tiny, trained: Path, elsewhere: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_signal_leaves_a_checkpoint_of_the_step(number, code, tiny, trained, elsewhere, monkeypatch, capsys):
     before, file = signal.getsignal(number), written(tiny(), elsewhere)
     with monkeypatch.context() as patch:
         at_step(5, lambda: kill(number), patch)
@@ -76,7 +74,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step(
     assert_same_run(elsewhere / tiny().id, trained)
 
 
-def test_a_signal_in_the_last_step_finishes(tiny: Tiny, elsewhere: Path, monkeypatch: Patch) -> None:
+def test_a_signal_in_the_last_step_finishes(tiny, elsewhere, monkeypatch):
     at_step(9, lambda: kill(signal.SIGTERM), monkeypatch)
     with pytest.raises(faults.Stopped, match="finished"):
         train(tiny(), quiet=True)
@@ -111,9 +109,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_no_good_checkpoint_is_a_start_from_nothing(
-    tiny: Tiny, trained: Path, interrupted: Path, capsys: Capture
-) -> None:
+def test_no_good_checkpoint_is_a_start_from_nothing(tiny, trained, interrupted, capsys):
     for checkpoint in (interrupted / "checkpoints").iterdir():
         manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
         assert manifest["files"].keys() == {"state.pt", "random-0.pt", Telemetry.FILE}
@@ -125,9 +121,7 @@ def test_no_good_checkpoint_is_a_start_from_nothing(
 
 
 @pytest.mark.parametrize("name", [Telemetry.FILE, "manifest.json"])
-def test_a_flipped_byte_is_named_and_the_last_good_checkpoint_used(
-    name: str, tiny: Tiny, trained: Path, interrupted: Path, capsys: Capture
-) -> None:
+def test_a_flipped_byte_is_named_and_the_last_good_checkpoint_used(name, tiny, trained, interrupted, capsys):
     flip(interrupted / "checkpoints/checkpoint-8" / name)
     train(tiny())
     said = capsys.readouterr()
@@ -145,9 +139,7 @@ def test_a_flipped_byte_is_named_and_the_last_good_checkpoint_used(
         ({"processes": 2}, "was made by 2 processes; go on with as many"),
     ],
 )
-def test_checkpoints_of_other_formats_and_processes_are_refused(
-    changes: dict[str, int], said: str, tiny: Tiny, interrupted: Path
-) -> None:
+def test_checkpoints_of_other_formats_and_processes_are_refused(changes, said, tiny, interrupted):
     file = interrupted / "checkpoints/checkpoint-8" / checkpoints.MANIFEST
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(SettingsError, match=rf"checkpoint-8: {said}"):
@@ -155,9 +147,7 @@ def test_checkpoints_of_other_formats_and_processes_are_refused(
     assert steps(interrupted) == [4, 8]
 
 
-def test_a_clock_that_jumps_back_deletes_no_newer_checkpoint(
-    tiny: Tiny, trained: Path, elsewhere: Path, monkeypatch: Patch
-) -> None:
+def test_a_clock_that_jumps_back_deletes_no_newer_checkpoint(tiny, trained, elsewhere, monkeypatch):
     seal = checkpoints.seal
 
     def jump(checkpoint: Path, **facts: Any) -> None:
@@ -187,9 +177,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("name", ["state.pt", "random-0.pt"])
-def test_a_checkpoint_runs_no_code_even_if_its_checksums_are_right(
-    name: str, tiny: Tiny, interrupted: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_runs_no_code_even_if_its_checksums_are_right(name, tiny, interrupted, tmp_path):
     checkpoint = interrupted / "checkpoints/checkpoint-8"
     torch.save(Payload(tmp_path / "pwned"), checkpoint / name)
     checkpoints.seal(checkpoint, processes=1)
@@ -222,9 +210,7 @@ def disk() -> Iterator[Callable[[Path, str], None]]:
 
 @pytest.mark.skipif(not ROOT_HERE, reason="only root may mount a small file system")
 @pytest.mark.parametrize("size", ["100k", "500k", "1000k"])
-def test_a_full_disk_is_named_and_more_room_is_enough(
-    size: str, tiny: Tiny, trained: Path, elsewhere: Path, disk: Callable[[Path, str], None], capsys: Capture
-) -> None:
+def test_a_full_disk_is_named_and_more_room_is_enough(size, tiny, trained, elsewhere, disk, capsys):
     place, file = elsewhere / tiny().id, written(tiny(), elsewhere)
     disk(place, f"size={size}")
     assert main(["train", file, "--quiet"]) == 2
@@ -236,9 +222,7 @@ def test_a_full_disk_is_named_and_more_room_is_enough(
 
 
 @pytest.mark.skipif(not ROOT_HERE, reason="only root may mount a file system")
-def test_a_disk_that_turns_read_only_is_named(
-    tiny: Tiny, trained: Path, elsewhere: Path, disk: Callable[[Path, str], None], monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_disk_that_turns_read_only_is_named(tiny, trained, elsewhere, disk, monkeypatch, capsys):
     place, file = elsewhere / tiny().id / "checkpoints", written(tiny(), elsewhere)
     disk(place, "size=50m")
     with monkeypatch.context() as patch:
@@ -253,9 +237,7 @@ def test_a_disk_that_turns_read_only_is_named(
     assert_same_run(elsewhere / tiny().id, trained)
 
 
-def test_no_permission_and_a_vanished_directory_are_named(
-    tiny: Tiny, tmp_path: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_no_permission_and_a_vanished_directory_are_named(tiny, tmp_path, monkeypatch, capsys):
     file, gone = written(tiny(), tmp_path), tmp_path / "gone"
     monkeypatch.setenv("NFCORE_RUNS", str(Path(file) / "runs"))
     assert main(["train", file, "--quiet"]) == 2
@@ -269,7 +251,7 @@ def test_no_permission_and_a_vanished_directory_are_named(
 # --- two at once ------------------------------------------------------------------------------------------------
 
 
-def test_of_two_processes_one_waits_and_says_so(tiny: Tiny, trained: Path, elsewhere: Path) -> None:
+def test_of_two_processes_one_waits_and_says_so(tiny, trained, elsewhere):
     command = [sys.executable, "-m", "nfcore", "train", written(tiny(), elsewhere)]
     (elsewhere / tiny().id).mkdir()
     with FileLock(elsewhere / tiny().id / ".lock"):
@@ -293,9 +275,7 @@ def test_of_two_processes_one_waits_and_says_so(tiny: Tiny, trained: Path, elsew
     ],
     ids=["GPU", "CPU"],
 )
-def test_out_of_memory_names_the_step_and_what_would_fit(
-    error: Exception, tiny: Tiny, elsewhere: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_out_of_memory_names_the_step_and_what_would_fit(error, tiny, elsewhere, monkeypatch, capsys):
     def fail() -> None:
         raise error
 
@@ -307,7 +287,7 @@ def test_out_of_memory_names_the_step_and_what_would_fit(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a limit for the process's memory")
-def test_memory_that_really_runs_out(tiny: Tiny, elsewhere: Path) -> None:
+def test_memory_that_really_runs_out(tiny, elsewhere):
     experiment = tiny(model={"hidden_size": 512}, training={"batch_size": 256})
     file = written(experiment, elsewhere)
     prepare(experiment.data)  # before there is a limit
@@ -325,15 +305,13 @@ def test_memory_that_really_runs_out(tiny: Tiny, elsewhere: Path) -> None:
     assert "training.micro_batch_size=" in done.stderr.splitlines()[-1]
 
 
-def test_a_run_that_will_hardly_fit_is_announced(
-    tiny: Tiny, elsewhere: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_run_that_will_hardly_fit_is_announced(tiny, elsewhere, monkeypatch, capsys):
     monkeypatch.setattr(faults, "memory_limit", lambda: 2**20)
     train(tiny(training={"steps": 1}))
     assert "0.0 of 0.0 GiB are estimated; training.gradient_checkpointing=true takes less" in capsys.readouterr().err
 
 
-def test_a_process_of_several_takes_its_part(tiny: Tiny, monkeypatch: Patch) -> None:
+def test_a_process_of_several_takes_its_part(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     alone = faults.memory_limit()
     assert faults.micro_batch(tiny().training) == 8
@@ -348,7 +326,7 @@ def test_a_process_of_several_takes_its_part(tiny: Tiny, monkeypatch: Patch) -> 
 # --- surroundings -----------------------------------------------------------------------------------------------
 
 
-def test_a_bare_environment_is_enough(tiny: Tiny, trained: Path, tmp_path: Path) -> None:
+def test_a_bare_environment_is_enough(tiny, trained, tmp_path):
     """Locale C, no HOME, umask 077, a path with spaces and other letters; as root also no network and a checkout that
     cannot be written."""
     place = tmp_path / "a path wïth Ünicode"
@@ -368,7 +346,7 @@ def test_a_bare_environment_is_enough(tiny: Tiny, trained: Path, tmp_path: Path)
     assert stat.S_IMODE((place / "runs" / tiny().id / "record.json").stat().st_mode) == 0o600
 
 
-def test_secrets_of_the_environment_stay_there(tiny: Tiny, elsewhere: Path, monkeypatch: Patch, capfd: Capture) -> None:
+def test_secrets_of_the_environment_stay_there(tiny, elsewhere, monkeypatch, capfd):
     secret = "hf_PlantedByATest0123456789"
     for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN"):
         monkeypatch.setenv(name, secret)

@@ -105,7 +105,7 @@ def experiment(section: str, settings: dict[str, Any]) -> Experiment:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_field_takes_what_is_allowed_and_nothing_else(field: str) -> None:
+def test_a_field_takes_what_is_allowed_and_nothing_else(field):
     section, name = field.split(".")
     cls = SECTIONS.get(section, Experiment)
     wrong, right = FIELDS[field]
@@ -124,7 +124,7 @@ def test_a_field_takes_what_is_allowed_and_nothing_else(field: str) -> None:
 
 
 @pytest.mark.parametrize("field", sorted(FIELDS.keys() - {"model.vocab_size"}))  # which follows data.vocab_size
-def test_any_other_setting_is_another_run(field: str) -> None:
+def test_any_other_setting_is_another_run(field):
     section, name = field.split(".")
     beside = BESIDE.get(name, {})
     same = experiment(section, beside).id == experiment(section, {**beside, name: FIELDS[field][1][0]}).id
@@ -153,16 +153,16 @@ def test_any_other_setting_is_another_run(field: str) -> None:
         ),
     ],
 )
-def test_messages(settings: Any, message: str) -> None:
+def test_messages(settings, message):
     assert refusal(settings) == message
 
 
-def test_messages_stay_short() -> None:
+def test_messages_stay_short():
     for settings in ({"name": ["x" * 10**6] * 99}, {"x" * 10**6: 1}, {"model": {"family": "x" * 10**6}}):
         assert len(refusal(settings)) < 2000
 
 
-def test_the_table_has_every_field_and_each_says_what_it_means() -> None:
+def test_the_table_has_every_field_and_each_says_what_it_means():
     sections = {**SECTIONS, "": Experiment}
     fields = {
         f"{section}.{name}": field
@@ -174,7 +174,7 @@ def test_the_table_has_every_field_and_each_says_what_it_means() -> None:
     assert all(field.description for field in fields.values())
 
 
-def test_settings_stay_as_they_are_and_copies_are_checked() -> None:
+def test_settings_stay_as_they_are_and_copies_are_checked():
     settings = TrainingSettings(steps=3)
     with pytest.raises(ValueError, match="frozen"):
         settings.steps = 4
@@ -192,7 +192,7 @@ def test_settings_stay_as_they_are_and_copies_are_checked() -> None:
 # --- what makes two runs the same run ---------------------------------------------------------------------------
 
 
-def test_recorded_runs_keep_their_ids() -> None:
+def test_recorded_runs_keep_their_ids():
     records = [r for path in Path("data/recorded").glob("*/records.json") for r in json.loads(path.read_text())]
     assert len(records) > 300
     assert any("ffn_output_gain" not in record["settings"]["model"] for record in records)  # older than that setting
@@ -200,7 +200,7 @@ def test_recorded_runs_keep_their_ids() -> None:
         assert Experiment.from_dict(record["settings"]).id == record["id"]
 
 
-def test_identity_is_the_same_however_it_is_written() -> None:
+def test_identity_is_the_same_however_it_is_written():
     plain = Experiment.from_dict({})
     assert len(plain.id) == 12
     assert int(plain.id, 16) >= 0
@@ -216,7 +216,7 @@ def test_identity_is_the_same_however_it_is_written() -> None:
 # --- what follows from other settings ---------------------------------------------------------------------------
 
 
-def test_what_follows_from_other_fields() -> None:
+def test_what_follows_from_other_fields():
     model = ModelSettings(hidden_size=48)
     assert (model.intermediate_size, model.tie_word_embeddings) == (192, True)
     assert ModelSettings(family="pythia").tie_word_embeddings is False
@@ -225,14 +225,14 @@ def test_what_follows_from_other_fields() -> None:
     assert Experiment.from_dict({"data": {"vocab_size": 300}}).model.vocab_size == 300
 
 
-def test_a_named_shape_fills_the_sizes_and_other_keys_override_it() -> None:
+def test_a_named_shape_fills_the_sizes_and_other_keys_override_it():
     for shape, sizes in SHAPES.items():
         model = Experiment.from_dict({"model": {"shape": shape, "norm": "none"}}).model
         assert model == ModelSettings(**sizes, norm="none", vocab_size=1024)
         assert Experiment.from_dict({"model": {"shape": shape, "num_hidden_layers": 3}}).model.num_hidden_layers == 3
 
 
-def test_configurations_have_the_papers_names() -> None:
+def test_configurations_have_the_papers_names():
     for name, changes in {
         "SM+LN+G": {},
         "SM+R": {"norm": "none", "activation": "relu"},
@@ -250,7 +250,7 @@ def test_configurations_have_the_papers_names() -> None:
 # --- where settings come from -----------------------------------------------------------------------------------
 
 
-def test_override() -> None:
+def test_override():
     values = ["training.learning_rate=1e-3", "training.steps=null", "model.norm=none", "seed=3", "name="]
     assert override({"training": {"steps": 5}, "seed": 0}, [*values, "training.compile=true"]) == {
         "training": {"steps": None, "learning_rate": 1e-3, "compile": True},
@@ -262,7 +262,7 @@ def test_override() -> None:
         assert override({}, [f"a={text}"]) == {"a": 0.001}
 
 
-def test_override_refuses() -> None:
+def test_override_refuses():
     for assignment, said in (
         ("training.steps", "'training.steps': overrides are written section.field=value"),
         ("=3", "'=3': overrides are written section.field=value"),
@@ -275,7 +275,7 @@ def test_override_refuses() -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_read_yaml(tmp_path: Path) -> None:
+def test_read_yaml(tmp_path):
     file = tmp_path / "a.yaml"
     for text, value in (("seed: 3", {"seed": 3}), ("", {}), ("a: &x [1]\nb: *x", {"a": [1], "b": [1]})):
         file.write_text(text)
@@ -292,12 +292,12 @@ def test_read_yaml(tmp_path: Path) -> None:
             assert "\n" not in str(caught.value)
 
 
-def test_shipped_yaml_can_be_read() -> None:
+def test_shipped_yaml_can_be_read():
     for path in (*Path("notebooks/params").glob("*.yaml"), Path("data/claims.yaml")):
         assert read_yaml(path)
 
 
-def test_project_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_project_root(monkeypatch, tmp_path):
     monkeypatch.delenv("NFCORE_ROOT", raising=False)
     assert (project_root() / "data" / "published").is_dir()
     monkeypatch.setenv("NFCORE_ROOT", str(tmp_path))

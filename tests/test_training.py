@@ -94,7 +94,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(20, 0.25), (7, 0.0), (1, 0.05), (10, 1.0)])
-def test_learning_rate_rises_linearly_then_falls_linearly(steps: int, fraction: float) -> None:
+def test_learning_rate_rises_linearly_then_falls_linearly(steps, fraction):
     settings = TrainingSettings(learning_rate=0.01, final_learning_rate=1e-4, warmup_fraction=fraction)
     optimizer, schedule = optimizer_and_schedule(network(), settings, steps)
     warmup = round(fraction * steps)
@@ -109,7 +109,7 @@ def test_learning_rate_rises_linearly_then_falls_linearly(steps: int, fraction: 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(20, 0.25), (50, 0.05), (7, 0.0)])
 @pytest.mark.parametrize("final", [1e-4, 0.0])
-def test_the_papers_schedule_is_that_of_transformers(steps: int, fraction: float, final: float) -> None:
+def test_the_papers_schedule_is_that_of_transformers(steps, fraction, final):
     """Hugging Face's own functions, with the number of warm-up updates that TrainingArguments gives them."""
     settings = TrainingSettings(
         learning_rate=0.01, final_learning_rate=final, warmup_fraction=fraction, schedule="hf_linear"
@@ -133,9 +133,7 @@ def test_the_papers_schedule_is_that_of_transformers(steps: int, fraction: float
         ("gpt2", "learnable_scaled_gelu", "per_layer", 0),
     ],
 )
-def test_decay_is_on_matrices_and_slopes_have_their_own(
-    family: str, activation: str, sharing: str, slopes: int
-) -> None:
+def test_decay_is_on_matrices_and_slopes_have_their_own(family, activation, sharing, slopes):
     changes = dict(norm="layernorm", biases="all", activation=activation, slope_sharing=sharing)
     model = NormFreeForCausalLM(NormFreeConfig.from_shape(f"{family}-2x32", vocab_size=VOCAB, **changes))
     settings = TrainingSettings(weight_decay=0.1, slope_weight_decay=0.03, beta1=0.8, beta2=0.99, epsilon=1e-7)
@@ -151,7 +149,7 @@ def test_decay_is_on_matrices_and_slopes_have_their_own(
         assert (group["betas"], group["eps"]) == ((0.8, 0.99), 1e-7)
 
 
-def test_the_setting_chooses_the_optimiser_with_the_same_groups() -> None:
+def test_the_setting_chooses_the_optimiser_with_the_same_groups():
     model, settings = network(), TrainingSettings(beta1=0.8, beta2=0.99, epsilon=1e-7)
     ours, _ = optimizer_and_schedule(model, settings.replace(optimizer="hf_adamw"), 10)
     torchs, _ = optimizer_and_schedule(model, settings, 10)
@@ -161,7 +159,7 @@ def test_the_setting_chooses_the_optimiser_with_the_same_groups() -> None:
         assert all(group[name] == expected[name] for name in ("lr", "betas", "eps", "weight_decay"))
 
 
-def test_the_first_ffn_matrices_have_a_rate_of_their_own_and_the_second_its_inverse() -> None:
+def test_the_first_ffn_matrices_have_a_rate_of_their_own_and_the_second_its_inverse():
     model = network()
     optimizer, schedule = optimizer_and_schedule(model, TrainingSettings(learning_rate=0.01, ffn_rate=4.0), 10)
     plain, _ = optimizer_and_schedule(model, TrainingSettings(learning_rate=0.01), 10)
@@ -175,7 +173,7 @@ def test_the_first_ffn_matrices_have_a_rate_of_their_own_and_the_second_its_inve
     assert schedule.get_last_lr()[0] == plain.param_groups[0]["lr"]  # what is logged
 
 
-def test_gains_and_rates_of_the_ffn_matrices_train_like_the_scaled_activation(tiny: Tiny) -> None:
+def test_gains_and_rates_of_the_ffn_matrices_train_like_the_scaled_activation(tiny):
     """W1' = s W1 and W2' = W2 / s: under Adam the rates take the same factors. Gradients do not, so nothing is cut."""
     same = {"epsilon": 1e-20, "max_grad_norm": 1e9, "learning_rate": 1e-2}
     gains = {"activation": "gelu", "ffn_gain": 4.0, "ffn_output_gain": 0.25}
@@ -187,7 +185,7 @@ def test_gains_and_rates_of_the_ffn_matrices_train_like_the_scaled_activation(ti
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_entropy_penalty_is_that_of_the_measured_entropies_and_lowers_them(tiny: Tiny, precision: str) -> None:
+def test_the_entropy_penalty_is_that_of_the_measured_entropies_and_lowers_them(tiny, precision):
     model, penalty = {"qk_norm": True}, {"entropy_penalty": 1000.0, "entropy_target": 0.3}
     experiment = tiny(model=model, training={"precision": precision, **penalty})
     plain = tiny(model=model, training={"precision": precision})
@@ -205,7 +203,7 @@ def test_the_entropy_penalty_is_that_of_the_measured_entropies_and_lowers_them(t
 # --- equal runs -------------------------------------------------------------------------------------------------
 
 
-def test_accumulation_equals_the_full_batch(tiny: Tiny) -> None:
+def test_accumulation_equals_the_full_batch(tiny):
     # A larger epsilon keeps AdamW from turning the rounding of a gradient that is nearly zero into a whole step.
     full, parts = (train(tiny(training={"micro_batch_size": size, "epsilon": 1e-4}), quiet=True) for size in (8, 2))
     for name in ("train_loss", "eval_loss", "grad_norm"):
@@ -226,9 +224,7 @@ def at_step(step: int, action: Callable[[], Any], patch: pytest.MonkeyPatch, tim
     patch.setattr(Training, "update", acting)
 
 
-def test_resumed_equals_uninterrupted(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch, capsys):
     """With the paper's optimiser and few logs; test_faults.py has the defaults."""
     experiment = tiny(training={"optimizer": "hf_adamw", "schedule": "hf_linear", "log_every": 3})
     whole = train(experiment, quiet=True)
@@ -265,9 +261,7 @@ def batches(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> torch.Te
     return torch.stack(seen)
 
 
-def test_one_seed_gives_the_same_batches_and_another_other_ones_and_other_weights(
-    tiny: Tiny, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_seed_gives_the_same_batches_and_another_other_ones_and_other_weights(tiny, trained, monkeypatch):
     first = batches(tiny(training={"steps": 3}), monkeypatch)
     other = dict(shape="pythia-2x32", norm="layernorm", activation="learnable_leaky_relu", embd_pdrop=0.1)
     assert torch.equal(first, batches(tiny(model=other, training={"steps": 3}), monkeypatch))
@@ -279,9 +273,7 @@ def test_one_seed_gives_the_same_batches_and_another_other_ones_and_other_weight
 # --- finished runs ----------------------------------------------------------------------------------------------
 
 
-def test_finished_run_is_reused_and_says_so(
-    tiny: Tiny, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_run_is_reused_and_says_so(tiny, trained, monkeypatch, capsys):
     before = (trained / "record.json").stat().st_mtime_ns
     monkeypatch.setattr(training, "_run", lambda *args: pytest.fail("trained again"))
     assert train(tiny().to_dict()) == trained
@@ -295,7 +287,7 @@ def test_finished_run_is_reused_and_says_so(
     assert (trained / "record.json").stat().st_mtime_ns == before
 
 
-def test_tampered_run_is_refused_and_fresh_trains_the_same_again(tiny: Tiny, trained: Path, elsewhere: Path) -> None:
+def test_tampered_run_is_refused_and_fresh_trains_the_same_again(tiny, trained, elsewhere):
     run = Path(shutil.copytree(trained, elsewhere / trained.name))
     (run / "metrics.parquet").write_bytes(b"tampered")
     with pytest.raises(SettingsError, match=r"metrics\.parquet: does not match its recorded hash.*fresh=true"):
@@ -304,7 +296,7 @@ def test_tampered_run_is_refused_and_fresh_trains_the_same_again(tiny: Tiny, tra
     assert_same_run(run, trained)
 
 
-def test_record_says_what_was_run(tiny: Tiny, trained: Path) -> None:
+def test_record_says_what_was_run(tiny, trained):
     found = record(trained)
     assert (found["id"], found["status"], found["diverged"]) == (tiny().id, "complete", None)
     assert Experiment.from_dict(found["settings"]) == tiny()
@@ -328,7 +320,7 @@ def test_record_says_what_was_run(tiny: Tiny, trained: Path) -> None:
 # --- measurements -----------------------------------------------------------------------------------------------
 
 
-def test_steps_of_measurements(trained: Path) -> None:
+def test_steps_of_measurements(trained):
     for name in ("eval_loss", "eval_loss_median", "eval_loss_p95"):
         assert metric(trained, name).index.tolist() == [0, 4, 8, 10]
     for name in ("train_loss", "grad_norm", "learning_rate"):
@@ -345,7 +337,7 @@ def test_steps_of_measurements(trained: Path) -> None:
     assert (heads["nonfinite_rows"] == 0).all()
 
 
-def test_evaluation_is_over_tokens(tiny: Tiny, trained: Path) -> None:
+def test_evaluation_is_over_tokens(tiny, trained):
     model, (_, ids) = load_model(trained), probe_and_validation(tiny())
     losses = []
     with torch.no_grad():
@@ -366,7 +358,7 @@ def test_evaluation_is_over_tokens(tiny: Tiny, trained: Path) -> None:
     assert final["eval_loss"] == curve[10]
 
 
-def test_train_loss_is_that_of_the_batch_before_the_update(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_loss_is_that_of_the_batch_before_the_update(tiny, monkeypatch):
     experiment = tiny(training={"steps": 2})
     read = batches(experiment, monkeypatch)
     torch.manual_seed(experiment.seed)
@@ -384,7 +376,7 @@ def test_train_loss_is_that_of_the_batch_before_the_update(tiny: Tiny, monkeypat
         ("gpt2", "learnable_input_gelu", "per_layer"),
     ],
 )
-def test_telemetry_equals_direct_calculation(tiny: Tiny, family: str, activation: str, sharing: str) -> None:
+def test_telemetry_equals_direct_calculation(tiny, family, activation, sharing):
     model = dict(shape=f"{family}-2x32", activation=activation, slope_sharing=sharing, negative_slope=0.25)
     model |= dict(activation_scale=4, embedding_gain=30.0)  # so that heads attend to something
     experiment = tiny(model=model, training=dict(steps=4, probe_every=1, eval_every=2))
@@ -435,14 +427,14 @@ def test_telemetry_equals_direct_calculation(tiny: Tiny, family: str, activation
     assert (means[0]["entropy_random"] - means[0]["entropy"]).abs().min() > 1e-4
 
 
-def test_probing_leaves_training_untouched(tiny: Tiny, trained: Path) -> None:
+def test_probing_leaves_training_untouched(tiny, trained):
     changes = dict(probe_every=1, eval_every=1, save_every=3)
     often = train(tiny(training=changes), quiet=True)
     assert metric(often, "train_loss").tolist() == metric(trained, "train_loss").tolist()
     assert (often / "model/model.safetensors").read_bytes() == (trained / "model/model.safetensors").read_bytes()
 
 
-def test_dropout_is_off_in_measurements(tiny: Tiny, trained: Path) -> None:
+def test_dropout_is_off_in_measurements(tiny, trained):
     run = train(tiny(model={"embd_pdrop": 0.5}, training={"steps": 1}), quiet=True)
     for name in ("layers", "heads"):
         first = [table(r, name).query("step == 0").reset_index(drop=True) for r in (run, trained)]
@@ -455,9 +447,7 @@ def test_dropout_is_off_in_measurements(tiny: Tiny, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [0, 4])
-def test_a_run_that_diverges_in_an_evaluation_is_a_result(
-    step: int, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_run_that_diverges_in_an_evaluation_is_a_result(step, tiny, monkeypatch, tmp_path):
     """Before the first update, or between two probes: the last probe is made all the same."""
     monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
     evaluate = Training.evaluate
@@ -475,9 +465,7 @@ def test_a_run_that_diverges_in_an_evaluation_is_a_result(
     assert len(runs.load_runs().positions) == len(table(run, "positions"))
 
 
-def test_diverged_run_is_a_result(
-    tiny: Tiny, diverged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_diverged_run_is_a_result(tiny, diverged, monkeypatch, capsys):
     found = record(diverged)
     assert found["status"] == "diverged"
     event = found["diverged"]
@@ -502,7 +490,7 @@ def backward(model: NormFreeForCausalLM) -> None:
     model(input_ids=ids, labels=ids).loss.backward()
 
 
-def test_health_and_evaluation_raise_no_flag_and_usual_gradients_keep_every_bit() -> None:
+def test_health_and_evaluation_raise_no_flag_and_usual_gradients_keep_every_bit():
     model = network()
     bad = Watch(model)
     for step in (1, 2):
@@ -518,7 +506,7 @@ def test_health_and_evaluation_raise_no_flag_and_usual_gradients_keep_every_bit(
 
 
 @pytest.mark.parametrize("size", [1e7, 1e18, 3e38])
-def test_a_large_finite_gradient_is_an_explosion_and_is_clipped(size: float) -> None:
+def test_a_large_finite_gradient_is_an_explosion_and_is_clipped(size):
     """1e18 in every entry is finite; its norm overflows float32, and clipping by that would multiply it by zero."""
     model = network(tie_word_embeddings=False)
     bad = Watch(model)
@@ -534,7 +522,7 @@ def test_a_large_finite_gradient_is_an_explosion_and_is_clipped(size: float) -> 
     assert float(clipped.double().norm()) == pytest.approx(1.0, rel=1e-4)
 
 
-def test_a_run_goes_on_after_an_explosion(tiny: Tiny) -> None:
+def test_a_run_goes_on_after_an_explosion(tiny):
     """Weights so large that gradients explode at once, in a model that stays finite."""
     large = {"ffn_gain": 1e4, "ffn_output_gain": 1e4, "final_norm": "none"}
     found = record(train(tiny(model=large, training={"learning_rate": 1e-6, "final_learning_rate": 0.0}), quiet=True))
@@ -544,7 +532,7 @@ def test_a_run_goes_on_after_an_explosion(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_bad_weights_are_found_in_the_forward_pass(layer: int) -> None:
+def test_bad_weights_are_found_in_the_forward_pass(layer):
     model = network(tie_word_embeddings=False)
     bad = Watch(model)
     for step in (1, 2, 3):
@@ -560,7 +548,7 @@ def test_bad_weights_are_found_in_the_forward_pass(layer: int) -> None:
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("tied", [True, False])
-def test_bad_gradients_are_found_in_the_backward_pass(layer: int, value: float, tied: bool) -> None:
+def test_bad_gradients_are_found_in_the_backward_pass(layer, value, tied):
     model = network(tie_word_embeddings=tied)
     bad = Watch(model)
     module = model.lm_head if layer == 2 else model.blocks[layer].ffn.down
@@ -571,7 +559,7 @@ def test_bad_gradients_are_found_in_the_backward_pass(layer: int, value: float, 
     assert bad.events() == ({"step": 5, "layer": layer, "where": "backward"}, None)
 
 
-def test_gradients_are_left_alone_where_loss_scaling_overflows_them(tiny: Tiny) -> None:
+def test_gradients_are_left_alone_where_loss_scaling_overflows_them(tiny):
     made = Training(tiny(), prepare(tiny().data), Path("unused"))
     made.model.blocks[0].ffn.down.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], float("inf")),))
     made.precision = "float16"
@@ -583,7 +571,7 @@ def test_gradients_are_left_alone_where_loss_scaling_overflows_them(tiny: Tiny) 
 
 
 @pytest.mark.parametrize("residual", ["float32", "bfloat16"])
-def test_bfloat16_keeps_the_residual_stream_as_asked(tiny: Tiny, residual: str) -> None:
+def test_bfloat16_keeps_the_residual_stream_as_asked(tiny, residual):
     seen = set()
     experiment = tiny(model={"residual_dtype": residual}, training={"precision": "bfloat16", "steps": 3})
     update = Training.update
@@ -605,13 +593,13 @@ def test_bfloat16_keeps_the_residual_stream_as_asked(tiny: Tiny, residual: str) 
     assert metric(run, "train_loss").iloc[-1] < metric(run, "train_loss").iloc[0]
 
 
-def test_gradient_checkpointing_is_what_the_setting_asks_for(tiny: Tiny) -> None:
+def test_gradient_checkpointing_is_what_the_setting_asks_for(tiny):
     for asked in (False, True):
         made = Training(tiny(training={"gradient_checkpointing": asked}), prepare(tiny().data), Path("unused"))
         assert recomputes(made.model) == asked
 
 
-def test_no_steps_are_one_epoch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_steps_are_one_epoch(tiny, monkeypatch):
     experiment = tiny(data={"max_documents": 3}, training={"steps": None})
     rows = np.asarray(prepare(experiment.data).train)
     assert len(rows) > 16
@@ -632,16 +620,14 @@ def test_no_steps_are_one_epoch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> 
         ({}, 1, {"fsdp": True}, "fsdp: needs several processes"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(
-    changes: dict[str, Any], processes: int, options: dict[str, Any], said: str, tiny: Tiny, monkeypatch: Any
-) -> None:
+def test_what_cannot_be_trained_is_refused(changes, processes, options, said, tiny, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     with pytest.raises(SettingsError, match=said):
         Training(tiny(training=changes), prepare(tiny().data), Path("unused"), **options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device has float16")
-def test_float16_and_what_holds_no_settings_are_refused(tiny: Tiny) -> None:
+def test_float16_and_what_holds_no_settings_are_refused(tiny):
     with pytest.raises(SettingsError, match=r"training\.precision: 'float16' needs a CUDA device"):
         train(tiny(training={"precision": "float16"}), quiet=True)
     for given in ("relu.yaml", None, []):
@@ -649,9 +635,7 @@ def test_float16_and_what_holds_no_settings_are_refused(tiny: Tiny) -> None:
             train(given)  # type: ignore[arg-type]
 
 
-def test_progress_says_what_is_left(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_says_what_is_left(tiny, monkeypatch, capsys):
     run = train(tiny(name="a label", training={"steps": 2}), fresh=True)
     last = capsys.readouterr().err.split("\r")[-1]
     assert re.match(r"  a label \[\w+\]: 100% of \S+ tokens, .* tokens/s, 00:00 left, loss \d", last)
