@@ -13,7 +13,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from nfcore import (
@@ -496,7 +495,7 @@ def test_lists_arrays_and_single_sequences_are_converted():
         assert torch.equal(head_entropy(model, one), single)
 
 
-PAIR = {"input_ids": [[1, 2]]}
+PAIR, COLUMN = {"input_ids": [[1, 2]]}, [torch.ones(2, dtype=torch.long)] * 16
 
 
 @pytest.mark.parametrize(
@@ -524,6 +523,10 @@ PAIR = {"input_ids": [[1, 2]]}
         ({**PAIR, "attention_mask": [[0, 0]]}, "attention_mask: leaves no token"),
         ({**PAIR, "attention_mask": "ones"}, "attention_mask: str must be a tensor"),
         ({**PAIR, "past_key_values": ((torch.zeros(1, 4, 3, 8),) * 2,)}, "past_key_values is tuple"),
+        *(  # what the default collate makes of columns
+            (batch, r'_\w+ is a list of tensors, .*; stack .* dataset.with_format\("torch"\)')
+            for batch in (COLUMN, [COLUMN], {"input_ids": COLUMN}, {"input_ids": ids(), "attention_mask": COLUMN})
+        ),
         ({"inputs_embeds": torch.zeros(4, 32)}, r"inputs_embeds is torch.float32 of shape \(4, 32\); .* embeddings"),
         ({"inputs_embeds": torch.zeros(1, 0, 32)}, r"inputs_embeds is torch.float32 of shape \(1, 0, 32\)"),
     ],
@@ -547,14 +550,3 @@ def test_a_misspelt_key_is_refused_and_what_a_model_takes_is_not(name):
     assert head_entropy(model, {"input_ids": batch, **more}).isfinite().all()
     with pytest.raises(SettingsError, match=r"batch: 'attention_mask' is not one of input_ids$"):
         head_entropy(Wrapped(model), {"input_ids": batch, "attention_mask": batch})
-
-
-def test_lists_of_tensors_which_the_default_collate_makes_of_columns_are_refused():
-    rows = ids().tolist()
-    mapping = default_collate([{"input_ids": row, "attention_mask": [1] * 16} for row in rows])
-    mask = {"input_ids": ids(), "attention_mask": mapping["attention_mask"]}
-    for batch in (mapping, default_collate(rows), default_collate([[row] for row in rows]), mask, [*ids()]):
-        with pytest.raises(
-            SettingsError, match=r'_\w+ is a list of tensors, .*; stack .* dataset.with_format\("torch"\)'
-        ):
-            head_entropy(gpt2(), batch)

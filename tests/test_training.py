@@ -571,26 +571,17 @@ def test_gradients_are_left_alone_where_loss_scaling_overflows_them(tiny):
 
 
 @pytest.mark.parametrize("residual", ["float32", "bfloat16"])
-def test_bfloat16_keeps_the_residual_stream_as_asked(tiny, residual):
-    seen = set()
-    experiment = tiny(model={"residual_dtype": residual}, training={"precision": "bfloat16", "steps": 3})
-    update = Training.update
-
-    def spy(self: Training) -> Any:
-        hook = self.model.blocks[0].register_forward_hook(lambda m, a, out: seen.add((a[0].dtype, out[0].dtype)))
-        try:
-            return update(self)
-        finally:
-            hook.remove()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "update", spy)
-        run = train(experiment, quiet=True)
+def test_bfloat16_keeps_the_residual_stream_as_asked_and_the_weights_in_float32(tiny, residual):
+    experiment = tiny(model={"residual_dtype": residual}, training={"precision": "bfloat16"})
+    made, seen, losses = Training(experiment, prepare(experiment.data), Path("unused")), set(), []
+    made.model.blocks[0].register_forward_hook(lambda m, a, out: seen.add((a[0].dtype, out[0].dtype)))
+    for _ in range(3):
+        made.update()
+        losses.append(float(made.loss_sum) - sum(losses))
     dtype = getattr(torch, residual)
     assert seen == {(dtype, dtype)}
-    assert record(run)["status"] == "complete"
-    assert {w.dtype for w in weights(run).values()} == {torch.float32}
-    assert metric(run, "train_loss").iloc[-1] < metric(run, "train_loss").iloc[0]
+    assert {p.dtype for p in made.model.parameters()} == {torch.float32}
+    assert losses[-1] < losses[0]
 
 
 def test_gradient_checkpointing_is_what_the_setting_asks_for(tiny):
