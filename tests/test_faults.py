@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -251,17 +252,19 @@ def test_no_permission_and_a_vanished_directory_are_named(tiny, tmp_path, monkey
 # --- two at once ------------------------------------------------------------------------------------------------
 
 
-def test_of_two_processes_one_waits_and_says_so(tiny, trained, elsewhere):
-    command = [sys.executable, "-m", "nfcore", "train", written(tiny(), elsewhere)]
+def test_of_two_that_train_a_run_one_waits_and_says_so(tiny, trained, elsewhere, capsys):
     (elsewhere / tiny().id).mkdir()
-    with FileLock(elsewhere / tiny().id / ".lock"):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project_root())
-        assert child.stderr is not None
-        assert "waits for another process that trains it" in child.stderr.readline()
-        shutil.copytree(trained, elsewhere / tiny().id, dirs_exist_ok=True)
-    said, _ = child.communicate(timeout=60)
-    assert child.returncode == 0
-    assert "finished before, reused" in said
+    said, latest = "", time.monotonic() + 60
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(elsewhere / tiny().id / ".lock"):
+            other = pool.submit(train, tiny())
+            while "waits for another process that trains it" not in said:
+                assert time.monotonic() < latest, said
+                time.sleep(0.01)
+                said += capsys.readouterr().err
+            shutil.copytree(trained, elsewhere / tiny().id, dirs_exist_ok=True)
+        assert other.result(60) == elsewhere / tiny().id
+    assert "finished before, reused" in capsys.readouterr().out
 
 
 # --- memory -----------------------------------------------------------------------------------------------------

@@ -239,6 +239,13 @@ def damaged(draw: Any, content: bytes) -> bytes:
     return content[:at] + (draw(st.binary(max_size=8)) if how == "insert" else put) + after
 
 
+def spoilt(draw: Any, value: Any) -> bytes:
+    """A JSON file with a wrong value, or with wrong bytes."""
+    return (
+        json.dumps(changed(draw, value)).encode() if draw(st.booleans()) else damaged(draw, json.dumps(value).encode())
+    )
+
+
 def test_records_are_read_or_refused(tmp_path):
     recorded = Path("data/recorded/quick")
     record = json.loads((recorded / "records.json").read_text())[0]
@@ -250,11 +257,7 @@ def test_records_are_read_or_refused(tmp_path):
     record["files"] = {path.name: file_sha256(path) for path in directory.iterdir()}
 
     def check(data: st.DataObject) -> None:
-        if data.draw(st.integers(0, 3)):
-            content = json.dumps(changed(data.draw, record)).encode()
-        else:
-            content = damaged(data.draw, json.dumps(record).encode())
-        (directory / "record.json").write_bytes(content)
+        (directory / "record.json").write_bytes(spoilt(data.draw, record))
         found = attempt(runs.read_record, directory)
         if found is not None:
             attempt(verify, directory, found)
@@ -391,11 +394,7 @@ def test_tokenizers_are_loaded_or_refused(tmp_path, tiny):
     whole = json.loads((prepare(tiny().data).directory / "tokenizer.json").read_text())
 
     def check(data: st.DataObject) -> None:
-        if data.draw(st.booleans()):
-            content = json.dumps(changed(data.draw, whole)).encode()
-        else:
-            content = damaged(data.draw, json.dumps(whole).encode())
-        (tmp_path / "tokenizer.json").write_bytes(content)
+        (tmp_path / "tokenizer.json").write_bytes(spoilt(data.draw, whole))
         found = attempt(load_tokenizer, str(tmp_path), 300)
         assert found is None or max(found[0].get_vocab().values()) < 300
 
