@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +27,6 @@ from nfcore import faults, runs, train
 from nfcore.settings import Experiment, project_root
 from nfcore.training import Training
 from tests.test_training import at_step, record, table, weights
-
-
-Made = tuple[Path, dict[str, Experiment], str]
 
 
 class Job(NamedTuple):
@@ -117,51 +113,39 @@ def fork_all() -> None:
                     fork((experiment,), job.processes)
 
 
-@pytest.fixture(scope="module")
-def jobs(tiny: Callable[..., Experiment], tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Where the jobs left their runs, what these are, and what was printed."""
-    place = tmp_path_factory.mktemp("jobs")
-    options = dict(capture_output=True, text=True, cwd=project_root(), env={**os.environ, "NFCORE_RUNS": str(place)})
-    model = {"activation": "learnable_leaky_relu"}
+def test_several_processes_make_the_run_of_one(tiny, tmp_path, monkeypatch):
+    """One test, since its jobs share a process."""
+    place, model = tmp_path / "several", {"activation": "learnable_leaky_relu"}
+    place.mkdir()
     made = {name: tiny(training=job.settings, model=model) for name, job in JOBS.items()}
     forked = {name: experiment.to_dict() for name, experiment in made.items()}
     file = place / "experiment.yaml"
     file.write_text(yaml.safe_dump(forked.pop("sharded by torchrun")))
-    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     torchrun += ["--rdzv-endpoint", "localhost:0", "-m", "nfcore", "train", str(file), "--fsdp"]
+    forks = ["-c", "from tests.test_distributed import fork_all; fork_all()"]
+    options = dict(capture_output=True, text=True, cwd=project_root(), env={**os.environ, "NFCORE_RUNS": str(place)})
     said = ""
-    for command, given in (
-        (["-c", "from tests.test_distributed import fork_all; fork_all()"], yaml.safe_dump(forked)),
-        (["-m", *torchrun], None),
-    ):
-        done = subprocess.run([sys.executable, *command], input=given, **options)  # type: ignore[call-overload]
+    for command, given in ((forks, yaml.safe_dump(forked)), (torchrun, None)):
+        done = subprocess.run([sys.executable, *command], input=given, timeout=400, **options)
         assert done.returncode == 0, done.stderr[-3000:]
         said += done.stdout
-    return place, made, said
+    assert said.count("perplexity") == 1  # the first process alone speaks, and forks have no command line
 
-
-@pytest.mark.parametrize("name", JOBS)
-def test_equals_the_run_of_one_process(name, jobs, tmp_path, monkeypatch):
-    (place, made, _), job = jobs, JOBS[name]
-    found = place / made[name].id
-    assert record(found)["provenance"]["processes"] == job.processes
-    assert not list(found.glob("checkpoints/*"))
-    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
-    assert_close(train(made[name], quiet=True), found)
-    for rank in range(0 if "torchrun" in name else job.processes):
-        seen = json.loads((place / f"{name}-{rank}.json").read_text())
-        assert seen["halved"] == job.sharded
-        assert seen["wrappers"] == 0, "torch may then wait for ever"
-        # Gradients are reduced once an update, in the last of its micro-batches.
-        passes = (10 - job.resumed) * (8 // job.processes // job.settings["micro_batch_size"] - 1)
-        assert job.sharded or seen["passes"] == passes > 0
-
-
-def test_only_the_first_process_speaks_and_all_stop_together(jobs):
-    place, _, said = jobs
-    assert said.count("perplexity") == 1  # the command line of torchrun
-    for job in JOBS.values():
-        assert not job.resumed or said.count(f"resumes at step {job.resumed}\n") == 1
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "alone"))
+    for name, job in JOBS.items():
+        found = place / made[name].id
+        assert record(found)["provenance"]["processes"] == job.processes
+        assert not list(found.glob("checkpoints/*")), name
+        assert not job.resumed or said.count(f"resumes at step {job.resumed}\n") == 1, name
+        assert_close(train(made[name], quiet=True), found)
+        for rank in range(0 if "torchrun" in name else job.processes):
+            seen = json.loads((place / f"{name}-{rank}.json").read_text())
+            assert seen["halved"] == job.sharded, name
+            assert seen["wrappers"] == 0, "torch may then wait for ever"
+            # Gradients are reduced once an update, in the last of its micro-batches.
+            passes = (10 - job.resumed) * (8 // job.processes // job.settings["micro_batch_size"] - 1)
+            assert job.sharded or seen["passes"] == passes > 0, name
     for rank in range(2):
         seen = json.loads((place / f"sharded, stopped at first-{rank}.json").read_text())
         assert "stopped at step 8 of 10; the same command goes on from the last checkpoint" in seen["said"]

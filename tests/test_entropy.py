@@ -276,6 +276,9 @@ def test_a_bad_query_or_key_spoils_exactly_the_rows_that_see_it(name, bad):
                 assert got[spoilt].isfinite().all()
             else:
                 close(got, expected.masked_fill(spoilt, math.nan), 2e-6)
+                rows = attention_rows(*given, **how)
+                for part in (rows.log_sum_exp, rows.first_key):
+                    assert torch.equal(part.isnan(), spoilt | expected.isnan())
 
 
 @pytest.mark.parametrize("name", ["causal", "softcap", "window", "bias", "sinks"])

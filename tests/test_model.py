@@ -443,7 +443,7 @@ def test_importing_the_package_loads_no_torch_and_training_no_logger_and_tells_t
     loggers = {"datasets", "wandb", "tensorboard", "trackio", "papermill", "snakemake", "matplotlib", "IPython"}
     script = (
         "import sys, nfcore\n"
-        "from nfcore.settings import Experiment\n"
+        "from nfcore import Experiment, SettingsError\n"
         "assert Experiment.from_dict({}).id == sys.argv[1], 'the id is of this process'\n"
         "assert not {'torch', 'transformers', 'numpy', 'pandas'} & {*sys.modules}, 'heavy import'\n"
         "from transformers import AutoConfig, AutoModelForCausalLM\n"
