@@ -136,23 +136,14 @@ def test_dynamic_quantisation():
     assert 0 < (logits - exact).abs().max() < 0.3 * exact.std()
 
 
-@pytest.mark.parametrize("where", ["cpu", "disk", "map"])
-def test_offloading_changes_no_logits(where, tmp_path):
-    import accelerate
-
+def test_offloading_changes_no_logits(tmp_path):
     network, ids = spread(ours()), tokens()
     expected = network(ids).logits
-    if where == "map":
-        network.save_pretrained(tmp_path)
-        device_map = {name: "cpu" for name, _ in network.named_children() if name != "blocks"}
-        device_map |= {"blocks.0": "cpu", "blocks.1": "disk"}
-        network = AutoModelForCausalLM.from_pretrained(
-            tmp_path, device_map=device_map, offload_folder=tmp_path / "offloaded"
-        ).eval()
-    elif where == "cpu":
-        accelerate.cpu_offload(network, torch.device("cpu"))
-    else:
-        accelerate.disk_offload(network, tmp_path, torch.device("cpu"))
+    network.save_pretrained(tmp_path)
+    where = {name: "cpu" for name, _ in network.named_children() if name != "blocks"}
+    where |= {"blocks.0": "cpu", "blocks.1": "disk"}
+    options = dict(device_map=where, offload_folder=tmp_path / "offloaded")
+    network = AutoModelForCausalLM.from_pretrained(tmp_path, **options).eval()
     assert any(p.is_meta for p in network.parameters())
     close(network(ids).logits, expected)
 
@@ -478,8 +469,14 @@ def run(trained: Path) -> Path:
     return trained / "model"
 
 
-def test_a_run_is_a_whole_hugging_face_folder(run):
-    network, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+@pytest.fixture
+def loaded(run: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of a run."""
+    return AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+
+
+def test_a_run_is_a_whole_hugging_face_folder(loaded):
+    network, tokenizer = loaded
     assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id) == ("<|endoftext|>", 0, 0)
     assert tokenizer.model_max_length == network.config.max_position_embeddings
     for config in (network.config, network.generation_config):
@@ -490,8 +487,8 @@ def test_a_run_is_a_whole_hugging_face_folder(run):
 
 
 @pytest.mark.parametrize("name", ["", "tokenizer.json"])
-def test_the_special_tokens_of_a_users_own_tokenizer_keep_their_roles(name, run, tiny, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(run).backend_tokenizer
+def test_the_special_tokens_of_a_users_own_tokenizer_keep_their_roles(name, loaded, tiny, tmp_path):
+    tokenizer = loaded[1].backend_tokenizer
     own = ("bos_token", "eos_token", "unk_token", "pad_token")
     ids = dict(zip(own, (5, 6, 7, 8), strict=True))
     roles = {role: tokenizer.id_to_token(number) for role, number in ids.items()}
@@ -513,8 +510,8 @@ def test_the_special_tokens_of_a_users_own_tokenizer_keep_their_roles(name, run,
             assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (5, 6, expected["pad_token"])
 
 
-def test_generation_stops_at_a_string(run):
-    network, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+def test_generation_stops_at_a_string(loaded):
+    network, tokenizer = loaded
     given = tokenizer("def head(", return_tensors="pt")
     long = network.generate(**given, max_new_tokens=6, do_sample=False)
     text = tokenizer.decode(long[0, given["input_ids"].shape[1]])
@@ -529,12 +526,12 @@ def test_a_batched_pipeline_gives_what_single_prompts_give(run):
     assert generate(texts, batch_size=3, **options) == [generate(text, **options) for text in texts]
 
 
-def test_log_likelihoods_of_lm_eval_are_ours(run):
+def test_log_likelihoods_of_lm_eval_are_ours(run, loaded):
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    network, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    network, tokenizer = loaded
     judge = HFLM(pretrained=str(run), device="cpu", batch_size=2)
     pairs = [("def head(", "key):"), ("", "return"), ("x = batch", " * 2\n")]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
