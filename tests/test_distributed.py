@@ -1,39 +1,49 @@
-"""Several processes on one machine, connected by gloo: the same run as one process makes, and its faults."""
+"""Several processes on one machine, connected by gloo: the same run as one process makes, and its faults.
 
+All jobs but that of torchrun are forked, one after another, from one process that has imported everything.
+"""
+
+import gc
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 import yaml
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing import ProcessExitedException
+from torch.nn.parallel import DistributedDataParallel
 
-from nfcore import runs, train
+from nfbook.presets import train_on_all
+from nfcore import faults, runs, train
 from nfcore.settings import Experiment, project_root
-from tests.test_training import metric, record, table, weights
+from nfcore.training import Training
+from tests.test_training import at_step, record, table, weights
 
 
-Tiny = Callable[..., Experiment]
+class Job(NamedTuple):
+    processes: int
+    settings: dict[str, Any]
+    sharded: bool = False
+    fault: int | None = None  # the signal that process 1 alone gets in the sixth update; the job is started again
+    resumed: int = 0  # the step that it then goes on from
 
 
-def launch(experiment: Experiment, processes: int, *options: str) -> list[str]:
-    """The command that trains ``experiment`` with torchrun, its settings beside its runs."""
-    file = runs.runs_dir() / f"{experiment.id}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(experiment.to_dict()))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "nfcore"]
-    return [*torchrun, "train", str(file), *options]
-
-
-def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, cwd=project_root(), **options)
+JOBS = {
+    "of a notebook, one dies": Job(2, {"micro_batch_size": 2}, fault=signal.SIGKILL, resumed=4),
+    "accumulating": Job(4, {"micro_batch_size": 1}),
+    # of a signal to one process the others hear when they log
+    "sharded, stopped": Job(2, {"micro_batch_size": 2, "log_every": 4}, True, signal.SIGTERM, 8),
+    "sharded by torchrun": Job(2, {"micro_batch_size": 2, "optimizer": "hf_adamw", "schedule": "hf_linear"}, True),
+}
 
 
 def assert_close(run: Path, other: Path) -> None:
@@ -52,147 +62,90 @@ def assert_close(run: Path, other: Path) -> None:
         torch.testing.assert_close(theirs[name], expected, rtol=0, atol=1e-5)
 
 
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
-    return tmp_path
+def watched(name: str, fault: int | None, experiment: Experiment) -> None:
+    """Train in one process of a job, and note what no other can see."""
+    rank, seen = torch.distributed.get_rank(), {"passes": 0}
+    no_sync, run, end = DistributedDataParallel.no_sync, Training.run, accelerate.Accelerator.end_training
 
+    def counting(model: Any) -> Any:
+        seen["passes"] += 1
+        return no_sync(model)
 
-@pytest.mark.parametrize(
-    ("processes", "options", "changes"),
-    [
-        (2, (), {}),
-        (4, (), {"micro_batch_size": 1}),
-        (2, ("--fsdp",), {"micro_batch_size": 2}),
-        (2, ("--fsdp",), {"micro_batch_size": 2, "optimizer": "hf_adamw", "schedule": "hf_linear"}),
-    ],
-    ids=["two", "four, accumulating", "two, sharded", "two, sharded, the paper's optimiser"],
-)
-def test_equals_the_run_of_one_process(
-    processes: int, options: tuple[str, ...], changes: dict[str, Any], tiny: Tiny, elsewhere: Path
-) -> None:
-    experiment = tiny(training=changes, model={"activation": "learnable_leaky_relu"})
-    done = run(launch(experiment, processes, *options))
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = elsewhere / experiment.id
-    made = record(found)
-    assert made["provenance"]["processes"] == processes
-    assert done.stdout.count("perplexity") == 1  # of the first process alone
-    assert not list(found.glob("checkpoints/*"))
-    os.environ["NFCORE_RUNS"] = str(elsewhere / "alone")
-    alone = train(experiment, quiet=True)
-    assert_close(alone, found)
-    assert made["final"]["step"] == record(alone)["final"]["step"]
-    assert metric(alone, "train_loss").index.equals(metric(found, "train_loss").index)
+    def looking(self: Training) -> None:
+        matrices = [p for p in self.model.parameters() if p.dim() > 1]
+        halves = [p for p in matrices if isinstance(p, DTensor) and 2 * p.to_local().numel() == p.numel()]
+        seen["halved"] = len(halves) / len(matrices)
+        run(self)
 
+    def parting(self: accelerate.Accelerator) -> None:
+        seen["wrappers"] = sum(type(o) is DistributedDataParallel for o in gc.get_objects())
+        end(self)
 
-def workers(parent: int) -> dict[int, int]:
-    """Process ids by rank of the processes below ``parent``."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistributedDataParallel, "no_sync", counting)
+        patch.setattr(Training, "run", looking)
+        patch.setattr(accelerate.Accelerator, "end_training", parting)
+        if fault and rank == 1:
+            at_step(5, lambda: os.kill(os.getpid(), fault), patch)
         try:
-            if int((path / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                variables = dict(v.partition("=")[::2] for v in (path / "environ").read_text().split("\0"))
-                if "RANK" in variables:
-                    found[int(variables["RANK"])] = int(path.name)
-        except OSError:
-            continue
-    return found
+            train(experiment, fsdp=JOBS[name].sharded)
+        except faults.Stopped as stopped:
+            name, seen["said"] = f"{name} at first", str(stopped)
+    (runs.runs_dir() / f"{name}-{rank}.json").write_text(json.dumps(seen))
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers in /proc")
-@pytest.mark.parametrize(("fault", "options"), [("worker dies", ()), ("job is asked to stop", ("--fsdp",))])
-def test_a_job_that_ends_early_names_the_cause_and_resumes(
-    fault: str, options: tuple[str, ...], tiny: Tiny, elsewhere: Path
-) -> None:
-    experiment = tiny(training={"steps": 80, "save_every": 20, "eval_every": 40, "probe_every": 40, "log_every": 5})
-    command = launch(experiment, 2, *options)
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project_root())
-    saved = elsewhere / experiment.id / "checkpoints"
-    while not list(saved.glob("*/manifest.json")):
-        assert job.poll() is None, job.communicate()[1][-3000:]
-        time.sleep(0.05)
-    if fault == "worker dies":
-        os.kill(workers(job.pid)[1], signal.SIGKILL)
-    else:
-        job.send_signal(signal.SIGTERM)
-    _, said = job.communicate(timeout=60)
-    assert job.returncode != 0
-    assert ("Signal 9 (SIGKILL)" if fault == "worker dies" else "goes on from the last checkpoint") in said, said[
-        -3000:
-    ]
-    assert runs.read_record(elsewhere / experiment.id) is None
-    done = run(command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "resumes at step" in done.stdout
-    os.environ["NFCORE_RUNS"] = str(elsewhere / "alone")
-    alone, resumed = metric(train(experiment, quiet=True), "eval_loss"), metric(elsewhere / experiment.id, "eval_loss")
-    # The order of sums tells after so many updates, of which Adam makes each about as large as the learning rate.
-    np.testing.assert_allclose(resumed, alone, atol=1e-3)
+def fork_all() -> None:
+    """Make the runs of ``JOBS`` whose settings come as YAML."""
+    for name, settings in yaml.safe_load(sys.stdin).items():
+        experiment, job = Experiment.from_dict(settings), JOBS[name]
+        for fault in (job.fault, None) if job.fault else (None,):
+            fork = partial(accelerate.debug_launcher, partial(watched, name, fault))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(accelerate, "notebook_launcher", lambda _, *args, fork=fork, **more: fork(*args, **more))
+                if fault == signal.SIGKILL:
+                    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+                        fork((experiment,), job.processes)
+                    assert runs.read_record(runs.runs_dir() / experiment.id) is None
+                elif "notebook" in name:  # processes of the CPU stand in for GPUs; three would not divide the batch
+                    patch.setattr(torch.cuda, "device_count", lambda: 3)
+                    train_on_all(experiment)
+                else:
+                    fork((experiment,), job.processes)
 
 
-SHARDED = """
-import os, sys, accelerate, yaml
-from torch.distributed.tensor import DTensor
-from nfcore import training
-from nfcore.settings import Experiment
+def test_several_processes_make_the_run_of_one(tiny, tmp_path, monkeypatch):
+    """One test, since its jobs share a process."""
+    place, model = tmp_path / "several", {"activation": "learnable_leaky_relu"}
+    place.mkdir()
+    made = {name: tiny(training=job.settings, model=model) for name, job in JOBS.items()}
+    forked = {name: experiment.to_dict() for name, experiment in made.items()}
+    file = place / "experiment.yaml"
+    file.write_text(yaml.safe_dump(forked.pop("sharded by torchrun")))
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    torchrun += ["--rdzv-endpoint", "localhost:0", "-m", "nfcore", "train", str(file), "--fsdp"]
+    forks = ["-c", "from tests.test_distributed import fork_all; fork_all()"]
+    options = dict(capture_output=True, text=True, cwd=project_root(), env={**os.environ, "NFCORE_RUNS": str(place)})
+    said = ""
+    for command, given in ((forks, yaml.safe_dump(forked)), (torchrun, None)):
+        done = subprocess.run([sys.executable, *command], input=given, timeout=400, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        said += done.stdout
+    assert said.count("perplexity") == 1  # the first process alone speaks, and forks have no command line
 
-start = training.Training.run
-
-def run(self):
-    matrices = [p for p in self.model.parameters() if p.dim() > 1]
-    halves = [p for p in matrices if isinstance(p, DTensor) and 2 * p.to_local().numel() == p.numel()]
-    os.write(1, b"%d of %d matrices halved\\n" % (len(halves), len(matrices)))
-    start(self)
-
-training.Training.run = run
-experiment = Experiment.from_dict(yaml.safe_load(sys.stdin))
-accelerate.debug_launcher(lambda: training.train(experiment, fsdp=True, quiet=True), num_processes=2)
-"""
-
-
-def test_shards_weights_over_processes(tiny: Tiny, elsewhere: Path) -> None:
-    experiment = tiny(training={"steps": 2})
-    done = run([sys.executable, "-c", SHARDED], input=yaml.safe_dump(experiment.to_dict()))
-    assert done.returncode == 0, done.stderr[-3000:]
-    count = len([w for w in weights(elsewhere / experiment.id).values() if w.dim() > 1])
-    assert done.stdout.count(f"{count} of {count} matrices halved\n") == 2
-
-
-LAUNCH = """
-import gc, os, sys, accelerate, torch, yaml
-from torch.nn.parallel import DistributedDataParallel
-from nfbook.presets import train_on_all
-from nfcore.settings import Experiment
-
-no_sync, alone = DistributedDataParallel.no_sync, []
-DistributedDataParallel.no_sync = lambda model: alone.append(1) or no_sync(model)
-torch.cuda.device_count = lambda: 3
-
-def parting(self, end=accelerate.Accelerator.end_training):
-    left = sum(type(o) is DistributedDataParallel for o in gc.get_objects())
-    os.write(1, b"parts with %d wrappers\\n" % left)
-    end(self)
-
-accelerate.Accelerator.end_training = parting
-
-def launcher(train, arguments, num_processes):
-    def counting(*arguments):
-        train(*arguments)
-        os.write(1, b"%d passes without reduction\\n" % len(alone))  # at once, for both write
-    accelerate.debug_launcher(counting, arguments, num_processes)
-
-accelerate.notebook_launcher = launcher
-train_on_all(Experiment.from_dict(yaml.safe_load(sys.stdin)))
-"""
-
-
-def test_a_notebook_trains_on_all_gpus(tiny: Tiny, elsewhere: Path) -> None:
-    """Two processes of the CPU stand in for GPUs; three would not divide the batch. Gradients are reduced once an
-    update, in the last of its four micro-batches."""
-    experiment = tiny(training={"micro_batch_size": 1})
-    done = run([sys.executable, "-c", LAUNCH], input=yaml.safe_dump(experiment.to_dict()))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert record(elsewhere / experiment.id)["provenance"]["processes"] == 2
-    assert done.stdout.count("30 passes without reduction\n") == 2
-    assert done.stdout.count("parts with 0 wrappers\n") == 2, "torch may then wait for ever"
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "alone"))
+    for name, job in JOBS.items():
+        found = place / made[name].id
+        assert record(found)["provenance"]["processes"] == job.processes
+        assert not list(found.glob("checkpoints/*")), name
+        assert not job.resumed or said.count(f"resumes at step {job.resumed}\n") == 1, name
+        assert_close(train(made[name], quiet=True), found)
+        for rank in range(0 if "torchrun" in name else job.processes):
+            seen = json.loads((place / f"{name}-{rank}.json").read_text())
+            assert seen["halved"] == job.sharded, name
+            assert seen["wrappers"] == 0, "torch may then wait for ever"
+            # Gradients are reduced once an update, in the last of its micro-batches.
+            passes = (10 - job.resumed) * (8 // job.processes // job.settings["micro_batch_size"] - 1)
+            assert job.sharded or seen["passes"] == passes > 0, name
+    for rank in range(2):
+        seen = json.loads((place / f"sharded, stopped at first-{rank}.json").read_text())
+        assert "stopped at step 8 of 10; the same command goes on from the last checkpoint" in seen["said"]

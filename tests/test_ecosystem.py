@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -53,42 +52,18 @@ class Opaque(nn.Module):
 
 @pytest.mark.parametrize("biases", ["paper", "all", "none"])
 @pytest.mark.parametrize("family", ["gpt2", "pythia"])
-def test_every_module_may_be_replaced_by_one_that_only_answers_calls(family, biases):
+def test_every_module_is_called_and_may_be_replaced_by_one_that_only_answers_calls(family, biases):
     network, ids = spread(ours(family, biases=biases, activation="learnable_leaky_relu")), tokens()
+    leaves = {name: module for name, module in network.named_modules() if not list(module.children())}
+    called: list[str] = []
+    for name, module in leaves.items():
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
     expected = network(ids).logits
-    for name, module in list(network.named_modules()):
-        if name and not list(module.children()):
-            parent, _, own = name.rpartition(".")
-            setattr(network.get_submodule(parent), own, Opaque(module))
+    assert sorted(called) == sorted(leaves)
+    for name, module in leaves.items():
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, Opaque(module))
     close(network(ids).logits, expected)
-
-
-def test_a_hook_on_any_module_is_called_and_may_change_the_result():
-    network, ids = spread(ours()), tokens()
-    expected = network(ids).logits
-    for name, module in network.named_modules():
-        if isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GELU)):
-            handle = module.register_forward_hook(lambda m, args, out: out * 1.5)
-            assert (network(ids).logits - expected).abs().max() > 1e-3, name
-            handle.remove()
-
-
-def test_pruning_and_spectral_norm_old_and_new_are_in_the_result():
-    plain, ids = spread(ours()), tokens()
-    for change in (
-        lambda m: prune.l1_unstructured(m, "weight", 0.5),
-        lambda m: nn.utils.spectral_norm(m),
-        lambda m: parametrizations.spectral_norm(m),
-        lambda m: parametrizations.weight_norm(m, "weight", dim=None),
-    ):
-        network, expected = copy.deepcopy(plain), copy.deepcopy(plain)
-        for (_, m), (_, twin) in zip(list(network.named_modules()), list(expected.named_modules()), strict=True):
-            if isinstance(m, nn.Linear) and m is not network.lm_head:
-                m.weight.data.mul_(3)
-                change(m)
-                m(torch.zeros(1, m.in_features))  # an old hook writes the weight when the module is called
-                twin.weight.data = m.weight.detach().clone()
-        close(network(ids).logits, expected(ids).logits)
 
 
 def test_a_parametrised_bias_and_functional_calls_are_in_the_result():
@@ -124,6 +99,18 @@ def test_a_bias_given_to_a_layer_without_one_is_in_the_result(biases):
     close(network(ids, labels=ids).loss, expected.loss)
 
 
+class Passing(nn.Module):
+    """A block that does nothing."""
+
+    def forward(self, x: Tensor, *args: Any) -> tuple[Tensor, None]:
+        return x, None
+
+
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 2
+
+
 def test_blocks_keep_their_activations_when_others_are_removed(tmp_path):
     network, ids = spread(ours(num_hidden_layers=3, activation="learnable_leaky_relu")), tokens()
     short = copy.deepcopy(network)
@@ -139,18 +126,6 @@ def test_blocks_keep_their_activations_when_others_are_removed(tmp_path):
     close(reloaded(short, tmp_path)(ids).logits, short(ids, use_cache=False).logits, 0)
 
 
-class Passing(nn.Module):
-    """A block that does nothing."""
-
-    def forward(self, x: Tensor, *args: Any) -> tuple[Tensor, None]:
-        return x, None
-
-
-class Half(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x / 2
-
-
 @pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
 def test_dynamic_quantisation():
     network, ids = spread(ours(biases="all"), 0.1), tokens()
@@ -161,23 +136,14 @@ def test_dynamic_quantisation():
     assert 0 < (logits - exact).abs().max() < 0.3 * exact.std()
 
 
-@pytest.mark.parametrize("where", ["cpu", "disk", "map"])
-def test_offloading_changes_no_logits(where, tmp_path):
-    import accelerate
-
+def test_offloading_changes_no_logits(tmp_path):
     network, ids = spread(ours()), tokens()
     expected = network(ids).logits
-    if where == "map":
-        network.save_pretrained(tmp_path)
-        device_map = {name: "cpu" for name, _ in network.named_children() if name != "blocks"}
-        device_map |= {"blocks.0": "cpu", "blocks.1": "disk"}
-        network = AutoModelForCausalLM.from_pretrained(
-            tmp_path, device_map=device_map, offload_folder=tmp_path / "offloaded"
-        ).eval()
-    elif where == "cpu":
-        accelerate.cpu_offload(network, torch.device("cpu"))
-    else:
-        accelerate.disk_offload(network, tmp_path, torch.device("cpu"))
+    network.save_pretrained(tmp_path)
+    where = {name: "cpu" for name, _ in network.named_children() if name != "blocks"}
+    where |= {"blocks.0": "cpu", "blocks.1": "disk"}
+    options = dict(device_map=where, offload_folder=tmp_path / "offloaded")
+    network = AutoModelForCausalLM.from_pretrained(tmp_path, **options).eval()
     assert any(p.is_meta for p in network.parameters())
     close(network(ids).logits, expected)
 
@@ -222,14 +188,6 @@ def test_prompt_tuning():
 # --- arguments are honoured or refused --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["attention_masks", "token_type_ids", "encoder_hidden_states", "head_mask"])
-def test_an_argument_that_forward_does_not_know_is_refused(name):
-    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
-        ours()(tokens(), **{name: tokens()})
-    with pytest.raises(ValueError, match=name):
-        ours().generate(tokens(), max_new_tokens=1, **{name: tokens()})
-
-
 def test_a_misspelt_field_is_refused_and_what_other_tools_add_to_a_file_is_kept(tmp_path):
     with pytest.raises(ValueError, match="model: unknown setting 'norms'"):
         ours(norms="none")
@@ -241,34 +199,65 @@ def test_a_misspelt_field_is_refused_and_what_other_tools_add_to_a_file_is_kept(
     config.save_pretrained(tmp_path)
     for again in (AutoConfig.from_pretrained(tmp_path), NormFreeConfig(**config.to_dict())):
         assert again.added == config.added
-    assert ours(eos_token_id=3, output_hidden_states=True).config.eos_token_id == 3
+    assert config.bos_token_id is config.eos_token_id is config.pad_token_id is None
+    network = ours(eos_token_id=3, output_hidden_states=True)
+    assert network.config.eos_token_id == network.generation_config.eos_token_id == 3
 
 
-def test_ids_or_embeddings_and_not_both():
-    network, ids = ours(), tokens()
-    close(network(inputs_embeds=network.embed(ids)).logits, network(ids).logits, 0)
-    for given in ({}, dict(input_ids=ids, inputs_embeds=network.embed(ids))):
-        with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
-            network(**given)
+ROWS = "must be a tensor of shape \\(B, T\\)$"
 
 
-def test_one_cache_and_none_of_tuples():
-    network, ids = ours(), tokens()
-    with pytest.raises(ValueError, match="either past_key_values or cache"):
-        network(ids, past_key_values=DynamicCache(), cache=DynamicCache())
-    with pytest.raises(ValueError, match="past_key_values: tuples are no longer a cache"):
-        network(ids, past_key_values=((ids, ids),))
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        (lambda ids: {"attention_masks": ids}, TypeError, "unexpected keyword argument 'attention_masks'"),
+        (lambda ids: {"token_type_ids": ids}, TypeError, "unexpected keyword argument 'token_type_ids'"),
+        (lambda ids: {"input_ids": None}, ValueError, "either input_ids or inputs_embeds"),
+        (lambda ids: {"inputs_embeds": torch.ones(2, 16, 32)}, ValueError, "either input_ids or inputs_embeds"),
+        (
+            lambda ids: dict(past_key_values=DynamicCache(), cache=DynamicCache()),
+            ValueError,
+            "past_key_values or cache",
+        ),
+        (lambda ids: {"past_key_values": ((ids, ids),)}, ValueError, "past_key_values: tuples are no longer a cache"),
+        (lambda ids: {"input_ids": [[1, 2]]}, SettingsError, f"^input_ids: list {ROWS}"),
+        (lambda ids: {"input_ids": ids[0]}, SettingsError, rf"^input_ids: shape \(16,\) {ROWS}"),
+        (lambda ids: {"labels": ids.numpy()}, SettingsError, f"^labels: ndarray {ROWS}"),
+        (lambda ids: {"labels": ids[:, None]}, SettingsError, rf"^labels: shape \(2, 1, 16\) {ROWS}"),
+        (lambda ids: {"labels": ids[:, :10]}, SettingsError, r"labels: shape .* is not that of the logits"),
+        (
+            lambda ids: {"labels": ids, "logits_to_keep": 4},
+            SettingsError,
+            r"labels: shape .* is not that of the logits",
+        ),
+        (lambda ids: {"attention_mask": ids.tolist()}, SettingsError, "^attention_mask: list must be a tensor$"),
+        *(
+            (
+                lambda ids, shape=shape: {"attention_mask": torch.ones(shape)},
+                ValueError,
+                "mask: shape .* does not cover",
+            )
+            for shape in [(2, 10), (2, 20), (3, 16), (16,), (2, 16, 16), (2, 1, 16, 15), (2, 1, 15, 16), (3, 1, 16, 16)]
+        ),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_arguments_are_honoured_or_refused(given, error, said, chunked):
+    network, ids = ours().train(), tokens()
+    network.chunked_loss = chunked
+    with pytest.raises(error, match=said):
+        network(**{"input_ids": ids, **given(ids)})
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_labels_have_the_shape_of_the_logits(chunked):
+def test_embeddings_are_inputs_and_labels_go_with_the_logits_that_are_kept(chunked):
     network, ids = ours().train(), tokens()
+    close(network(inputs_embeds=network.embed(ids)).logits, network(ids).logits, 0)
     network.chunked_loss = chunked
-    for labels, keep in ((ids[:, :10], 0), (ids[:1], 0), (ids, 4)):
-        with pytest.raises(SettingsError, match=r"labels: shape .* is not that of the logits"):
-            network(ids, labels=labels, logits_to_keep=keep)
     kept = network(ids, labels=ids[:, -4:], logits_to_keep=4).loss
     close(kept, network(ids, labels=F.pad(ids[:, -3:], (13, 0), value=-100)).loss)
+    with pytest.raises(ValueError, match="attention_masks"):
+        network.generate(ids, max_new_tokens=1, attention_masks=ids)
 
 
 def test_what_the_config_asks_for_is_given():
@@ -295,27 +284,6 @@ def test_the_loss_of_a_part_is_its_sum_over_the_items_of_the_whole(chunked):
     for count in (items, int(items)):
         parts = [network(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=count).loss for i in range(4)]
         close(torch.stack(parts).sum(), whole)
-
-
-FLAT, SQUARE = [(2, 10), (2, 20), (3, 16), (16,), (2, 16, 16)], [(2, 1, 16, 15), (2, 1, 15, 16), (3, 1, 16, 16)]
-
-
-@pytest.mark.parametrize(
-    "given", [[[1, 2]], torch.ones(16, dtype=torch.long), torch.ones(1, 2, 16), torch.ones(2, 16).numpy()]
-)
-@pytest.mark.parametrize("name", ["input_ids", "labels"])
-def test_ids_and_labels_that_are_no_rows_of_a_tensor_are_refused(name, given):
-    found = rf"shape \({given.shape[0]}.*\)" if isinstance(given, torch.Tensor) else type(given).__name__
-    with pytest.raises(SettingsError, match=rf"^{name}: {found} must be a tensor of shape \(B, T\)$"):
-        ours()(**{"input_ids": tokens(), name: given})
-    with pytest.raises(SettingsError, match=r"^attention_mask: list must be a tensor$"):
-        ours()(tokens(), attention_mask=tokens().tolist())
-
-
-@pytest.mark.parametrize("shape", FLAT + SQUARE)
-def test_a_mask_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=r"attention_mask: shape .* does not cover input_ids of shape \(2, 16\)"):
-        ours()(tokens(), attention_mask=torch.ones(shape))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "pythia"])
@@ -438,32 +406,17 @@ def test_a_larger_vocabulary_is_trained_and_saved(family, tmp_path):
     assert again.config.vocab_size == VOCAB + 7
 
 
-def test_special_ids_are_none_unless_given():
-    config = ours().config
-    assert config.bos_token_id is config.eos_token_id is config.pad_token_id is None
-    assert ours(eos_token_id=5, pad_token_id=0).generation_config.eos_token_id == 5
-
-
 @pytest.mark.parametrize("family", ["gpt2", "pythia"])
 def test_a_model_in_float64_computes_in_it(family):
-    network, ids = spread(ours(family)).double(), tokens()
-    streams: list[torch.dtype] = []
-    network.blocks[1].register_forward_hook(lambda m, args, out: streams.append(out[0].dtype))
-    logits = network(ids).logits
-    assert (logits.dtype, streams) == (torch.float64, [torch.float64])
-    weight = network.blocks[0].attention.qkv.weight
-    direction = torch.randn_like(weight)
-    network(ids).logits.sum().backward()
-    slope, step, sums = (weight.grad * direction).sum(), 1e-6, []
-    with torch.no_grad():
-        for sign in (1, -2):
-            weight += sign * step * direction
-            sums.append(network(ids).logits.sum())
-    close((sums[0] - sums[1]) / (2 * step), slope, 1e-6)
-    halves = ours(family, residual_dtype="bfloat16").double()
-    halves.blocks[1].register_forward_hook(lambda m, args, out: streams.append(out[0].dtype))
-    halves(ids)
-    assert streams[-1] == torch.bfloat16
+    ids, streams = tokens(), []
+    network, halves = spread(ours(family)).double(), ours(family, residual_dtype="bfloat16").double()
+    single = copy.deepcopy(network).float()
+    for m in (network, halves):
+        m.blocks[1].register_forward_hook(lambda m, args, out: streams.append(out[0].dtype))
+        assert m(ids).logits.dtype == torch.float64
+    assert streams == [torch.float64, torch.bfloat16]
+    error = (network(ids).logits - single(ids).logits).abs()
+    assert 0 < error.max() < 1e-4
 
 
 # --- Trainer, export, a run's folder ----------------------------------------------------------------------------
@@ -512,12 +465,18 @@ def test_an_exported_program_gives_the_logits_at_any_length(family):
 
 
 @pytest.fixture
-def run(tiny) -> Path:
-    return train(tiny(), quiet=True) / "model"
+def run(trained: Path) -> Path:
+    return trained / "model"
 
 
-def test_a_run_is_a_whole_hugging_face_folder(run):
-    network, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+@pytest.fixture
+def loaded(run: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of a run."""
+    return AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+
+
+def test_a_run_is_a_whole_hugging_face_folder(loaded):
+    network, tokenizer = loaded
     assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id) == ("<|endoftext|>", 0, 0)
     assert tokenizer.model_max_length == network.config.max_position_embeddings
     for config in (network.config, network.generation_config):
@@ -528,8 +487,8 @@ def test_a_run_is_a_whole_hugging_face_folder(run):
 
 
 @pytest.mark.parametrize("name", ["", "tokenizer.json"])
-def test_the_special_tokens_of_a_users_own_tokenizer_keep_their_roles(name, run, tiny, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(run).backend_tokenizer
+def test_the_special_tokens_of_a_users_own_tokenizer_keep_their_roles(name, loaded, tiny, tmp_path):
+    tokenizer = loaded[1].backend_tokenizer
     own = ("bos_token", "eos_token", "unk_token", "pad_token")
     ids = dict(zip(own, (5, 6, 7, 8), strict=True))
     roles = {role: tokenizer.id_to_token(number) for role, number in ids.items()}
@@ -551,8 +510,8 @@ def test_the_special_tokens_of_a_users_own_tokenizer_keep_their_roles(name, run,
             assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (5, 6, expected["pad_token"])
 
 
-def test_generation_stops_at_a_string(run):
-    network, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+def test_generation_stops_at_a_string(loaded):
+    network, tokenizer = loaded
     given = tokenizer("def head(", return_tensors="pt")
     long = network.generate(**given, max_new_tokens=6, do_sample=False)
     text = tokenizer.decode(long[0, given["input_ids"].shape[1]])
@@ -567,12 +526,12 @@ def test_a_batched_pipeline_gives_what_single_prompts_give(run):
     assert generate(texts, batch_size=3, **options) == [generate(text, **options) for text in texts]
 
 
-def test_log_likelihoods_of_lm_eval_are_ours(run):
+def test_log_likelihoods_of_lm_eval_are_ours(run, loaded):
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    network, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    network, tokenizer = loaded
     judge = HFLM(pretrained=str(run), device="cpu", batch_size=2)
     pairs = [("def head(", "key):"), ("", "return"), ("x = batch", " * 2\n")]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from nfcore import checkpoints, faults, train
 from nfcore.__main__ import main
 from nfcore.settings import Experiment, SettingsError, project_root
 from nfcore.telemetry import Telemetry
-from nfcore.training import Training
-from tests.test_training import assert_same_run, record
+from nfcore.tokens import prepare
+from tests.test_training import assert_same_run, at_step, record
 
 
 Tiny = Callable[..., Experiment]
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
+ROOT_HERE = sys.platform == "linux" and os.geteuid() == 0
 
 
 @pytest.fixture
@@ -38,56 +40,43 @@ def elsewhere(tmp_path: Path, monkeypatch: Patch) -> Path:
     return tmp_path
 
 
-def at_step(step: int, action: Callable[[], Any], monkeypatch: Patch) -> None:
-    """Do something when ``step`` updates are done and the next begins."""
-
-    update = Training.update
-
-    def acting(self: Training) -> Any:
-        if self.step == step:
-            action()
-        return update(self)
-
-    monkeypatch.setattr(Training, "update", acting)
-
-
 def steps(run: Path) -> list[int]:
     return sorted(map(checkpoints.step_of, (run / "checkpoints").iterdir()))
+
+
+def kill(number: int = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+def written(experiment: Experiment, folder: Path) -> str:
+    """A file with the settings."""
+    file = folder / "experiment.yaml"
+    file.write_text(yaml.safe_dump(experiment.to_dict()))
+    return str(file)
 
 
 # --- signals ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_of_the_step(
-    number: signal.Signals, code: int, tiny: Tiny, trained: Path, elsewhere: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
-    before = signal.getsignal(number)
-    file = elsewhere / "experiment.yaml"
-    file.write_text(yaml.safe_dump(tiny().to_dict()))
+def test_a_signal_leaves_a_checkpoint_of_the_step(number, code, tiny, trained, elsewhere, monkeypatch, capsys):
+    before, file = signal.getsignal(number), written(tiny(), elsewhere)
     with monkeypatch.context() as patch:
-        at_step(5, lambda: os.kill(os.getpid(), number), patch)
-        assert main(["train", str(file), "--quiet"]) == code
+        at_step(5, lambda: kill(number), patch)
+        assert main(["train", file, "--quiet"]) == code
     said = capsys.readouterr().err
     assert said.endswith(f"[{tiny().id}]: stopped at step 6 of 10; {faults.RESUME}\n")
     assert said.count("\n") == 1
     assert signal.getsignal(number) == before
     assert steps(elsewhere / tiny().id) == [4, 6]
-    assert main(["train", str(file)]) == 0
+    assert main(["train", file]) == 0
     assert "resumes at step 6" in capsys.readouterr().out
     # A resumed run logs where it saved; all else is equal to the last bit.
     assert_same_run(elsewhere / tiny().id, trained)
 
 
-def test_a_second_signal_ends_at_once(tiny: Tiny, elsewhere: Path, monkeypatch: Patch) -> None:
-    at_step(5, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)], monkeypatch)
-    with pytest.raises(faults.Stopped):
-        train(tiny(), quiet=True)
-    assert steps(elsewhere / tiny().id) == [4]
-
-
-def test_a_signal_in_the_last_step_finishes(tiny: Tiny, elsewhere: Path, monkeypatch: Patch) -> None:
-    at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+def test_a_signal_in_the_last_step_finishes(tiny, elsewhere, monkeypatch):
+    at_step(9, lambda: kill(signal.SIGTERM), monkeypatch)
     with pytest.raises(faults.Stopped, match="finished"):
         train(tiny(), quiet=True)
     assert record(elsewhere / tiny().id)["final"]["step"] == 10
@@ -97,16 +86,22 @@ def test_a_signal_in_the_last_step_finishes(tiny: Tiny, elsewhere: Path, monkeyp
 
 
 @pytest.fixture(scope="module")
-def interrupted(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of ``tiny()`` cut short after step 9, with checkpoints of steps 4 and 8."""
+def interrupted_once(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of ``tiny()`` cut short at once by a second signal after step 9, with checkpoints of 4 and 8."""
     place = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NFCORE_RUNS", str(place))
-        at_step(9, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)], patch)
+        at_step(9, kill, patch, times=2)
         with pytest.raises(faults.Stopped):
             train(tiny(), quiet=True)
     assert steps(place / tiny().id) == [4, 8]
     return place / tiny().id
+
+
+@pytest.fixture
+def interrupted(interrupted_once: Path, elsewhere: Path) -> Path:
+    """A copy of it where runs now go."""
+    return Path(shutil.copytree(interrupted_once, elsewhere / interrupted_once.name))
 
 
 def flip(path: Path) -> None:
@@ -115,53 +110,45 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_every_file_of_a_checkpoint_is_in_its_manifest(interrupted: Path) -> None:
-    checkpoint = interrupted / "checkpoints/checkpoint-8"
-    names = {path.name for path in checkpoint.iterdir()} - {checkpoints.MANIFEST}
-    manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
-    assert set(manifest["files"]) == names
-    assert names == {"state.pt", "random-0.pt", Telemetry.FILE}
+def test_no_good_checkpoint_is_a_start_from_nothing(tiny, trained, interrupted, capsys):
+    for checkpoint in (interrupted / "checkpoints").iterdir():
+        manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
+        assert manifest["files"].keys() == {"state.pt", "random-0.pt", Telemetry.FILE}
+        assert {*manifest["files"], checkpoints.MANIFEST} == {path.name for path in checkpoint.iterdir()}
+        (checkpoint / "state.pt").unlink()
+    train(tiny(), quiet=True)
+    assert capsys.readouterr().err.count("state.pt: missing") == 2
+    assert_same_run(interrupted, trained)
 
 
-@pytest.mark.parametrize("name", ["state.pt", "random-0.pt", Telemetry.FILE, "manifest.json"])
-def test_a_flipped_byte_is_named_and_the_last_good_checkpoint_used(
-    name: str, tiny: Tiny, trained: Path, interrupted: Path, elsewhere: Path, capsys: Capture
-) -> None:
-    run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
-    flip(run / "checkpoints/checkpoint-8" / name)
+@pytest.mark.parametrize("name", [Telemetry.FILE, "manifest.json"])
+def test_a_flipped_byte_is_named_and_the_last_good_checkpoint_used(name, tiny, trained, interrupted, capsys):
+    flip(interrupted / "checkpoints/checkpoint-8" / name)
     train(tiny())
     said = capsys.readouterr()
     assert f"checkpoint-8/{name}: " in said.err or name == "manifest.json"
     assert "this checkpoint is passed over" in said.err
     assert "resumes at step 4" in said.out
-    assert_same_run(run, trained)
+    assert_same_run(interrupted, trained)
 
 
-def test_no_good_checkpoint_is_a_start_from_nothing(
-    tiny: Tiny, trained: Path, interrupted: Path, elsewhere: Path, capsys: Capture
-) -> None:
-    run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
-    for checkpoint in (run / "checkpoints").iterdir():
-        (checkpoint / "state.pt").unlink()
-    train(tiny(), quiet=True)
-    assert capsys.readouterr().err.count("state.pt: missing") == 2
-    assert_same_run(run, trained)
-
-
-@pytest.mark.parametrize("version", [2, 4])
-def test_checkpoints_of_other_formats_are_refused(version: int, tiny: Tiny, interrupted: Path, elsewhere: Path) -> None:
-    run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
-    checkpoint = run / "checkpoints/checkpoint-8"
-    manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
-    (checkpoint / checkpoints.MANIFEST).write_text(json.dumps({**manifest, "format": version}))
-    with pytest.raises(SettingsError, match=rf"checkpoint-8: checkpoint format {version}, this version reads 3"):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 2}, "checkpoint format 2, this version reads 3"),
+        ({"format": 4}, "checkpoint format 4, this version reads 3"),
+        ({"processes": 2}, "was made by 2 processes; go on with as many"),
+    ],
+)
+def test_checkpoints_of_other_formats_and_processes_are_refused(changes, said, tiny, interrupted):
+    file = interrupted / "checkpoints/checkpoint-8" / checkpoints.MANIFEST
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(SettingsError, match=rf"checkpoint-8: {said}"):
         train(tiny(), quiet=True)
-    assert steps(run) == [4, 8]
+    assert steps(interrupted) == [4, 8]
 
 
-def test_a_clock_that_jumps_back_deletes_no_newer_checkpoint(
-    tiny: Tiny, trained: Path, elsewhere: Path, monkeypatch: Patch
-) -> None:
+def test_a_clock_that_jumps_back_deletes_no_newer_checkpoint(tiny, trained, elsewhere, monkeypatch):
     seal = checkpoints.seal
 
     def jump(checkpoint: Path, **facts: Any) -> None:
@@ -173,7 +160,7 @@ def test_a_clock_that_jumps_back_deletes_no_newer_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "seal", jump)
         patch.setattr(time, "time", lambda: float(next(ticks)))
-        at_step(13, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)], patch)
+        at_step(13, kill, patch, times=2)
         with pytest.raises(faults.Stopped):
             train(tiny(training={"steps": 20}), quiet=True)
     (run,) = (path.parent for path in elsewhere.glob("*/checkpoints"))
@@ -191,11 +178,8 @@ class Payload:
 
 
 @pytest.mark.parametrize("name", ["state.pt", "random-0.pt"])
-def test_a_checkpoint_runs_no_code_even_if_its_checksums_are_right(
-    name: str, tiny: Tiny, interrupted: Path, elsewhere: Path, tmp_path: Path
-) -> None:
-    run = Path(shutil.copytree(interrupted, elsewhere / interrupted.name))
-    checkpoint = run / "checkpoints/checkpoint-8"
+def test_a_checkpoint_runs_no_code_even_if_its_checksums_are_right(name, tiny, interrupted, tmp_path):
+    checkpoint = interrupted / "checkpoints/checkpoint-8"
     torch.save(Payload(tmp_path / "pwned"), checkpoint / name)
     checkpoints.seal(checkpoint, processes=1)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
@@ -225,82 +209,62 @@ def disk() -> Iterator[Callable[[Path, str], None]]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a small file system")
+@pytest.mark.skipif(not ROOT_HERE, reason="only root may mount a small file system")
 @pytest.mark.parametrize("size", ["100k", "500k", "1000k"])
-def test_a_full_disk_is_named_and_more_room_is_enough(
-    size: str, tiny: Tiny, trained: Path, elsewhere: Path, disk: Callable[[Path, str], None], capsys: Capture
-) -> None:
-    place = elsewhere / tiny().id
+def test_a_full_disk_is_named_and_more_room_is_enough(size, tiny, trained, elsewhere, disk, capsys):
+    place, file = elsewhere / tiny().id, written(tiny(), elsewhere)
     disk(place, f"size={size}")
-    file = elsewhere / "experiment.yaml"
-    file.write_text(yaml.safe_dump(tiny().to_dict()))
-    assert main(["train", str(file), "--quiet"]) == 2
+    assert main(["train", file, "--quiet"]) == 2
     said = capsys.readouterr().err
-    assert str(place) in said
-    assert "No space left on device" in said
-    assert "free some space" in said
+    assert all(part in said for part in (str(place), "No space left on device", "free some space")), said
     disk(place, "size=50m")
-    assert main(["train", str(file), "--quiet"]) == 0
+    assert main(["train", file, "--quiet"]) == 0
     assert_same_run(place, trained)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a file system")
-def test_a_disk_that_turns_read_only_is_named(
-    tiny: Tiny,
-    trained: Path,
-    elsewhere: Path,
-    disk: Callable[[Path, str], None],
-    monkeypatch: Patch,
-    capsys: Capture,
-) -> None:
-    place = elsewhere / tiny().id / "checkpoints"
+@pytest.mark.skipif(not ROOT_HERE, reason="only root may mount a file system")
+def test_a_disk_that_turns_read_only_is_named(tiny, trained, elsewhere, disk, monkeypatch, capsys):
+    place, file = elsewhere / tiny().id / "checkpoints", written(tiny(), elsewhere)
     disk(place, "size=50m")
-    file = elsewhere / "experiment.yaml"
-    file.write_text(yaml.safe_dump(tiny().to_dict()))
     with monkeypatch.context() as patch:
         at_step(5, lambda: disk(place, "ro"), patch)
-        assert main(["train", str(file), "--quiet"]) == 2
+        assert main(["train", file, "--quiet"]) == 2
     said = capsys.readouterr().err
     assert "Read-only file system" in said
     assert str(place / "checkpoint-8") in said
     disk(place, "rw")
-    assert main(["train", str(file)]) == 0
+    assert main(["train", file]) == 0
     assert "resumes at step 4" in capsys.readouterr().out
     assert_same_run(elsewhere / tiny().id, trained)
 
 
-def test_no_permission_and_a_vanished_directory_are_named(
-    tiny: Tiny, tmp_path: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
-    file = tmp_path / "experiment.yaml"
-    file.write_text(yaml.safe_dump(tiny().to_dict()))
-    (tmp_path / "a file").touch()
-    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "a file" / "runs"))
-    assert main(["train", str(file), "--quiet"]) == 2
-    assert str(tmp_path / "a file") in capsys.readouterr().err
-    gone = tmp_path / "gone"
+def test_no_permission_and_a_vanished_directory_are_named(tiny, tmp_path, monkeypatch, capsys):
+    file, gone = written(tiny(), tmp_path), tmp_path / "gone"
+    monkeypatch.setenv("NFCORE_RUNS", str(Path(file) / "runs"))
+    assert main(["train", file, "--quiet"]) == 2
+    assert file in capsys.readouterr().err
     monkeypatch.setenv("NFCORE_RUNS", str(gone))
     at_step(9, lambda: shutil.rmtree(gone), monkeypatch)
-    assert main(["train", str(file), "--quiet"]) == 2
+    assert main(["train", file, "--quiet"]) == 2
     assert str(gone / tiny().id) in capsys.readouterr().err
 
 
 # --- two at once ------------------------------------------------------------------------------------------------
 
 
-def test_of_two_processes_one_waits_and_says_so(tiny: Tiny, trained: Path, elsewhere: Path) -> None:
-    file = elsewhere / "experiment.yaml"
-    file.write_text(yaml.safe_dump(tiny().to_dict()))
-    command = [sys.executable, "-m", "nfcore", "train", str(file)]
+def test_of_two_that_train_a_run_one_waits_and_says_so(tiny, trained, elsewhere, capsys):
     (elsewhere / tiny().id).mkdir()
-    with FileLock(elsewhere / tiny().id / ".lock"):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project_root())
-        assert child.stderr is not None
-        assert "waits for another process that trains it" in child.stderr.readline()
-        shutil.copytree(trained, elsewhere / tiny().id, dirs_exist_ok=True)
-    said, _ = child.communicate(timeout=60)
-    assert child.returncode == 0
-    assert "finished before, reused" in said
+    said, latest = "", time.monotonic() + 60
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(elsewhere / tiny().id / ".lock"):
+            other = pool.submit(train, tiny())
+            while "waits for another process that trains it" not in said:
+                assert time.monotonic() < latest, said
+                time.sleep(0.01)
+                said += capsys.readouterr().err
+            shutil.copytree(trained, elsewhere / tiny().id, dirs_exist_ok=True)
+        assert other.result(60) == elsewhere / tiny().id
+    assert "finished before, reused" in capsys.readouterr().out
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
@@ -314,33 +278,29 @@ def test_of_two_processes_one_waits_and_says_so(tiny: Tiny, trained: Path, elsew
     ],
     ids=["GPU", "CPU"],
 )
-def test_out_of_memory_names_the_step_and_what_would_fit(
-    error: Exception, tiny: Tiny, elsewhere: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_out_of_memory_names_the_step_and_what_would_fit(error, tiny, elsewhere, monkeypatch, capsys):
     def fail() -> None:
         raise error
 
     at_step(2, fail, monkeypatch)
-    file = elsewhere / "experiment.yaml"
-    file.write_text(yaml.safe_dump(tiny().to_dict()))
-    assert main(["train", str(file), "--quiet"]) == faults.OUT_OF_MEMORY == 4
+    assert main(["train", written(tiny(), elsewhere), "--quiet"]) == faults.OUT_OF_MEMORY == 4
     said = capsys.readouterr().err
     assert "out of memory at step 3; " in said
     assert "GiB are estimated; training.micro_batch_size=4 (the same result) takes less" in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a limit for the process's memory")
-def test_memory_that_really_runs_out(tiny: Tiny, elsewhere: Path) -> None:
-    experiment = tiny(model={"hidden_size": 1024}, training={"batch_size": 256})
-    file = elsewhere / "experiment.yaml"
-    file.write_text(yaml.safe_dump(experiment.to_dict()))
+def test_memory_that_really_runs_out(tiny, elsewhere):
+    experiment = tiny(model={"hidden_size": 512}, training={"batch_size": 256})
+    file = written(experiment, elsewhere)
+    prepare(experiment.data)  # before there is a limit
     program = (
         "import resource, sys, psutil\n"
         "from nfcore.__main__ import main\n"
         "import nfcore.training\n"
-        "limit = psutil.Process().memory_info().vms + 1_000_000_000\n"
+        "limit = psutil.Process().memory_info().vms + 500_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
-        f"sys.exit(main(['train', {str(file)!r}]))\n"
+        f"sys.exit(main(['train', {file!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=project_root())
     assert done.returncode == faults.OUT_OF_MEMORY, done.stderr
@@ -348,15 +308,13 @@ def test_memory_that_really_runs_out(tiny: Tiny, elsewhere: Path) -> None:
     assert "training.micro_batch_size=" in done.stderr.splitlines()[-1]
 
 
-def test_a_run_that_will_hardly_fit_is_announced(
-    tiny: Tiny, elsewhere: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_run_that_will_hardly_fit_is_announced(tiny, elsewhere, monkeypatch, capsys):
     monkeypatch.setattr(faults, "memory_limit", lambda: 2**20)
     train(tiny(training={"steps": 1}))
     assert "0.0 of 0.0 GiB are estimated; training.gradient_checkpointing=true takes less" in capsys.readouterr().err
 
 
-def test_a_process_of_several_takes_its_part(tiny: Tiny, monkeypatch: Patch) -> None:
+def test_a_process_of_several_takes_its_part(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     alone = faults.memory_limit()
     assert faults.micro_batch(tiny().training) == 8
@@ -371,14 +329,12 @@ def test_a_process_of_several_takes_its_part(tiny: Tiny, monkeypatch: Patch) -> 
 # --- surroundings -----------------------------------------------------------------------------------------------
 
 
-def test_a_bare_environment_is_enough(tiny: Tiny, trained: Path, tmp_path: Path) -> None:
+def test_a_bare_environment_is_enough(tiny, trained, tmp_path):
     """Locale C, no HOME, umask 077, a path with spaces and other letters; as root also no network and a checkout that
     cannot be written."""
     place = tmp_path / "a path wïth Ünicode"
     place.mkdir()
-    file = place / "experiment.yaml"
-    file.write_text(yaml.safe_dump(tiny().to_dict()))
-    command = [sys.executable, "-m", "nfcore", "train", str(file)]
+    command = [sys.executable, "-m", "nfcore", "train", written(tiny(), place)]
     isolated = ["unshare", "--mount", "--net"]
     root = str(project_root())
     if shutil.which("unshare") and not subprocess.run([*isolated, "true"], capture_output=True).returncode:
@@ -393,14 +349,14 @@ def test_a_bare_environment_is_enough(tiny: Tiny, trained: Path, tmp_path: Path)
     assert stat.S_IMODE((place / "runs" / tiny().id / "record.json").stat().st_mode) == 0o600
 
 
-def test_secrets_of_the_environment_stay_there(tiny: Tiny, elsewhere: Path, monkeypatch: Patch, capfd: Capture) -> None:
+def test_secrets_of_the_environment_stay_there(tiny, elsewhere, monkeypatch, capfd):
     secret = "hf_PlantedByATest0123456789"
     for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN"):
         monkeypatch.setenv(name, secret)
-    at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    at_step(9, lambda: kill(signal.SIGTERM), monkeypatch)
     with pytest.raises(faults.Stopped):
         train(tiny())
-    at_step(5, lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)], monkeypatch)
+    at_step(5, kill, monkeypatch, times=2)
     with pytest.raises(faults.Stopped):  # so that a checkpoint is there too
         train(tiny(seed=1))
     found = [path for path in elsewhere.rglob("*") if path.is_file()]

@@ -49,23 +49,25 @@ SHORT |= {"tokenizers": 20, "tokens": 30, "archives": 20, "attention": 100, "mod
 CASES = int(os.environ.get("NFCORE_FUZZ_CASES", "0"))
 
 
-def fuzz(kind: str, check: Callable[[Any], None], strategy: st.SearchStrategy[Any]) -> None:
-    """Call ``check`` on as many drawn inputs as the form has of this kind."""
+def fuzz(kind: str, strategy: st.SearchStrategy[Any] | None = None) -> Callable[[Callable[[Any], None]], None]:
+    """Call the function below at once on as many drawn inputs as the form has of this kind; it may draw them itself."""
     examples = max(SHORT[kind], math.ceil(CASES * SHORT[kind] / sum(SHORT.values())))
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
     profile = hypothesis_settings(max_examples=examples, deadline=None, database=None, suppress_health_check=slow)
     if not CASES:
         phases = [Phase.explicit, Phase.generate, Phase.shrink]
         profile = hypothesis_settings(profile, phases=phases, derandomize=True)  # the suite draws the same each time
-    with counted(kind) as count:
 
-        @profile
-        @given(strategy)
-        def case(drawn: Any) -> None:
-            count["cases"] += 1
-            check(drawn)
+    def run(check: Callable[[Any], None]) -> None:
+        with counted(kind) as count:
 
-        case()
+            def case(drawn: Any) -> None:
+                count["cases"] += 1
+                check(drawn)
+
+            profile(given(st.data() if strategy is None else strategy)(case))()
+
+    return run
 
 
 def attempt(function: Callable[..., Any], *args: Any) -> Any:
@@ -135,8 +137,9 @@ def valid(draw: Any) -> dict[str, Any]:
     return {"model": model, "data": data, "training": training, "seed": draw(st.integers(0, 2**32 - 1))}
 
 
-def test_valid_settings_are_taken() -> None:
-    def check(mapping: Any) -> None:
+def test_valid_settings_are_taken():
+    @fuzz("settings", valid())
+    def check(mapping):
         made = Experiment.from_dict(mapping)
         for name, part in mapping.items():
             if name != "seed":
@@ -147,14 +150,13 @@ def test_valid_settings_are_taken() -> None:
         assert again.id == made.id
         assert made.model.configuration.startswith("SM")
 
-    fuzz("settings", check, valid())
 
-
-def test_settings_with_a_wrong_value_are_refused() -> None:
+def test_settings_with_a_wrong_value_are_refused():
     """Anything at all in the place of one field of valid settings is kept, or refused by the name of the field."""
     fields = st.sampled_from([(name, field) for name, cls in SECTIONS.items() for field in cls.model_fields])
 
-    def check(drawn: Any) -> None:
+    @fuzz("settings", st.tuples(valid(), fields, VALUES))
+    def check(drawn):
         mapping, (section, field), value = drawn
         mapping[section][field] = value
         try:
@@ -167,75 +169,39 @@ def test_settings_with_a_wrong_value_are_refused() -> None:
         assert f"{section}.{field}" in message
         assert len(message) < 4000
 
-    fuzz("settings", check, st.tuples(valid(), fields, VALUES))
 
-
-def test_anything_else_is_no_settings() -> None:
-    def check(value: Any) -> None:
+def test_anything_else_is_no_settings():
+    @fuzz("settings", VALUES)
+    def check(value):
         assert attempt(Experiment.from_dict, value) is None or isinstance(value, dict)
 
-    fuzz("settings", check, VALUES)
 
-
-def test_overrides_are_taken_or_refused() -> None:
+def test_overrides_are_taken_or_refused():
     keys = st.sampled_from(["seed", "name", "model.norm", "training.steps", "data.corpus", "model", "data.corpus.x"])
     values = TEXT | st.sampled_from(["[", "*a", "&a [*a]", "1e400", "!!bool x", "1_000", "2001-13-01"])
     joined = st.tuples(keys | st.text(max_size=8), values).map("=".join)
 
-    def check(assignments: list[str]) -> None:
+    @fuzz("overrides", st.lists(joined | TEXT, max_size=3))
+    def check(assignments):
         if (mapping := attempt(override, {"seed": 1, "model": {"norm": "none"}}, assignments)) is not None:
             attempt(Experiment.from_dict, mapping)
 
-    fuzz("overrides", check, st.lists(joined | TEXT, max_size=3))
 
-
-def test_yaml_files_are_read_or_refused(tmp_path: Path) -> None:
-    pieces = [
-        "a: ",
-        "- ",
-        "\n",
-        " ",
-        "  ",
-        "[",
-        "]",
-        "{",
-        "}",
-        "&x ",
-        "*x",
-        "<<: ",
-        "!!",
-        "!!python/object:os.system ",
-        "|",
-    ]
-    pieces += [
-        "'",
-        '"',
-        "\\ud800",
-        "? ",
-        ": ",
-        "---\n",
-        "%YAML 9.9\n",
-        "#",
-        "\t",
-        "\0",
-        "1:60",
-        "0o7",
-        "~",
-        "2001-01-01",
-    ]
+def test_yaml_files_are_read_or_refused(tmp_path):
+    pieces = ["a: ", "- ", "\n", " ", "  ", *"[]{}|'\"#\t\0~", "&x ", "*x", "<<: ", "!!", "!!python/object:os.system "]
+    pieces += ["\\ud800", "? ", ": ", "---\n", "%YAML 9.9\n", "1:60", "0o7", "2001-01-01"]
     soup = st.lists(st.sampled_from(pieces) | TEXT, max_size=30).map(
         lambda parts: "".join(parts).encode("utf-8", "surrogatepass")
     )
     path = tmp_path / "a.yaml"
 
-    def check(content: bytes) -> None:
+    @fuzz("yaml", soup | soup | st.binary(max_size=200))
+    def check(content):
         path.write_bytes(content)
         found = attempt(read_yaml, path)
         assert found is None or isinstance(found, dict)
         if found is not None:
             attempt(Experiment.from_dict, found)
-
-    fuzz("yaml", check, soup | soup | st.binary(max_size=200))
 
 
 # --- records ----------------------------------------------------------------------------------------------------
@@ -270,7 +236,14 @@ def damaged(draw: Any, content: bytes) -> bytes:
     return content[:at] + (draw(st.binary(max_size=8)) if how == "insert" else put) + after
 
 
-def test_records_are_read_or_refused(tmp_path: Path) -> None:
+def spoilt(draw: Any, value: Any) -> bytes:
+    """A JSON file with a wrong value, or with wrong bytes."""
+    return (
+        json.dumps(changed(draw, value)).encode() if draw(st.booleans()) else damaged(draw, json.dumps(value).encode())
+    )
+
+
+def test_records_are_read_or_refused(tmp_path):
     recorded = Path("data/recorded/quick")
     record = json.loads((recorded / "records.json").read_text())[0]
     directory = tmp_path / record["id"]
@@ -280,28 +253,24 @@ def test_records_are_read_or_refused(tmp_path: Path) -> None:
         pq.write_table(table.drop_columns("run"), directory / f"{name}.parquet")
     record["files"] = {path.name: file_sha256(path) for path in directory.iterdir()}
 
-    def check(data: st.DataObject) -> None:
-        if data.draw(st.integers(0, 3)):
-            content = json.dumps(changed(data.draw, record)).encode()
-        else:
-            content = damaged(data.draw, json.dumps(record).encode())
-        (directory / "record.json").write_bytes(content)
+    @fuzz("records")
+    def check(data):
+        (directory / "record.json").write_bytes(spoilt(data.draw, record))
         found = attempt(runs.read_record, directory)
         if found is not None:
             attempt(verify, directory, found)
             attempt(runs.load_runs, tmp_path)
 
-    fuzz("records", check, st.data())
 
-
-def test_recorded_tables_are_read_or_refused(tmp_path: Path) -> None:
+def test_recorded_tables_are_read_or_refused(tmp_path):
     for path in Path("data/recorded/quick").iterdir():
         if path.is_file():
             shutil.copy(path, tmp_path)
     whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
     expected = attempt(runs.load_runs, tmp_path)
 
-    def check(data: st.DataObject) -> None:
+    @fuzz("tables")
+    def check(data):
         path = data.draw(st.sampled_from(sorted(path for path in whole if path.name != "ro-crate-metadata.json")))
         content = damaged(data.draw, whole[path])
         path.write_bytes(content)
@@ -309,8 +278,6 @@ def test_recorded_tables_are_read_or_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[path])
         assert found is None or content == whole[path] or path.name == "checksums.json"
         assert found is None or found.runs.equals(expected.runs)
-
-    fuzz("tables", check, st.data())
 
 
 # --- corpora and tokens -----------------------------------------------------------------------------------------
@@ -380,8 +347,9 @@ def one_corpus(data: st.DataObject, place: Path) -> Path:
     return place / "root"
 
 
-def test_corpora_are_read_or_refused(tmp_path: Path) -> None:
-    def check(data: st.DataObject) -> None:
+def test_corpora_are_read_or_refused(tmp_path):
+    @fuzz("corpora")
+    def check(data):
         path = one_corpus(data, tmp_path / "corpus")
         settings = DataSettings(corpus=str(path), split_by=data.draw(st.sampled_from(["group", "document"])))
         skipped: Counter[str] = Counter()
@@ -396,8 +364,6 @@ def test_corpora_are_read_or_refused(tmp_path: Path) -> None:
         else:
             assert skipped["malformed"] + skipped["not text"] >= len(found)
 
-    fuzz("corpora", check, st.data())
-
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -405,8 +371,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tokens"
 
 
-def test_corpora_are_tokenised_or_refused(tmp_path: Path, cache: Path) -> None:
-    def check(data: st.DataObject) -> None:
+def test_corpora_are_tokenised_or_refused(tmp_path, cache):
+    @fuzz("tokenising")
+    def check(data):
         path = one_corpus(data, tmp_path / "corpus")
         packing = data.draw(st.sampled_from(["per-file", "packed"]))
         options = dict(vocab_size=257, context=2, validation_fraction=0.5, split_by="document", packing=packing)
@@ -415,30 +382,24 @@ def test_corpora_are_tokenised_or_refused(tmp_path: Path, cache: Path) -> None:
         if cache.exists():
             assert not [p for p in cache.iterdir() if p.name.endswith(".unfinished")]
 
-    fuzz("tokenising", check, st.data())
 
-
-def test_tokenizers_are_loaded_or_refused(tmp_path: Path, tiny: Callable[..., Experiment]) -> None:
+def test_tokenizers_are_loaded_or_refused(tmp_path, tiny):
     whole = json.loads((prepare(tiny().data).directory / "tokenizer.json").read_text())
 
-    def check(data: st.DataObject) -> None:
-        if data.draw(st.booleans()):
-            content = json.dumps(changed(data.draw, whole)).encode()
-        else:
-            content = damaged(data.draw, json.dumps(whole).encode())
-        (tmp_path / "tokenizer.json").write_bytes(content)
+    @fuzz("tokenizers")
+    def check(data):
+        (tmp_path / "tokenizer.json").write_bytes(spoilt(data.draw, whole))
         found = attempt(load_tokenizer, str(tmp_path), 300)
         assert found is None or max(found[0].get_vocab().values()) < 300
 
-    fuzz("tokenizers", check, st.data())
 
-
-def test_token_files_are_whole_or_refused(tiny: Callable[..., Experiment], cache: Path) -> None:
+def test_token_files_are_whole_or_refused(tiny, cache):
     tokens = prepare(tiny().data)
     whole = {path: path.read_bytes() for path in tokens.directory.iterdir()}
     train = tokens.train.tolist()
 
-    def check(data: st.DataObject) -> None:
+    @fuzz("tokens")
+    def check(data):
         path = data.draw(st.sampled_from(sorted(whole)))
         content = damaged(data.draw, whole[path])
         path.write_bytes(content)
@@ -448,17 +409,16 @@ def test_token_files_are_whole_or_refused(tiny: Callable[..., Experiment], cache
             assert content == whole[path] if path.name != "meta.json" else found.meta == tokens.meta
             assert found.train.tolist() == train
 
-    fuzz("tokens", check, st.data())
 
-
-def test_archives_stay_in_their_folder(tmp_path: Path) -> None:
+def test_archives_stay_in_their_folder(tmp_path):
     from tools.gpu import unpack
 
     names = st.sampled_from(["a", "a/b", "../evil", "/evil", "a/../../evil", "..", "", ".", "a/", "x" * 300, "\udcff"])
     kinds = st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
     entry = st.tuples(names, kinds, names)
 
-    def check(data: st.DataObject) -> None:
+    @fuzz("archives")
+    def check(data):
         place = tmp_path / "place"
         shutil.rmtree(place, ignore_errors=True)
         (place / "out").mkdir(parents=True)
@@ -477,8 +437,6 @@ def test_archives_stay_in_their_folder(tmp_path: Path) -> None:
         for path in (place / "out").rglob("*"):
             assert Path(os.path.realpath(path)).is_relative_to(place / "out")
 
-    fuzz("archives", check, st.data())
-
 
 # --- attention --------------------------------------------------------------------------------------------------
 
@@ -496,10 +454,11 @@ def tensors(draw: Any, shape: tuple[int, ...]) -> torch.Tensor:
     return x.to(dtype)
 
 
-def test_attention_entropy_is_in_its_range_or_refused() -> None:
+def test_attention_entropy_is_in_its_range_or_refused():
     sizes = st.integers(0, 4) | st.integers(1, 4)
 
-    def check(data: st.DataObject) -> None:
+    @fuzz("attention")
+    def check(data):
         batch, heads, width = (data.draw(sizes) for _ in range(3))
         shape = (batch, heads, data.draw(sizes | st.just(20)), width)
         others = (data.draw(st.just(batch) | sizes), data.draw(st.just(heads) | st.just(1) | sizes))
@@ -538,15 +497,14 @@ def test_attention_entropy_is_in_its_range_or_refused() -> None:
             exact = attention_entropy(q, k, scale=scale, causal=causal, method="exact")
             assert ((rows - exact).abs() <= slack)[ordinary].all()
 
-    fuzz("attention", check, st.data())
 
-
-def test_statistics_of_any_weights_are_in_their_range() -> None:
+def test_statistics_of_any_weights_are_in_their_range():
     config = NormFreeConfig.from_shape("gpt2-2x32", norm="none", vocab_size=97, max_position_embeddings=16)
     model = NormFreeForCausalLM(config).eval()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
 
-    def check(data: st.DataObject) -> None:
+    @fuzz("models")
+    def check(data):
         length, batch = data.draw(st.integers(1, 16)), data.draw(st.integers(1, 3))
         name = data.draw(st.sampled_from(sorted(before)))
         with torch.no_grad():
@@ -568,5 +526,3 @@ def test_statistics_of_any_weights_are_in_their_range() -> None:
         clean = bad == 0
         assert (entropy[clean] <= highest.mean() + 1e-3).all()
         assert found["largest_logit"][clean].isfinite().all()
-
-    fuzz("models", check, st.data())

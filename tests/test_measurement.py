@@ -5,7 +5,6 @@ Where a change is meant to give others, raise ``runs.MEASUREMENT_VERSION`` and s
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,7 @@ def measured(experiment: Experiment) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def test_the_same_settings_give_the_stored_numbers(
-    tiny: Callable[..., Experiment], request: pytest.FixtureRequest
-) -> None:
+def test_the_same_settings_give_the_stored_numbers(tiny, request):
     found = {
         name: measured(tiny(**{**changes, "training": {**FAST, **changes.get("training", {})}}))
         for name, changes in RUNS.items()
@@ -58,7 +55,7 @@ def test_the_same_settings_give_the_stored_numbers(
         )
 
 
-def test_another_recipe_would_be_noticed(tiny: Callable[..., Experiment]) -> None:
+def test_another_recipe_would_be_noticed(tiny):
     other = measured(tiny(training={**FAST, "beta2": 0.998}))
     stored = json.loads(STORED.read_text())["runs"]["norm-free GPT-2"]
     assert other != pytest.approx(stored, rel=1e-4)

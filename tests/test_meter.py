@@ -11,40 +11,9 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
-from torch.utils.data import default_collate
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertLMHeadModel,
-    BloomConfig,
-    BloomForCausalLM,
-    CLIPVisionConfig,
-    DiffLlamaConfig,
-    DiffLlamaForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    GptOssConfig,
-    GptOssForCausalLM,
-    Lfm2Config,
-    Lfm2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    WhisperConfig,
-    WhisperForConditionalGeneration,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from nfcore import (
     NormFreeConfig,
@@ -57,9 +26,6 @@ from nfcore import (
 from nfcore.settings import SettingsError
 
 
-ALL_METHODS = ("exact", "chunked", "lse", "auto")
-
-
 def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(got.double(), expected.double(), rtol=0, atol=tolerance, equal_nan=True)
 
@@ -67,18 +33,8 @@ def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
 # --- whole models -----------------------------------------------------------------------------------------------
 
 SMALL = dict(vocab_size=97, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-LLAMA = dict(
-    hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=40, **SMALL
-)
-
-
-def gpt2() -> GPT2LMHeadModel:
-    return GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=32, **SMALL))
-
-
-def gpt_neox() -> GPTNeoXForCausalLM:
-    sizes = dict(num_hidden_layers=3, num_attention_heads=4, hidden_size=32, intermediate_size=40)
-    return GPTNeoXForCausalLM(GPTNeoXConfig(max_position_embeddings=32, **sizes, **SMALL))
+SIZES = dict(num_hidden_layers=3, num_attention_heads=4, hidden_size=32, intermediate_size=40)
+LLAMA = dict(num_key_value_heads=2, **SIZES, **SMALL)
 
 
 def ours(family: str = "gpt2") -> NormFreeForCausalLM:
@@ -86,19 +42,38 @@ def ours(family: str = "gpt2") -> NormFreeForCausalLM:
     return NormFreeForCausalLM(NormFreeConfig.from_shape(f"{family}-2x32", norm="none", embd_pdrop=0.1, **sizes))
 
 
-MODELS: dict[str, Callable[[], Any]] = {
+def hf(name: str, kind: str = "ForCausalLM", **config: Any) -> Any:
+    """A model of transformers in evaluation mode."""
+    return getattr(transformers, name + kind)(getattr(transformers, f"{name}Config")(**config)).eval()
+
+
+def gpt2(**more: Any) -> Any:
+    return hf("GPT2", "LMHeadModel", n_layer=3, n_head=4, n_embd=32, n_positions=32, **{**SMALL, **more})
+
+
+PLAIN: dict[str, Callable[[], Any]] = {
     "gpt2": gpt2,
-    "gpt_neox": gpt_neox,
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(sliding_window=None, **LLAMA)),
+    "gpt_neox": lambda: hf("GPTNeoX", max_position_embeddings=32, **SIZES, **SMALL),
+    "llama": lambda: hf("Llama", **LLAMA),
+    "mistral": lambda: hf("Mistral", sliding_window=None, **LLAMA),
     "our gpt2": ours,
     "our pythia": lambda: ours("pythia"),
 }
+MODELS = PLAIN | {
+    "mistral with a window": lambda: hf("Mistral", sliding_window=6, **LLAMA),
+    # Up to transformers 5.22 the default is SDPA, which drops the cap.
+    "gemma 2": lambda: hf(
+        "Gemma2", head_dim=8, attn_logit_softcapping=2.0, sliding_window=6, attn_implementation="eager", **LLAMA
+    ),
+    "gpt-oss": lambda: hf("GptOss", head_dim=8, sliding_window=6, num_local_experts=4, num_experts_per_tok=2, **LLAMA),
+    "diffllama": lambda: hf("DiffLlama", **LLAMA),  # differential attention attends twice in a layer
+    "lfm2": lambda: hf("Lfm2", layer_types=["conv", "full_attention"] * 2, **{**LLAMA, "num_hidden_layers": 4}),
+}
 
 
-def with_sharp_attention(build: Callable[[], Any]) -> Any:
-    """Weights large enough that attention is far from uniform; the gains of norms stay."""
-    model = build().eval()
+def sharp(build: Callable[[], Any] | str) -> Any:
+    """A model, or one of MODELS, whose weights are so large that attention is far from uniform; gains of norms stay."""
+    model = (MODELS[build] if isinstance(build, str) else build)().eval()
     for name, p in model.named_parameters():
         if "norm" not in name and "ln_" not in name:
             nn.init.normal_(p, 0.0, 0.2)
@@ -125,57 +100,35 @@ def from_maps(model: Any, input_ids: Tensor | None = None, first: int = 0, **bat
     return torch.stack([-torch.special.xlogy(p.double(), p.double()).sum(-1).mean((0, 2)) for p in maps])
 
 
-PLAIN = tuple(MODELS)
-MODELS |= {
-    "mistral with a window": lambda: MistralForCausalLM(MistralConfig(sliding_window=6, **LLAMA)),
-    "gemma 2": lambda: Gemma2ForCausalLM(
-        # Up to transformers 5.22 the default is SDPA, which drops the cap.
-        Gemma2Config(head_dim=8, attn_logit_softcapping=2.0, sliding_window=6, attn_implementation="eager", **LLAMA)
-    ),
-    "gpt-oss": lambda: GptOssForCausalLM(
-        GptOssConfig(head_dim=8, sliding_window=6, num_local_experts=4, num_experts_per_tok=2, **LLAMA)
-    ),
-    "diffllama": lambda: DiffLlamaForCausalLM(DiffLlamaConfig(**LLAMA)),
-    "lfm2": lambda: Lfm2ForCausalLM(
-        Lfm2Config(layer_types=["conv", "full_attention"] * 2, **{**LLAMA, "num_hidden_layers": 4})
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_head_entropy_is_that_of_the_maps(name):
-    model, batch = with_sharp_attention(MODELS[name]), ids()
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_measured_as_its_maps_are(name):
+    model, batch = sharp(name), ids()
     expected = from_maps(model, batch)
+    found = attention_statistics(model, batch)
+    close(found["entropy"], expected, 5e-6)
+    close(found["by_position"].mean(1), expected.mean(1), 5e-6)
+    assert not found["nonfinite_rows"].any()
+    assert found["layer"].tolist() == ([1, 3] if name == "lfm2" else [0, 1, 2])  # the others are convolutions
+    for method in ("exact", "chunked", "lse", "auto") if name in PLAIN else ("auto",):
+        close(head_entropy(model, batch, method=method), expected, 5e-6)
+    if name not in PLAIN:
+        return
     assert expected.shape == (3, 4)
     assert expected.min() < 0.95 * entropy_ceiling(16)
-    for method in ALL_METHODS:
-        close(head_entropy(model, batch, method=method), expected, 5e-6)
     mapping = {"input_ids": batch, "attention_mask": torch.ones_like(batch), "labels": batch}
     close(head_entropy(model, mapping), expected, 5e-6)
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_attention_statistics(name):
-    model, batch = with_sharp_attention(MODELS[name]), ids()
-    statistics = attention_statistics(model, batch)
     names = ("entropy", "entropy_over_ln_i", "nonfinite_rows", "largest_logit")
     names += ("max_logit", "log_sum_exp", "sink_rate", "ceiling")
     shapes = {**dict.fromkeys(names, (3, 4)), "by_position": (3, batch.shape[1]), "layer": (3,)}
-    assert {key: value.shape for key, value in statistics.items()} == shapes
-    close(statistics["entropy"], from_maps(model, batch), 5e-6)
-    close(statistics["by_position"].mean(1), statistics["entropy"].mean(1), 5e-6)
-    assert (statistics["by_position"] <= torch.arange(1, batch.shape[1] + 1).log() + 1e-5).all()
-    assert ((statistics["entropy_over_ln_i"] > 0) & (statistics["entropy_over_ln_i"] <= 1 + 1e-5)).all()
-    assert not statistics["nonfinite_rows"].any()
-    close(statistics["ceiling"], torch.full((3, 4), entropy_ceiling(16)), 1e-6)
-    assert (statistics["max_logit"] <= statistics["largest_logit"]).all()
-    # entropy ln n - D with D at most twice the largest score: flat attention needs no large score, sharp one does
-    assert (statistics["largest_logit"] >= (entropy_ceiling(16) - statistics["entropy"]) / 2).all()
+    assert {key: value.shape for key, value in found.items()} == shapes
+    assert ((found["entropy_over_ln_i"] > 0) & (found["entropy_over_ln_i"] <= 1 + 1e-5)).all()
+    assert (found["by_position"] <= torch.arange(1, batch.shape[1] + 1).log() + 1e-5).all()
+    close(found["ceiling"], torch.full((3, 4), entropy_ceiling(16)), 1e-6)
 
 
 @torch.no_grad()
 def test_logits_and_sinks_are_those_of_the_scores():
-    model, batch = with_sharp_attention(ours), ids()
+    model, batch = sharp(ours), ids()
     inputs: list[Tensor] = []
     for block in model.blocks:
         block.attention.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
@@ -197,7 +150,7 @@ def test_logits_and_sinks_are_those_of_the_scores():
 
 def test_rows_that_are_not_finite_are_counted_and_left_out():
     """A token whose embedding is NaN, at position 10 of one of two sequences."""
-    model, batch = with_sharp_attention(ours), ids()
+    model, batch = sharp(ours), ids()
     batch[batch == 5] = 6
     clean = head_entropy(model, batch)
     batch[1, 10] = 5
@@ -237,24 +190,24 @@ def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("measure", [head_entropy, attention_statistics])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "our gpt2"])
-def test_measuring_leaves_the_model_as_it_was(name, implementation, measure):
-    model = MODELS[name]().train()
+@pytest.mark.parametrize(("name", "implementation"), [("gpt2", "eager"), ("llama", "sdpa"), ("our gpt2", "sdpa")])
+def test_measuring_sees_no_dropout_and_leaves_the_model_as_it_was(name, implementation, measure):
+    model, batch = MODELS[name]().train(), ids()
     model.set_attn_implementation(implementation)
     frozen = list(model.modules())[3]
     frozen.eval()
     before = state(model)
-    measure(model, ids())
+    found = measure(model, batch)
     assert same(before, state(model))
     assert not frozen.training
 
     before = state(model)
     handle = list(model.modules())[-1].register_forward_hook(lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        measure(model, ids())
+        measure(model, batch)
     handle.remove()
     assert same(before, state(model))
+    torch.testing.assert_close(found, measure(model.eval(), batch), rtol=0, atol=0)
 
 
 def test_parts_with_an_attention_of_their_own_keep_it():
@@ -270,16 +223,14 @@ def test_parts_with_an_attention_of_their_own_keep_it():
 def test_rotary_positions_that_grow_are_as_before():
     """Dynamic NTK widens its wavelengths at the longest sequence so far."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    shape = dict(num_hidden_layers=1, num_attention_heads=2, hidden_size=32, intermediate_size=32, vocab_size=97)
-    model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=8, rope_parameters=rope)).eval()
-    batch = ids(1, 12)
+    model, batch = hf("Llama", max_position_embeddings=8, rope_parameters=rope, **LLAMA), ids(1, 12)
     expected = model(batch).logits
     head_entropy(model, ids(1, 40))
     assert torch.equal(model(batch).logits, expected)
 
 
 def test_a_measurement_inside_a_measurement():
-    model, other, batch = with_sharp_attention(gpt2).train(), with_sharp_attention(MODELS["llama"]), ids()
+    model, other, batch = sharp(gpt2).train(), sharp("llama"), ids()
     expected, before, inner = (head_entropy(model, batch), head_entropy(other, batch)), state(model), []
     handle = model.transformer.h[1].register_forward_hook(lambda *args: inner.append(head_entropy(other, batch)))
     assert torch.equal(head_entropy(model, batch), expected[0])
@@ -290,7 +241,7 @@ def test_a_measurement_inside_a_measurement():
 
 def test_two_threads_measure_and_a_third_generates():
     """Measurements of one model at once, and another model that is used meanwhile, have their own results."""
-    model, other = with_sharp_attention(MODELS["llama"]).train(), with_sharp_attention(gpt2)
+    model, other = sharp("llama").train(), sharp(gpt2)
     batches = [ids(1, n) for n in (8, 12, 16)]
     expected = [head_entropy(model, batch) for batch in batches]
     before, logits = state(model), other(batches[0]).logits
@@ -305,7 +256,7 @@ def test_two_threads_measure_and_a_third_generates():
 
 @pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # since transformers 5.24
 def test_a_cache_in_the_batch_is_read_and_not_written_to():
-    model, batch = with_sharp_attention(MODELS["llama"]), ids()
+    model, batch = sharp("llama"), ids()
     with torch.no_grad():
         past = model(batch[:, :6], use_cache=True).past_key_values
     expected = from_maps(model, batch, first=6)
@@ -319,7 +270,7 @@ def test_a_cache_in_the_batch_is_read_and_not_written_to():
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 def test_a_process_forked_while_another_thread_measures_can_measure():
-    model, batch, began, done = with_sharp_attention(ours).train(), ids(), threading.Event(), threading.Event()
+    model, batch, began, done = sharp(ours).train(), ids(), threading.Event(), threading.Event()
 
     def wait(*args: Any) -> None:
         began.set()
@@ -333,23 +284,20 @@ def test_a_process_forked_while_another_thread_measures_can_measure():
         if (child := os.fork()) == 0:
             signal.alarm(30)  # it would wait for ever
             torch.set_num_threads(1)  # OpenMP's threads are not forked
-            os._exit(0 if model.training and head_entropy(with_sharp_attention(ours), batch).isfinite().all() else 1)
+            os._exit(0 if model.training and head_entropy(sharp(ours), batch).isfinite().all() else 1)
         assert os.waitpid(child, 0)[1] == 0
-
-
-def test_measuring_sees_no_dropout():
-    model, batch = ours().train(), ids()
-    assert torch.equal(head_entropy(model, batch), head_entropy(model.eval(), batch))
 
 
 # --- the batch given is the batch measured ----------------------------------------------------------------------
 
 
 def llava() -> Any:
-    sizes = dict(hidden_size=32, intermediate_size=40, num_attention_heads=4)
-    vision = CLIPVisionConfig(num_hidden_layers=3, image_size=8, patch_size=4, projection_dim=32, **sizes)
-    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**LLAMA), image_token_index=96)
-    return with_sharp_attention(lambda: LlavaForConditionalGeneration(config))
+    sizes = dict(num_hidden_layers=3, image_size=8, patch_size=4, projection_dim=32)
+    parts = dict(
+        vision_config=transformers.CLIPVisionConfig(**{**SIZES, **sizes}),
+        text_config=transformers.LlamaConfig(**LLAMA),
+    )
+    return sharp(lambda: hf("Llava", "ForConditionalGeneration", image_token_index=96, **parts))
 
 
 def llava_batch() -> dict[str, Tensor]:
@@ -368,31 +316,30 @@ def test_an_image_is_measured_with_its_text():
     assert (head_entropy(model, batch) - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral with a window", "our gpt2", "our pythia"])
+@pytest.mark.parametrize("name", ["gpt2", "mistral with a window", "our gpt2", "our pythia"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_not_measured(name, side):
     """A padded batch has the rows of its sequences alone, given the same positions."""
-    model, batch = with_sharp_attention(MODELS[name]), ids(2, 16)
+    model, batch = sharp(name), ids(2, 16)
     mask = torch.ones_like(batch)
     short = slice(5, 16) if side == "left" else slice(0, 11)
     mask[0], mask[0, short] = 0, 1
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     padded = {"input_ids": batch, "attention_mask": mask, "position_ids": positions}
-    alone = [head_entropy(model, batch[:1, short]), head_entropy(model, batch[1:])]
-    close(head_entropy(model, padded), (11 * alone[0] + 16 * alone[1]) / 27, 1e-5)
+    alone = [attention_statistics(model, x) for x in (batch[:1, short], batch[1:])]
     found = attention_statistics(model, padded)
+    close(found["entropy"], (11 * alone[0]["entropy"] + 16 * alone[1]["entropy"]) / 27, 1e-5)
     close(found["entropy"], head_entropy(model, padded), 1e-5)
     assert not found["nonfinite_rows"].any()
     keys = [min(i, 6) if "window" in name else i for n in (11, 16) for i in range(1, n + 1)]
     close(found["ceiling"], torch.tensor(keys).log().mean().expand(3, 4), 1e-5)
     assert ((found["sink_rate"] > 0) & (found["sink_rate"] < 1)).all()
-    parts = [attention_statistics(model, x)["max_logit"] for x in (batch[:1, short], batch[1:])]
-    close(found["max_logit"], torch.maximum(*parts), 1e-4)
+    close(found["max_logit"], torch.maximum(*(x["max_logit"] for x in alone)), 1e-4)
 
 
 def test_a_mask_of_the_callers_own_decides_what_is_measured():
     """Two sequences packed in one row do not see each other."""
-    model, batch = with_sharp_attention(MODELS["llama"]), ids(1, 16)
+    model, batch = sharp("llama"), ids(1, 16)
     document = torch.arange(16) >= 6
     mask = (document[:, None] == document) & torch.ones(16, 16, dtype=torch.bool).tril()
     positions = torch.cat((torch.arange(6), torch.arange(10)))[None]
@@ -401,36 +348,15 @@ def test_a_mask_of_the_callers_own_decides_what_is_measured():
     close(head_entropy(model, packed), (6 * alone[0] + 10 * alone[1]) / 16, 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "layers"),
-    [
-        ("mistral with a window", [0, 1, 2]),
-        ("gemma 2", [0, 1, 2]),
-        ("gpt-oss", [0, 1, 2]),
-        ("diffllama", [0, 1, 2]),  # differential attention attends twice in a layer
-        ("lfm2", [1, 3]),  # the others are convolutions
-    ],
-)
-def test_windows_caps_sinks_and_layers_are_measured_as_they_are(name, layers):
-    model, batch = with_sharp_attention(MODELS[name]), ids()
-    expected = from_maps(model, batch)
-    close(head_entropy(model, batch), expected, 5e-6)
-    found = attention_statistics(model, batch)
-    close(found["entropy"], expected, 5e-6)
-    assert found["layer"].tolist() == layers
-
-
 # --- a row for each decoder layer -------------------------------------------------------------------------------
 
 
-def bart() -> Any:
-    sizes = dict(encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=40, decoder_ffn_dim=40)
-    config = BartConfig(d_model=32, encoder_layers=2, decoder_layers=3, max_position_embeddings=32, **sizes, **SMALL)
-    return with_sharp_attention(lambda: BartForConditionalGeneration(config))
+CROSSED = dict(encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=40, decoder_ffn_dim=40)
+CROSSED |= dict(d_model=32, encoder_layers=2, decoder_layers=3, **SMALL)
 
 
 def test_of_an_encoder_decoder_only_the_decoders_own_attention_is_measured():
-    model, batch = bart(), ids()
+    model, batch = sharp(lambda: hf("Bart", "ForConditionalGeneration", max_position_embeddings=32, **CROSSED)), ids()
     expected = from_maps(model, batch, decoder_input_ids=batch)
     close(head_entropy(model, {"input_ids": batch, "decoder_input_ids": batch}), expected, 5e-6)
     # what pads the encoder's sequence does not pad the decoder's
@@ -442,10 +368,8 @@ def test_of_an_encoder_decoder_only_the_decoders_own_attention_is_measured():
 
 
 def test_labels_that_an_encoder_decoder_makes_its_inputs_of_are_enough():
-    sizes = dict(encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=40, decoder_ffn_dim=40)
-    sizes |= dict(num_mel_bins=8, d_model=32, encoder_layers=2, decoder_layers=3, max_source_positions=8)
-    config = WhisperConfig(max_target_positions=32, decoder_start_token_id=1, **sizes, **SMALL)
-    model = with_sharp_attention(lambda: WhisperForConditionalGeneration(config))
+    sizes = dict(num_mel_bins=8, max_source_positions=8, max_target_positions=32, decoder_start_token_id=1)
+    model = sharp(lambda: hf("Whisper", "ForConditionalGeneration", **sizes, **CROSSED))
     batch = {"input_features": torch.randn(2, 8, 16), "labels": ids()}
     close(head_entropy(model, batch), from_maps(model, **batch), 5e-6)
 
@@ -459,23 +383,19 @@ def test_a_layer_without_a_number_of_its_own_has_that_of_its_place():
         assert meter._layer_numbers(model)[attention] == number
 
 
-def bert(**more: Any) -> Any:
-    sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40)
-    return with_sharp_attention(lambda: BertLMHeadModel(BertConfig(**sizes, **SMALL, **more)))
-
-
 @pytest.mark.parametrize("measure", [head_entropy, attention_statistics])
 def test_what_is_no_causal_attention_is_refused_by_name(measure):
-    with pytest.raises(SettingsError, match=r"BertLMHeadModel: no layer calls .* causal softmax self-attention"):
-        measure(bert(), ids())
-    decoder = bert(is_decoder=True)
-    batch = ids()
+    batch, bert = ids(), dict(**SIZES, **SMALL)
+    for model, said in (
+        (hf("Bert", "LMHeadModel", **bert), r"BertLMHeadModel: no layer calls .* causal softmax self-attention"),
+        # Bloom adds its position biases inside its own attention code.
+        (hf("Bloom", hidden_size=32, n_layer=2, n_head=4, **SMALL), "BloomForCausalLM: no layer calls"),
+        (nn.Linear(2, 2), "Linear: not a transformers model"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            measure(model, batch)
+    decoder = sharp(lambda: hf("Bert", "LMHeadModel", is_decoder=True, **bert))
     close(head_entropy(decoder, batch), from_maps(decoder, batch), 5e-6)
-    with pytest.raises(SettingsError, match="Linear: not a transformers model"):
-        measure(nn.Linear(2, 2), ids())
-    # Bloom adds its position biases inside its own attention code.
-    with pytest.raises(SettingsError, match="BloomForCausalLM: no layer calls"):
-        measure(BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=4, **SMALL)), ids())
 
 
 def test_layers_with_fewer_heads_end_in_nan():
@@ -486,7 +406,7 @@ def test_layers_with_fewer_heads_end_in_nan():
 
 
 def test_a_compiled_model_is_measured_as_it_was_written():
-    model, batch = with_sharp_attention(gpt2), ids()
+    model, batch = sharp(gpt2), ids()
     expected = head_entropy(model, batch)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     compiled(batch)
@@ -496,7 +416,7 @@ def test_a_compiled_model_is_measured_as_it_was_written():
 
 
 def test_an_offloaded_model(tmp_path):
-    model, batch = with_sharp_attention(MODELS["llama"]), ids()
+    model, batch = sharp("llama"), ids()
     expected = head_entropy(model, batch)
     accelerate.cpu_offload(model, execution_device="cpu")
     assert next(model.parameters()).device.type == "meta"
@@ -506,7 +426,7 @@ def test_an_offloaded_model(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated, peft asks for what transformers renamed
 @pytest.mark.parametrize("name", ["llama", "our pythia"])
 def test_quantised_and_adapted_models_are_measured_as_they_are(name):
-    model, batch = with_sharp_attention(MODELS[name]), ids()
+    model, batch = sharp(name), ids()
     plain = head_entropy(model, batch)
     small = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     close(head_entropy(small, batch), from_maps(small, batch), 1e-5)
@@ -536,21 +456,23 @@ class Wrapped(nn.Module):
 
 
 def test_a_module_around_a_model_is_measured_and_around_two_refused():
-    model, batch = with_sharp_attention(gpt2), ids()
+    model, batch = sharp(gpt2), ids()
     assert torch.equal(head_entropy(Wrapped(model), batch), head_entropy(model, batch))
     with pytest.raises(SettingsError, match="Wrapped: holds several transformers models"):
         head_entropy(Wrapped(model, gpt2()), batch)
 
 
-def test_a_model_without_numbers_is_refused():
+def test_a_model_without_numbers_and_an_unknown_method_are_refused():
     with pytest.raises(SettingsError, match="GPT2LMHeadModel: has weights on the meta device"):
         head_entropy(gpt2().to("meta"), ids())
+    with pytest.raises(SettingsError, match="method: 'fast'"):
+        head_entropy(ours(), ids(), method="fast")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "our gpt2"])
 def test_a_bool_mask_is_measured_as_eager_attention_takes_it(name):
     """Ours hides what it does not show; GPT-2's adds it to the scores."""
-    model, batch = with_sharp_attention(MODELS[name]), ids()
+    model, batch = sharp(name), ids()
     model.set_attn_implementation("eager")
     mask = torch.ones(16, 16, dtype=torch.bool).tril()
     mask[8:, :4] = False
@@ -562,7 +484,7 @@ def test_a_bool_mask_is_measured_as_eager_attention_takes_it(name):
 
 
 def test_lists_arrays_and_single_sequences_are_converted():
-    model, batch = with_sharp_attention(gpt2), ids()
+    model, batch = sharp(gpt2), ids()
     expected = head_entropy(model, batch)
     rows = tuple(map(tuple, batch.tolist())), batch.numpy().astype("uint16"), batch.numpy().astype(">i8")
     rows = *rows, batch.flip(1).numpy()[:, ::-1]
@@ -573,42 +495,40 @@ def test_lists_arrays_and_single_sequences_are_converted():
         assert torch.equal(head_entropy(model, one), single)
 
 
+PAIR, COLUMN = {"input_ids": [[1, 2]]}, [torch.ones(2, dtype=torch.long)] * 16
+
+
 @pytest.mark.parametrize(
     ("batch", "said"),
     [
-        (
-            torch.zeros(2, 0, dtype=torch.long),
-            r"input_ids is torch.int64 of shape \(2, 0\); it must be .* at least one token",
-        ),
-        ([], r"input_ids is torch.float32 of shape \(1, 0\)"),
+        (torch.zeros(2, 0, dtype=torch.long), r"input_ids is torch.int64 of shape \(2, 0\); it must be .* one token"),
         ([[1, 2], [3]], "input_ids is no array of numbers; pad sequences"),
         ("a text", "input_ids is str; it must be a dense tensor of token ids"),
         (torch.rand(2, 4), r"input_ids is torch.float32 of shape \(2, 4\)"),
         (torch.zeros(1, 2, 3, dtype=torch.long), r"torch.int64 of shape \(1, 2, 3\)"),
+        (torch.ones(1, 4, dtype=torch.bool), "input_ids is torch.bool"),
+        (torch.zeros(1, 2, dtype=torch.complex64), "input_ids is torch.complex64"),
+        (torch.ones(1, 2, dtype=torch.long).to_sparse(), "input_ids is Tensor; it must be a dense tensor"),
         ({"attention_mask": [[1, 1]]}, "keys attention_mask lack input_ids"),
-        ({}, r"keys \(none\) lack input_ids"),
+        (None, r"keys \(none\) lack input_ids"),
         ([[5, 1000]], "not within the model's 97 token ids and 32 positions"),
         ([[5, -1]], "not within the model's 97 token ids"),
         ([[5] * 33], "not within the model's 97 token ids and 32 positions"),
-        (torch.ones(1, 4, dtype=torch.bool), "input_ids is torch.bool"),
-        (None, r"keys \(none\) lack input_ids"),
-        ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, r"attention_mask: shape \(1, 1\) does not cover"),
-        ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, "attention_mask: leaves no token"),
-        ({"input_ids": [[1, 2]], "attention_mask": [1, 1]}, r"attention_mask: shape \(2,\) does not cover"),
-        ({"input_ids": [[1, 2]], "attention_mask": [[1] * 3]}, r"attention_mask: shape \(1, 3\) does not cover"),
-        ({"input_ids": [[1, 2]], "attention_mask": "ones"}, "attention_mask: str must be a tensor"),
-        ({"input_ids": [[1, 2]], "position_ids": [[0, 1, 2]]}, r"position_ids: .* \(1, 3\) is not .* 2 tokens"),
-        (
-            {"input_ids": [[1, 2]], "position_ids": [[0.0, 1.0]]},
-            r"position_ids: torch.float32 of shape \(1, 2\) is not",
+        ({**PAIR, "position_ids": [[0, 40]]}, "not within the model's .* 32 positions"),
+        ({**PAIR, "position_ids": [[0, 1, 2]]}, r"position_ids: .* \(1, 3\) is not .* 2 tokens"),
+        ({**PAIR, "position_ids": [[0.0, 1.0]]}, r"position_ids: torch.float32 of shape \(1, 2\) is not"),
+        ({**PAIR, "attention_mask": [[1]]}, r"attention_mask: shape \(1, 1\) does not cover"),
+        ({**PAIR, "attention_mask": [[1] * 3]}, r"attention_mask: shape \(1, 3\) does not cover"),
+        ({**PAIR, "attention_mask": torch.ones(1, 1, 2, 1)}, r"attention_mask: shape \(1, 1, 2, 1\)"),
+        ({**PAIR, "attention_mask": [[0, 0]]}, "attention_mask: leaves no token"),
+        ({**PAIR, "attention_mask": "ones"}, "attention_mask: str must be a tensor"),
+        ({**PAIR, "past_key_values": ((torch.zeros(1, 4, 3, 8),) * 2,)}, "past_key_values is tuple"),
+        *(  # what the default collate makes of columns
+            (batch, r'_\w+ is a list of tensors, .*; stack .* dataset.with_format\("torch"\)')
+            for batch in (COLUMN, [COLUMN], {"input_ids": COLUMN}, {"input_ids": ids(), "attention_mask": COLUMN})
         ),
-        ({"input_ids": [[1, 2]], "attention_mask": torch.ones(1, 1, 2, 1)}, r"attention_mask: shape \(1, 1, 2, 1\)"),
-        ({"input_ids": [[1, 2]], "past_key_values": ((torch.zeros(1, 4, 3, 8),) * 2,)}, "past_key_values is tuple"),
-        ({"input_ids": [[1, 2]], "position_ids": [[0, 40]]}, "not within the model's .* 32 positions"),
         ({"inputs_embeds": torch.zeros(4, 32)}, r"inputs_embeds is torch.float32 of shape \(4, 32\); .* embeddings"),
         ({"inputs_embeds": torch.zeros(1, 0, 32)}, r"inputs_embeds is torch.float32 of shape \(1, 0, 32\)"),
-        (torch.zeros(1, 2, dtype=torch.complex64), "input_ids is torch.complex64"),
-        (torch.ones(1, 2, dtype=torch.long).to_sparse(), "input_ids is Tensor; it must be a dense tensor"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused_in_one_line(batch, said):
@@ -630,19 +550,3 @@ def test_a_misspelt_key_is_refused_and_what_a_model_takes_is_not(name):
     assert head_entropy(model, {"input_ids": batch, **more}).isfinite().all()
     with pytest.raises(SettingsError, match=r"batch: 'attention_mask' is not one of input_ids$"):
         head_entropy(Wrapped(model), {"input_ids": batch, "attention_mask": batch})
-
-
-def test_lists_of_tensors_which_the_default_collate_makes_of_columns_are_refused():
-    rows = ids().tolist()
-    mapping = default_collate([{"input_ids": row, "attention_mask": [1] * 16} for row in rows])
-    mask = {"input_ids": ids(), "attention_mask": mapping["attention_mask"]}
-    for batch in (mapping, default_collate(rows), default_collate([[row] for row in rows]), mask, [*ids()]):
-        with pytest.raises(
-            SettingsError, match=r'_\w+ is a list of tensors, .*; stack .* dataset.with_format\("torch"\)'
-        ):
-            head_entropy(gpt2(), batch)
-
-
-def test_head_entropy_refuses_an_unknown_method():
-    with pytest.raises(SettingsError, match="method: 'fast'"):
-        head_entropy(ours(), ids(), method="fast")

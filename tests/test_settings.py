@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +36,8 @@ def refusal(settings: Any) -> str:
 # Of every field, values that are refused and values that are taken; the first of these is not the default.
 FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "model.family": (["bert", ""], ["pythia", "gpt2"]),
-    "model.vocab_size": ([0], [1]),
     "model.hidden_size": ([0], [384, 12]),
-    "model.num_hidden_layers": ([0], [1]),
     "model.num_attention_heads": ([0, -1, 5], [1, 768]),
-    "model.intermediate_size": ([0], [1, None]),
     "model.max_position_embeddings": ([0], [128, 1]),
     "model.norm": (["batchnorm", ""], ["none", "rmsnorm"]),
     "model.final_norm": (["batchnorm", ""], ["none", "rmsnorm"]),
@@ -61,7 +56,6 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "model.embedding_gain": ([0.0], [2.0]),
     "model.ffn_gain": ([-1.0], [2.0]),
     "model.ffn_output_gain": ([NAN], [2.0]),
-    "model.qk_norm": ([1], [True]),
     "model.attention_scales": ([[], [1.0, 2.0], 2.0], [[2.0] * 12, None]),
     "data.corpus": ([""], ["x", "codeparrot"]),
     "data.text_column": ([None], ["text"]),
@@ -71,13 +65,9 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "data.packing": (["padded"], ["packed"]),
     "data.split_by": (["line"], ["document"]),
     "data.validation_fraction": ([0.0, 1.0], [0.999]),
-    "data.max_documents": ([0], [1, None]),
-    "data.max_validation_documents": ([0], [1, None]),
     "data.train_files": ([["a.parquet"]], ["other"]),
     "data.validation_files": ([3], ["other"]),
     "data.streaming": ([0], [True]),
-    "training.steps": ([0], [1, None]),
-    "training.batch_size": ([0], [1]),
     "training.micro_batch_size": ([0, 5, 33], [1, 32, None]),
     "training.learning_rate": ([0.0, INF, NAN], [1.0]),
     "training.final_learning_rate": ([-1e-9, 0.0011], [0.0, 1e-3]),
@@ -94,19 +84,16 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "training.entropy_target": ([1.1], [0.0]),
     "training.max_grad_norm": ([0.0], [1e-9]),
     "training.precision": (["fp16"], ["auto", "bfloat16", "float16"]),
-    "training.compile": ([1], [True]),
-    "training.gradient_checkpointing": ([1], [True]),
-    "training.chunked_loss": ([1], [True]),
-    "training.eval_every": ([0], [1]),
-    "training.eval_sequences": ([0], [1, None]),
-    "training.probe_every": ([0], [1]),
-    "training.probe_sequences": ([0], [1]),
-    "training.log_every": ([0], [1]),
-    "training.save_every": ([0], [1]),
-    "training.threads": ([0], [1, None]),
     ".seed": ([-1, 2**32], [2**32 - 1]),
     ".name": ([3], ["a label"]),
 }
+COUNTS = "model.vocab_size model.num_hidden_layers training.batch_size training.eval_every training.log_every"
+COUNTS += " training.save_every training.probe_every training.probe_sequences"
+OPTIONAL = "model.intermediate_size data.max_documents data.max_validation_documents training.steps"
+OPTIONAL += " training.eval_sequences training.threads"
+SWITCHES = "model.qk_norm training.compile training.gradient_checkpointing training.chunked_loss"
+FIELDS |= dict.fromkeys(COUNTS.split(), ([0], [1])) | dict.fromkeys(OPTIONAL.split(), ([0], [1, None]))
+FIELDS |= dict.fromkeys(SWITCHES.split(), ([1], [True]))
 WRONG_TYPES = {"integer": ["1", 1.0, True], "number": ["1", False], "boolean": ["yes", 1], "string": [3, b"x"]}
 # What must hold beside it.
 FILES = {"corpus": "codeparrot", "train_files": "train", "validation_files": "validation"}
@@ -117,16 +104,8 @@ def experiment(section: str, settings: dict[str, Any]) -> Experiment:
     return Experiment.from_dict({section: settings} if section else settings)
 
 
-def test_the_table_has_every_field() -> None:
-    sections = {**SECTIONS, "": Experiment}
-    known = {
-        f"{section}.{name}" for section, cls in sections.items() for name in cls.model_fields if name not in SECTIONS
-    }
-    assert known == FIELDS.keys()
-
-
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_field_takes_what_is_allowed_and_nothing_else(field: str) -> None:
+def test_a_field_takes_what_is_allowed_and_nothing_else(field):
     section, name = field.split(".")
     cls = SECTIONS.get(section, Experiment)
     wrong, right = FIELDS[field]
@@ -145,7 +124,7 @@ def test_a_field_takes_what_is_allowed_and_nothing_else(field: str) -> None:
 
 
 @pytest.mark.parametrize("field", sorted(FIELDS.keys() - {"model.vocab_size"}))  # which follows data.vocab_size
-def test_any_other_setting_is_another_run(field: str) -> None:
+def test_any_other_setting_is_another_run(field):
     section, name = field.split(".")
     beside = BESIDE.get(name, {})
     same = experiment(section, beside).id == experiment(section, {**beside, name: FIELDS[field][1][0]}).id
@@ -155,31 +134,18 @@ def test_any_other_setting_is_another_run(field: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"training": {"steps": 0}}, "training.steps: 0 must be greater than 0"),
-        ({"training": {"steps": True}}, "training.steps: True must be a valid integer"),
         ({"training": {"learning_rate": "fast"}}, "training.learning_rate: 'fast' must be a valid number"),
-        ({"training": {"learning_rate": NAN}}, "training.learning_rate: nan must be a finite number"),
-        ({"model": {"biases": "some"}}, "model.biases: 'some' must be 'paper', 'all' or 'none'"),
         ({"model": {"norm": "batchnorm"}}, "model.norm: 'batchnorm' is not one of layernorm, rmsnorm, none"),
         ({"model": {"shape": "gpt3"}}, f"model.shape: 'gpt3' is not one of {', '.join(SHAPES)}"),
-        ({"seed": -1}, "seed: -1 must be greater than or equal to 0"),
         ([1], "experiment: [1] must be a mapping from names"),
         ({"model": "gpt2"}, "model: 'gpt2' must be a mapping from names"),
         ({"model": {4: 4}}, "model: {4: 4} must be a mapping from names"),
         ({"modle": {}}, "experiment: unknown setting 'modle'; allowed: model, data, training, seed, name"),
-        (
-            {"model": {"hidden_size": 64, "num_attention_heads": 5}},
-            "model.num_attention_heads: 5 must divide model.hidden_size 64",
-        ),
+        ({"model": {"self": 4}}, f"model: unknown setting 'self'; allowed: {', '.join(ModelSettings.model_fields)}"),
+        ({"model": {"num_attention_heads": 5}}, "model.num_attention_heads: 5 must divide model.hidden_size 768"),
         ({"training": {"micro_batch_size": 5}}, "training.micro_batch_size: 5 must divide training.batch_size 32"),
-        (
-            {"data": {"context": 65}, "model": {"max_position_embeddings": 64}},
-            "data.context: 65 must be at most model.max_position_embeddings 64",
-        ),
-        (
-            {"data": {"vocab_size": 300}, "model": {"vocab_size": 301}},
-            "model.vocab_size: 301 must be data.vocab_size 300",
-        ),
+        ({"data": {"context": 1025}}, "data.context: 1025 must be at most model.max_position_embeddings 1024"),
+        ({"model": {"vocab_size": 301}}, "model.vocab_size: 301 must be data.vocab_size 1024"),
         ({"data": {"train_files": "a"}}, "data.train_files and data.validation_files: give both or neither"),
         (
             {"data": {"train_files": "a", "validation_files": "b"}},
@@ -187,47 +153,46 @@ def test_any_other_setting_is_another_run(field: str) -> None:
         ),
     ],
 )
-def test_messages(settings: Any, message: str) -> None:
+def test_messages(settings, message):
     assert refusal(settings) == message
 
 
-def test_an_unknown_setting_is_named_with_those_that_are_known() -> None:
-    message = refusal({"model": {"heads": 4}})
-    assert message.startswith("model: unknown setting 'heads'; allowed: family, vocab_size")
-    assert "num_attention_heads" in message
-    assert refusal({"model": {"self": 4}}).startswith("model: unknown setting 'self'")
-    with pytest.raises(SettingsError, match="training: unknown setting 'step'; allowed: steps, batch_size"):
-        TrainingSettings(step=3)
-
-
-def test_messages_stay_short() -> None:
+def test_messages_stay_short():
     for settings in ({"name": ["x" * 10**6] * 99}, {"x" * 10**6: 1}, {"model": {"family": "x" * 10**6}}):
         assert len(refusal(settings)) < 2000
 
 
-def test_every_field_says_what_it_means() -> None:
-    for cls in (*SECTIONS.values(), Experiment):
-        assert all(field.description for field in cls.model_fields.values())
+def test_the_table_has_every_field_and_each_says_what_it_means():
+    sections = {**SECTIONS, "": Experiment}
+    fields = {
+        f"{section}.{name}": field
+        for section, cls in sections.items()
+        for name, field in cls.model_fields.items()
+        if name not in SECTIONS
+    }
+    assert fields.keys() == FIELDS.keys()
+    assert all(field.description for field in fields.values())
 
 
-def test_settings_stay_as_they_are_and_copies_are_checked() -> None:
+def test_settings_stay_as_they_are_and_copies_are_checked():
     settings = TrainingSettings(steps=3)
     with pytest.raises(ValueError, match="frozen"):
         settings.steps = 4
     assert settings.replace(steps=4).to_dict() == {**settings.to_dict(), "steps": 4}
     with pytest.raises(SettingsError, match=r"training.steps: 0 must"):
         settings.replace(steps=0)
+    with pytest.raises(SettingsError, match="training: unknown setting 'step'; allowed: steps, batch_size"):
+        TrainingSettings(step=3)
     made = Experiment.from_dict({"seed": 3, "training": {"steps": 4}})
     assert pickle.loads(pickle.dumps(made)) == made
-    assert made.replace(training=made.training.replace(steps=5), seed=0) == Experiment.from_dict(
-        {"training": {"steps": 5}}
-    )
+    five = Experiment.from_dict({"training": {"steps": 5}})
+    assert made.replace(training=made.training.replace(steps=5), seed=0) == five
 
 
 # --- what makes two runs the same run ---------------------------------------------------------------------------
 
 
-def test_recorded_runs_keep_their_ids() -> None:
+def test_recorded_runs_keep_their_ids():
     records = [r for path in Path("data/recorded").glob("*/records.json") for r in json.loads(path.read_text())]
     assert len(records) > 300
     assert any("ffn_output_gain" not in record["settings"]["model"] for record in records)  # older than that setting
@@ -235,7 +200,7 @@ def test_recorded_runs_keep_their_ids() -> None:
         assert Experiment.from_dict(record["settings"]).id == record["id"]
 
 
-def test_identity_is_the_same_however_it_is_written() -> None:
+def test_identity_is_the_same_however_it_is_written():
     plain = Experiment.from_dict({})
     assert len(plain.id) == 12
     assert int(plain.id, 16) >= 0
@@ -248,17 +213,10 @@ def test_identity_is_the_same_however_it_is_written() -> None:
     assert {Experiment.from_dict(spelling).id for spelling in spellings} == {plain.id}
 
 
-def test_identity_needs_no_torch_and_does_not_depend_on_the_process() -> None:
-    script = "import sys; from nfcore.settings import Experiment; print(Experiment.from_dict({}).id, *sys.modules)"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert found[0] == Experiment.from_dict({}).id
-    assert not {"torch", "transformers", "numpy", "pandas"} & {*found}
-
-
 # --- what follows from other settings ---------------------------------------------------------------------------
 
 
-def test_what_follows_from_other_fields() -> None:
+def test_what_follows_from_other_fields():
     model = ModelSettings(hidden_size=48)
     assert (model.intermediate_size, model.tie_word_embeddings) == (192, True)
     assert ModelSettings(family="pythia").tie_word_embeddings is False
@@ -267,40 +225,32 @@ def test_what_follows_from_other_fields() -> None:
     assert Experiment.from_dict({"data": {"vocab_size": 300}}).model.vocab_size == 300
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_named_shape_fills_the_sizes_and_other_keys_override_it(shape: str) -> None:
-    model = Experiment.from_dict({"model": {"shape": shape, "norm": "none"}}).model
-    assert model == ModelSettings(**SHAPES[shape], norm="none", vocab_size=1024)
-    assert Experiment.from_dict({"model": {"shape": shape, "num_hidden_layers": 3}}).model.num_hidden_layers == 3
+def test_a_named_shape_fills_the_sizes_and_other_keys_override_it():
+    for shape, sizes in SHAPES.items():
+        model = Experiment.from_dict({"model": {"shape": shape, "norm": "none"}}).model
+        assert model == ModelSettings(**sizes, norm="none", vocab_size=1024)
+        assert Experiment.from_dict({"model": {"shape": shape, "num_hidden_layers": 3}}).model.num_hidden_layers == 3
 
 
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({}, "SM+LN+G"),
-        ({"activation": "relu"}, "SM+LN+R"),
-        ({"norm": "none"}, "SM+G"),
-        ({"norm": "none", "activation": "relu"}, "SM+R"),
-        ({"activation": "identity"}, "SM+LN"),
-        ({"norm": "none", "activation": "identity"}, "SM"),
-        ({"norm": "rmsnorm", "activation": "gelu_tanh"}, "SM+RMS+G(tanh)"),
-        ({"norm": "none", "activation": "leaky_relu", "negative_slope": 0.1}, "SM+L(0.1)"),
-        ({"norm": "none", "activation": "learnable_leaky_relu"}, "SM+LL per layer(0.01)"),
-        ({"norm": "none", "activation": "scaled_gelu", "activation_scale": 8.0}, "SM+G(s=8)"),
-    ],
-)
-def test_configurations_have_the_papers_names(changes: dict[str, Any], name: str) -> None:
-    assert ModelSettings(**changes).configuration == name
-
-
-def test_different_activations_have_different_names() -> None:
+def test_configurations_have_the_papers_names():
+    for name, changes in {
+        "SM+LN+G": {},
+        "SM+R": {"norm": "none", "activation": "relu"},
+        "SM+LN": {"activation": "identity"},
+        "SM": {"norm": "none", "activation": "identity"},
+        "SM+RMS+G(tanh)": {"norm": "rmsnorm", "activation": "gelu_tanh"},
+        "SM+L(0.1)": {"norm": "none", "activation": "leaky_relu", "negative_slope": 0.1},
+        "SM+LL per layer(0.01)": {"norm": "none", "activation": "learnable_leaky_relu"},
+        "SM+G(s=8)": {"norm": "none", "activation": "scaled_gelu", "activation_scale": 8.0},
+    }.items():
+        assert ModelSettings(**changes).configuration == name
     assert len({ModelSettings(activation=name).configuration for name in ACTIVATION_LETTERS}) == len(ACTIVATION_LETTERS)
 
 
 # --- where settings come from -----------------------------------------------------------------------------------
 
 
-def test_override() -> None:
+def test_override():
     values = ["training.learning_rate=1e-3", "training.steps=null", "model.norm=none", "seed=3", "name="]
     assert override({"training": {"steps": 5}, "seed": 0}, [*values, "training.compile=true"]) == {
         "training": {"steps": None, "learning_rate": 1e-3, "compile": True},
@@ -308,30 +258,24 @@ def test_override() -> None:
         "seed": 3,
         "name": None,
     }
+    for text in ("1e-3", "1E-3", "1.e-3", "+1e-03", "0.001", "1.0e-3"):
+        assert override({}, [f"a={text}"]) == {"a": 0.001}
 
 
-@pytest.mark.parametrize(
-    ("assignment", "said"),
-    [
+def test_override_refuses():
+    for assignment, said in (
         ("training.steps", "'training.steps': overrides are written section.field=value"),
         ("=3", "'=3': overrides are written section.field=value"),
         ("seed.steps=3", "seed.steps: 'seed' is not a section of settings"),
         ("training.steps=[3", "training.steps: cannot be read"),
-    ],
-)
-def test_override_refuses(assignment: str, said: str) -> None:
-    with pytest.raises(SettingsError) as caught:
-        override({"seed": 0}, [assignment])
-    assert str(caught.value).startswith(said)
-    assert "\n" not in str(caught.value)
+    ):
+        with pytest.raises(SettingsError) as caught:
+            override({"seed": 0}, [assignment])
+        assert str(caught.value).startswith(said)
+        assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.e-3", "+1e-03", "0.001", "1.0e-3"])
-def test_a_number_may_be_written_in_any_usual_way(text: str) -> None:
-    assert override({}, [f"a={text}"]) == {"a": 0.001}
-
-
-def test_read_yaml(tmp_path: Path) -> None:
+def test_read_yaml(tmp_path):
     file = tmp_path / "a.yaml"
     for text, value in (("seed: 3", {"seed": 3}), ("", {}), ("a: &x [1]\nb: *x", {"a": [1], "b": [1]})):
         file.write_text(text)
@@ -348,12 +292,12 @@ def test_read_yaml(tmp_path: Path) -> None:
             assert "\n" not in str(caught.value)
 
 
-def test_shipped_yaml_can_be_read() -> None:
+def test_shipped_yaml_can_be_read():
     for path in (*Path("notebooks/params").glob("*.yaml"), Path("data/claims.yaml")):
         assert read_yaml(path)
 
 
-def test_project_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_project_root(monkeypatch, tmp_path):
     monkeypatch.delenv("NFCORE_ROOT", raising=False)
     assert (project_root() / "data" / "published").is_dir()
     monkeypatch.setenv("NFCORE_ROOT", str(tmp_path))

@@ -1,8 +1,6 @@
-"""The short forms of :mod:`tests.torture`: ten kills and some damage, nothing lost."""
+"""The short forms of :mod:`tests.torture`: eight kills and some damage, nothing lost."""
 
 import random
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +15,7 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> torture.Arena:
 @pytest.mark.parametrize(
     ("story", "times"),
     [
-        (torture.kill_training, 6),
+        (torture.kill_training, 4),
         (torture.kill_tokenising, 3),
         (torture.kill_notebook, 1),
         (torture.flip_checkpoint, 2),
@@ -25,15 +23,13 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> torture.Arena:
         (torture.flip_tokens, 5),
     ],
 )
-def test_nothing_is_lost(
-    story: Callable[[torture.Arena, int], tuple[int, int]], times: int, arena: torture.Arena
-) -> None:
+def test_nothing_is_lost(story, times, arena):
     tried, losses = story(arena, times)
     assert tried <= times
     assert losses == 0
 
 
-def test_counts_accumulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_accumulate(tmp_path, monkeypatch):
     monkeypatch.setattr(torture, "RESULTS", tmp_path / "torture.json")
     torture.add("a fault", 3, 0)
     torture.add("a fault", 2, 1)
@@ -41,6 +37,6 @@ def test_counts_accumulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert torture.counts() == {"a fault": {"tried": 5, "losses": 1}, "another": {"tried": 1, "losses": 0}}
 
 
-def test_a_loss_is_seen(arena: torture.Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_is_seen(arena, monkeypatch):
     monkeypatch.setattr(torture, "same_run", lambda *_: False)
-    assert torture.kill_training(arena, 1)[1] == 1
+    assert torture.kill_training(arena, 0) == (0, 1)

@@ -1,9 +1,10 @@
 """Training: the optimiser and its schedule, what a run leaves behind, resuming, and divergence as a result."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from nfcore import (
     train,
     training,
 )
+from nfcore.model import recomputes
 from nfcore.optimizer import HFAdamW, optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings
 from nfcore.telemetry import Watch
@@ -92,7 +94,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(20, 0.25), (7, 0.0), (1, 0.05), (10, 1.0)])
-def test_learning_rate_rises_linearly_then_falls_linearly(steps: int, fraction: float) -> None:
+def test_learning_rate_rises_linearly_then_falls_linearly(steps, fraction):
     settings = TrainingSettings(learning_rate=0.01, final_learning_rate=1e-4, warmup_fraction=fraction)
     optimizer, schedule = optimizer_and_schedule(network(), settings, steps)
     warmup = round(fraction * steps)
@@ -107,7 +109,7 @@ def test_learning_rate_rises_linearly_then_falls_linearly(steps: int, fraction: 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(20, 0.25), (50, 0.05), (7, 0.0)])
 @pytest.mark.parametrize("final", [1e-4, 0.0])
-def test_the_papers_schedule_is_that_of_transformers(steps: int, fraction: float, final: float) -> None:
+def test_the_papers_schedule_is_that_of_transformers(steps, fraction, final):
     """Hugging Face's own functions, with the number of warm-up updates that TrainingArguments gives them."""
     settings = TrainingSettings(
         learning_rate=0.01, final_learning_rate=final, warmup_fraction=fraction, schedule="hf_linear"
@@ -123,52 +125,31 @@ def test_the_papers_schedule_is_that_of_transformers(steps: int, fraction: float
     assert schedule.get_last_lr()[0] == pytest.approx(final)
 
 
-def test_the_run_used_that_learning_rate(trained: Path) -> None:
-    expected = [1e-3, 2e-3, *(1e-7 + (2e-3 - 1e-7) * (10 - step) / 8 for step in range(2, 10))]
-    assert metric(trained, "learning_rate").tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "pythia"])
-@pytest.mark.parametrize(("sharing", "slopes"), [("per_layer", 2), ("shared", 1)])
-def test_decay_is_on_matrices_and_slopes_have_their_own(family: str, sharing: str, slopes: int) -> None:
-    model = NormFreeForCausalLM(
-        NormFreeConfig.from_shape(
-            f"{family}-2x32",
-            vocab_size=VOCAB,
-            norm="layernorm",
-            biases="all",
-            activation="learnable_leaky_relu",
-            slope_sharing=sharing,
-        )
-    )
+@pytest.mark.parametrize(
+    ("family", "activation", "sharing", "slopes"),
+    [
+        ("gpt2", "learnable_leaky_relu", "per_layer", 2),
+        ("pythia", "learnable_leaky_relu", "shared", 1),
+        ("gpt2", "learnable_scaled_gelu", "per_layer", 0),
+    ],
+)
+def test_decay_is_on_matrices_and_slopes_have_their_own(family, activation, sharing, slopes):
+    changes = dict(norm="layernorm", biases="all", activation=activation, slope_sharing=sharing)
+    model = NormFreeForCausalLM(NormFreeConfig.from_shape(f"{family}-2x32", vocab_size=VOCAB, **changes))
     settings = TrainingSettings(weight_decay=0.1, slope_weight_decay=0.03, beta1=0.8, beta2=0.99, epsilon=1e-7)
     optimizer, _ = optimizer_and_schedule(model, settings, 10)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decay), "a parameter is in two groups"
     assert decay.keys() == {id(p) for p in model.parameters()}
     for name, p in model.named_parameters():
-        slope = name.startswith("activations")
-        plain = name.endswith("bias") or "norm" in name
-        assert decay[id(p)] == (0.03 if slope else 0.0 if plain else 0.1), name
+        plain = name.endswith(("bias", "scale")) or "norm" in name
+        assert decay[id(p)] == (0.03 if name.endswith("slope") else 0.0 if plain else 0.1), name
     assert list(decay.values()).count(0.03) == slopes
     for group in optimizer.param_groups:
         assert (group["betas"], group["eps"]) == ((0.8, 0.99), 1e-7)
 
 
-def test_learnable_scales_do_not_decay() -> None:
-    model = network(activation="learnable_scaled_gelu", activation_scale=4)
-    optimizer, _ = optimizer_and_schedule(model, TrainingSettings(slope_weight_decay=0.03), 10)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert [decay[id(s)] for s in model.learned("scale")] == [0.0, 0.0]
-    assert decay.keys() == {id(p) for p in model.parameters()}
-
-
-def test_models_without_slopes_have_two_groups() -> None:
-    optimizer, _ = optimizer_and_schedule(network(), TrainingSettings(), 10)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
-
-
-def test_the_setting_chooses_the_optimiser_with_the_same_groups() -> None:
+def test_the_setting_chooses_the_optimiser_with_the_same_groups():
     model, settings = network(), TrainingSettings(beta1=0.8, beta2=0.99, epsilon=1e-7)
     ours, _ = optimizer_and_schedule(model, settings.replace(optimizer="hf_adamw"), 10)
     torchs, _ = optimizer_and_schedule(model, settings, 10)
@@ -178,7 +159,7 @@ def test_the_setting_chooses_the_optimiser_with_the_same_groups() -> None:
         assert all(group[name] == expected[name] for name in ("lr", "betas", "eps", "weight_decay"))
 
 
-def test_the_first_ffn_matrices_have_a_rate_of_their_own_and_the_second_its_inverse() -> None:
+def test_the_first_ffn_matrices_have_a_rate_of_their_own_and_the_second_its_inverse():
     model = network()
     optimizer, schedule = optimizer_and_schedule(model, TrainingSettings(learning_rate=0.01, ffn_rate=4.0), 10)
     plain, _ = optimizer_and_schedule(model, TrainingSettings(learning_rate=0.01), 10)
@@ -192,7 +173,7 @@ def test_the_first_ffn_matrices_have_a_rate_of_their_own_and_the_second_its_inve
     assert schedule.get_last_lr()[0] == plain.param_groups[0]["lr"]  # what is logged
 
 
-def test_gains_and_rates_of_the_ffn_matrices_train_like_the_scaled_activation(tiny: Tiny) -> None:
+def test_gains_and_rates_of_the_ffn_matrices_train_like_the_scaled_activation(tiny):
     """W1' = s W1 and W2' = W2 / s: under Adam the rates take the same factors. Gradients do not, so nothing is cut."""
     same = {"epsilon": 1e-20, "max_grad_norm": 1e9, "learning_rate": 1e-2}
     gains = {"activation": "gelu", "ffn_gain": 4.0, "ffn_output_gain": 0.25}
@@ -204,7 +185,7 @@ def test_gains_and_rates_of_the_ffn_matrices_train_like_the_scaled_activation(ti
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_entropy_penalty_is_that_of_the_measured_entropies_and_lowers_them(tiny: Tiny, precision: str) -> None:
+def test_the_entropy_penalty_is_that_of_the_measured_entropies_and_lowers_them(tiny, precision):
     model, penalty = {"qk_norm": True}, {"entropy_penalty": 1000.0, "entropy_target": 0.3}
     experiment = tiny(model=model, training={"precision": precision, **penalty})
     plain = tiny(model=model, training={"precision": precision})
@@ -222,7 +203,7 @@ def test_the_entropy_penalty_is_that_of_the_measured_entropies_and_lowers_them(t
 # --- equal runs -------------------------------------------------------------------------------------------------
 
 
-def test_accumulation_equals_the_full_batch(tiny: Tiny) -> None:
+def test_accumulation_equals_the_full_batch(tiny):
     # A larger epsilon keeps AdamW from turning the rounding of a gradient that is nearly zero into a whole step.
     full, parts = (train(tiny(training={"micro_batch_size": size, "epsilon": 1e-4}), quiet=True) for size in (8, 2))
     for name in ("train_loss", "eval_loss", "grad_norm"):
@@ -231,38 +212,27 @@ def test_accumulation_equals_the_full_batch(tiny: Tiny) -> None:
         torch.testing.assert_close(weights(parts)[name], expected, rtol=0, atol=1e-6)
 
 
-def interrupt_at(step: int, experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until ``step`` updates are done, then press Ctrl-C."""
-
+def at_step(step: int, action: Callable[[], Any], patch: pytest.MonkeyPatch, times: int = 1) -> None:
+    """Do something when ``step`` updates are done and the next begins."""
     update = Training.update
 
-    def interrupt(self: Training) -> Any:
-        if self.step == step:
-            raise KeyboardInterrupt
+    def acting(self: Training) -> Any:
+        for _ in range(times * (self.step == step)):
+            action()
         return update(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "update", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(experiment, quiet=True)
+    patch.setattr(Training, "update", acting)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"optimizer": "hf_adamw", "schedule": "hf_linear"}, {"log_every": 3}],
-    ids=["default", "the paper's optimiser", "logs seldom"],
-)
-def test_resumed_equals_uninterrupted(
-    changes: dict[str, Any],
-    tiny: Tiny,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    experiment = tiny(training=changes)
+def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch, capsys):
+    """With the paper's optimiser and few logs; test_faults.py has the defaults."""
+    experiment = tiny(training={"optimizer": "hf_adamw", "schedule": "hf_linear", "log_every": 3})
     whole = train(experiment, quiet=True)
     monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
-    interrupt_at(6, experiment, monkeypatch)
+    with monkeypatch.context() as patch:
+        at_step(6, lambda: os.kill(os.getpid(), signal.SIGINT), patch, times=2)
+        with pytest.raises(KeyboardInterrupt):
+            train(experiment, quiet=True)
     run = tmp_path / experiment.id
     assert runs.read_record(run) is None
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["checkpoint-4"]
@@ -291,30 +261,19 @@ def batches(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> torch.Te
     return torch.stack(seen)
 
 
-def test_configurations_of_one_seed_read_the_same_batches(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_seed_gives_the_same_batches_and_another_other_ones_and_other_weights(tiny, trained, monkeypatch):
     first = batches(tiny(training={"steps": 3}), monkeypatch)
     other = dict(shape="pythia-2x32", norm="layernorm", activation="learnable_leaky_relu", embd_pdrop=0.1)
     assert torch.equal(first, batches(tiny(model=other, training={"steps": 3}), monkeypatch))
-    assert not torch.equal(first, batches(tiny(training={"steps": 3}, seed=1), monkeypatch))
-
-
-def test_other_seed_gives_other_weights(tiny: Tiny, trained: Path) -> None:
-    other = train(tiny(seed=1, training={"steps": 1}), quiet=True)
-    assert metric(other, "eval_loss")[0] != metric(trained, "eval_loss")[0], "the initial weights are the same"
-
-
-def test_what_holds_no_settings_is_refused() -> None:
-    for given in ("relu.yaml", None, []):
-        with pytest.raises(SettingsError, match=f"experiment: {re.escape(repr(given))} must be a mapping"):
-            train(given)  # type: ignore[arg-type]
+    seed = tiny(training={"steps": 3}, seed=1)
+    assert not torch.equal(first, batches(seed, monkeypatch))
+    assert metric(runs.runs_dir() / seed.id, "eval_loss")[0] != metric(trained, "eval_loss")[0]
 
 
 # --- finished runs ----------------------------------------------------------------------------------------------
 
 
-def test_finished_run_is_reused_and_says_so(
-    tiny: Tiny, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_run_is_reused_and_says_so(tiny, trained, monkeypatch, capsys):
     before = (trained / "record.json").stat().st_mtime_ns
     monkeypatch.setattr(training, "_run", lambda *args: pytest.fail("trained again"))
     assert train(tiny().to_dict()) == trained
@@ -328,7 +287,7 @@ def test_finished_run_is_reused_and_says_so(
     assert (trained / "record.json").stat().st_mtime_ns == before
 
 
-def test_tampered_run_is_refused_and_fresh_trains_the_same_again(tiny: Tiny, trained: Path, elsewhere: Path) -> None:
+def test_tampered_run_is_refused_and_fresh_trains_the_same_again(tiny, trained, elsewhere):
     run = Path(shutil.copytree(trained, elsewhere / trained.name))
     (run / "metrics.parquet").write_bytes(b"tampered")
     with pytest.raises(SettingsError, match=r"metrics\.parquet: does not match its recorded hash.*fresh=true"):
@@ -337,7 +296,7 @@ def test_tampered_run_is_refused_and_fresh_trains_the_same_again(tiny: Tiny, tra
     assert_same_run(run, trained)
 
 
-def test_record_says_what_was_run(tiny: Tiny, trained: Path) -> None:
+def test_record_says_what_was_run(tiny, trained):
     found = record(trained)
     assert (found["id"], found["status"], found["diverged"]) == (tiny().id, "complete", None)
     assert Experiment.from_dict(found["settings"]) == tiny()
@@ -354,40 +313,35 @@ def test_record_says_what_was_run(tiny: Tiny, trained: Path) -> None:
     assert facts["seconds"] > 0
     assert facts["tokens"] / facts["tokens_per_second"] == pytest.approx(facts["seconds"], abs=0.006)  # rounded
     assert not any(str(Path.home()) in str(value) for value in facts.values())
-
-
-def test_nothing_is_left_but_what_the_record_lists(trained: Path) -> None:
     left = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
-    assert left - {".lock"} == {*record(trained)["files"], "record.json"}
+    assert left - {".lock"} == {*found["files"], "record.json"}
 
 
 # --- measurements -----------------------------------------------------------------------------------------------
 
 
-def test_steps_of_measurements(trained: Path) -> None:
+def test_steps_of_measurements(trained):
     for name in ("eval_loss", "eval_loss_median", "eval_loss_p95"):
         assert metric(trained, name).index.tolist() == [0, 4, 8, 10]
     for name in ("train_loss", "grad_norm", "learning_rate"):
         assert metric(trained, name).index.tolist() == list(range(1, 11))
+    rates = [1e-3, 2e-3, *(1e-7 + (2e-3 - 1e-7) * (10 - step) / 8 for step in range(2, 10))]
+    assert metric(trained, "learning_rate").tolist() == pytest.approx(rates)
     layers, heads = table(trained, "layers"), table(trained, "heads")
     probes = [0, 3, 6, 9, 10]
     assert layers[["step", "layer"]].to_numpy().tolist() == [[s, i] for s in probes for i in range(2)]
     assert heads[["step", "layer", "head"]].to_numpy().tolist() == [
         [s, i, h] for s in probes for i in range(2) for h in range(2)
     ]
-    assert layers["slope"].isna().all()
+    assert layers[["slope", "scale"]].isna().all(axis=None)
     assert (heads["nonfinite_rows"] == 0).all()
 
 
-def test_evaluation_is_over_tokens(tiny: Tiny, trained: Path) -> None:
-    model, (_, ids) = load_model(trained), probe_and_validation(tiny())
-    losses = []
+def test_evaluation_is_over_tokens(tiny, trained):
+    _, ids = probe_and_validation(tiny())
     with torch.no_grad():
-        for row in ids:
-            logits = model(input_ids=row[None]).logits[0, :-1].double()
-            losses += [
-                float(scores.logsumexp(0) - scores[target]) for scores, target in zip(logits, row[1:], strict=True)
-            ]
+        scores = load_model(trained)(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
+    losses = -scores.gather(-1, ids[:, 1:, None]).flatten().numpy()
     final = record(trained)["final"]
     assert len(losses) == 20 * 31
     assert final["eval_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
@@ -400,7 +354,7 @@ def test_evaluation_is_over_tokens(tiny: Tiny, trained: Path) -> None:
     assert final["eval_loss"] == curve[10]
 
 
-def test_train_loss_is_that_of_the_batch_before_the_update(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_loss_is_that_of_the_batch_before_the_update(tiny, monkeypatch):
     experiment = tiny(training={"steps": 2})
     read = batches(experiment, monkeypatch)
     torch.manual_seed(experiment.seed)
@@ -410,101 +364,73 @@ def test_train_loss_is_that_of_the_batch_before_the_update(tiny: Tiny, monkeypat
     assert logged[1] == pytest.approx(float(expected), abs=1e-5)
 
 
-@pytest.mark.parametrize(("family", "sharing"), [("gpt2", "per_layer"), ("pythia", "shared")])
-def test_telemetry_equals_direct_calculation(tiny: Tiny, family: str, sharing: str) -> None:
-    model = dict(shape=f"{family}-2x32", activation="learnable_leaky_relu", slope_sharing=sharing, negative_slope=0.25)
-    experiment = tiny(model=model, training={"steps": 4})
+@pytest.mark.parametrize(
+    ("family", "activation", "sharing"),
+    [
+        ("gpt2", "learnable_leaky_relu", "per_layer"),
+        ("pythia", "learnable_leaky_relu", "shared"),
+        ("gpt2", "learnable_input_gelu", "per_layer"),
+    ],
+)
+def test_telemetry_equals_direct_calculation(tiny, family, activation, sharing):
+    model = dict(shape=f"{family}-2x32", activation=activation, slope_sharing=sharing, negative_slope=0.25)
+    model |= dict(activation_scale=4, embedding_gain=30.0)  # so that heads attend to something
+    experiment = tiny(model=model, training=dict(steps=4, probe_every=1, eval_every=2))
     run = train(experiment, quiet=True)
     loaded, (probe, _) = load_model(run), probe_and_validation(experiment)
-    layers = table(run, "layers").query("step == 4")
-    heads = table(run, "heads").query("step == 4")
+    layers, heads, positions = (table(run, name) for name in ("layers", "heads", "positions"))
 
-    entropy = head_entropy(loaded, probe)
-    np.testing.assert_allclose(heads["entropy"].to_numpy().reshape(2, 2), entropy, atol=1e-5)
-
-    residual, up = {}, {}
-    for i, block in enumerate(loaded.blocks):
-        block.register_forward_hook(lambda m, a, out, i=i: residual.update({i: out[0]}))
-        block.ffn.up.register_forward_hook(lambda m, a, out, i=i: up.update({i: out}))
-    with torch.no_grad():
-        loaded(input_ids=probe)
-    for i in range(2):
-        row = layers.query("layer == @i").iloc[0]
-        assert row["residual_rms"] == pytest.approx(float((residual[i].double() ** 2).mean() ** 0.5), rel=1e-5)
-        assert row["preactivation_std"] == pytest.approx(float(up[i].double().std()), rel=1e-5)
-        assert row["slope"] == pytest.approx(float(loaded.learned("slope")[i % len(loaded.learned("slope"))].detach()))
-    assert (table(run, "layers").query("step == 0")["slope"] == 0.25).all()
-    assert (layers["slope"] != 0.25).all()
-
-
-def test_statistics_of_units_equal_direct_calculation(tiny: Tiny) -> None:
-    """Shares at every probe, spectra and selectivity where there is an evaluation too."""
-    activation = dict(activation="scaled_gelu", activation_scale=8)
-    experiment = tiny(model=activation, training=dict(steps=4, probe_every=1, eval_every=2))
-    run = train(experiment, quiet=True)
-    loaded, (probe, _) = load_model(run), probe_and_validation(experiment)
-    seen: dict[int, Any] = {}
-    for i, layer in enumerate(loaded.activations):
-        layer.register_forward_hook(lambda m, a, out, i=i: seen.update({i: (a[0].double(), out.double())}))
-    with torch.no_grad():
-        loaded(input_ids=probe)
-    layers = table(run, "layers").query("step == 4")
-    for i, (x, y) in seen.items():
-        x, y = x.flatten(0, 1), y.flatten(0, 1)
-        left = y - x * (x * y).sum(0) / (x * x).sum(0)
-        about = (x - x.mean(0), y - y.mean(0))
-        left_centred = about[1] - about[0] * (about[0] * about[1]).sum(0) / (about[0] ** 2).sum(0)
-        row = layers[layers["layer"] == i].iloc[0]
-        assert row["nonlinear_share"] == pytest.approx(float(left.square().sum() / y.square().sum()), rel=1e-4)
-        assert row["nonlinear_share_centred"] == pytest.approx(
-            float(left_centred.square().sum() / y.square().sum()), rel=1e-4
-        )
-        expected = unit_statistics(x, y, probe.flatten())
-        assert row[[*expected]].to_dict() == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    assert len(seen) == 2
-    measured = table(run, "layers").groupby("step")["participation_out"].count()
-    assert measured.to_dict() == {0: 2, 1: 0, 2: 2, 3: 0, 4: 2}
-
-
-def test_learned_scales_are_recorded(tiny: Tiny) -> None:
-    run = train(tiny(model=dict(activation="learnable_input_gelu", activation_scale=4)), quiet=True)
-    layers = table(run, "layers")
-    assert (layers.query("step == 0")["scale"] == 4).all()
-    learned = [s.item() for s in load_model(run).learned("scale")]
-    assert layers.query("step == 10")["scale"].tolist() == pytest.approx(learned)
-    assert 4.0 not in learned
-    assert layers["slope"].isna().all()
-
-
-def test_positions_and_random_tokens_of_the_last_probe(tiny: Tiny) -> None:
-    experiment = tiny(model={"embedding_gain": 30.0}, training={"steps": 4})  # so that heads attend to something
-    run = train(experiment, quiet=True)
-    positions, heads = table(run, "positions"), table(run, "heads")
-    assert positions["step"].unique().tolist() == [4]
-    assert positions.groupby("layer")["position"].apply(list).tolist() == [[*range(1, 33)]] * 2
-    # The mean over positions is the mean over heads, on text and on random tokens.
-    last = heads.query("step == 4").groupby("layer")[["entropy", "entropy_random"]].mean()
-    means = positions.groupby("layer")[["entropy", "entropy_random"]].mean()
-    pd.testing.assert_frame_equal(means, last, rtol=1e-5)
-    assert (positions.query("position == 1")["entropy"] == 0).all()
-    probe, _ = probe_and_validation(experiment)
-    loaded = load_model(run)
+    around: list[tuple[torch.Tensor, torch.Tensor]] = []  # each layer's activation
+    residual: list[torch.Tensor] = []
+    for block in loaded.blocks:
+        block.register_forward_hook(lambda m, a, out: residual.append(out[0].double()))
+    for module in loaded.activations:
+        module.register_forward_hook(lambda m, a, out: around.append((a[0].double(), out.double())))
     loaded.set_attn_implementation("eager")
     with torch.no_grad():
-        maps = torch.stack(loaded(input_ids=probe, output_attentions=True).attentions).double()  # (L, B, H, T, T)
-    profile = torch.special.entr(maps).sum(-1).mean((1, 2))
-    np.testing.assert_allclose(positions["entropy"].to_numpy().reshape(2, 32), profile, atol=1e-5)
-    assert (last["entropy_random"] - last["entropy"]).abs().min() > 1e-4
+        found = loaded(input_ids=probe, output_attentions=True).attentions
+    entropies = torch.special.entr(torch.stack(found).double()).sum(-1)  # (L, B, H, T)
+    for i, (x, y) in enumerate(around):
+        row = layers.query("step == 4 and layer == @i").iloc[0]
+        x, y = x.flatten(0, 1), y.flatten(0, 1)
+        expected = dict(residual_rms=float(residual[i].square().mean() ** 0.5), preactivation_std=float(x.std()))
+        assert row[[*expected]].to_dict() == pytest.approx(expected, rel=1e-5)
+        for name, u, v in (("", x, y), ("_centred", x - x.mean(0), y - y.mean(0))):
+            left = v - u * (u * v).sum(0) / (u * u).sum(0)
+            share = float(left.square().sum() / y.square().sum())
+            assert row[f"nonlinear_share{name}"] == pytest.approx(share, rel=1e-4)
+        units = unit_statistics(x, y, probe.flatten())
+        assert row[[*units]].to_dict() == pytest.approx(units, rel=1e-3, abs=1e-5)
+    assert len(around) == 2
+    measured = layers.groupby("step")["participation_out"].count()  # spectra where there is an evaluation too
+    assert measured.to_dict() == {0: 2, 1: 0, 2: 2, 3: 0, 4: 2}
+
+    own, none, start = ("slope", "scale", 0.25) if "leaky" in activation else ("scale", "slope", 4.0)
+    learned = [p.item() for p in loaded.learned(own)] * (2 if sharing == "shared" else 1)
+    assert layers.query("step == 4")[own].tolist() == pytest.approx(learned)
+    assert start not in learned
+    assert (layers.query("step == 0")[own] == start).all()
+    assert layers[none].isna().all()
+
+    last = heads.query("step == 4")
+    np.testing.assert_allclose(last["entropy"].to_numpy().reshape(2, 2), entropies.mean((1, 3)), atol=1e-5)
+    assert positions["step"].unique().tolist() == [4]
+    assert positions.groupby("layer")["position"].apply(list).tolist() == [[*range(1, 33)]] * 2
+    np.testing.assert_allclose(positions["entropy"].to_numpy().reshape(2, 32), entropies.mean((1, 2)), atol=1e-5)
+    # The mean over positions is the mean over heads, on text and on random tokens.
+    means = [t.groupby("layer")[["entropy", "entropy_random"]].mean() for t in (last, positions)]
+    pd.testing.assert_frame_equal(*means, rtol=1e-5)
+    assert (means[0]["entropy_random"] - means[0]["entropy"]).abs().min() > 1e-4
 
 
-def test_probing_leaves_training_untouched(tiny: Tiny, trained: Path) -> None:
+def test_probing_leaves_training_untouched(tiny, trained):
     changes = dict(probe_every=1, eval_every=1, save_every=3)
     often = train(tiny(training=changes), quiet=True)
     assert metric(often, "train_loss").tolist() == metric(trained, "train_loss").tolist()
     assert (often / "model/model.safetensors").read_bytes() == (trained / "model/model.safetensors").read_bytes()
 
 
-def test_dropout_is_off_in_measurements(tiny: Tiny, trained: Path) -> None:
+def test_dropout_is_off_in_measurements(tiny, trained):
     run = train(tiny(model={"embd_pdrop": 0.5}, training={"steps": 1}), quiet=True)
     for name in ("layers", "heads"):
         first = [table(r, name).query("step == 0").reset_index(drop=True) for r in (run, trained)]
@@ -517,9 +443,7 @@ def test_dropout_is_off_in_measurements(tiny: Tiny, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [0, 4])
-def test_a_run_that_diverges_in_an_evaluation_is_a_result(
-    step: int, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_run_that_diverges_in_an_evaluation_is_a_result(step, tiny, monkeypatch, tmp_path):
     """Before the first update, or between two probes: the last probe is made all the same."""
     monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
     evaluate = Training.evaluate
@@ -537,9 +461,7 @@ def test_a_run_that_diverges_in_an_evaluation_is_a_result(
     assert len(runs.load_runs().positions) == len(table(run, "positions"))
 
 
-def test_diverged_run_is_a_result(
-    tiny: Tiny, diverged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_diverged_run_is_a_result(tiny, diverged, monkeypatch, capsys):
     found = record(diverged)
     assert found["status"] == "diverged"
     event = found["diverged"]
@@ -564,18 +486,23 @@ def backward(model: NormFreeForCausalLM) -> None:
     model(input_ids=ids, labels=ids).loss.backward()
 
 
-def test_healthy_model_raises_no_flag() -> None:
+def test_health_and_evaluation_raise_no_flag_and_usual_gradients_keep_every_bit():
     model = network()
     bad = Watch(model)
     for step in (1, 2):
         bad.step.fill_(step)
         backward(model)
+        before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         bad.check_gradients()
+    after = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    model.blocks[0].ffn.down.weight.data.fill_(float("nan"))
+    model.eval()(input_ids=torch.randint(VOCAB, (2, 8)))
     assert bad.events() == (None, None)
 
 
 @pytest.mark.parametrize("size", [1e7, 1e18, 3e38])
-def test_a_large_finite_gradient_is_an_explosion_and_is_clipped(size: float) -> None:
+def test_a_large_finite_gradient_is_an_explosion_and_is_clipped(size):
     """1e18 in every entry is finite; its norm overflows float32, and clipping by that would multiply it by zero."""
     model = network(tie_word_embeddings=False)
     bad = Watch(model)
@@ -591,17 +518,7 @@ def test_a_large_finite_gradient_is_an_explosion_and_is_clipped(size: float) -> 
     assert float(clipped.double().norm()) == pytest.approx(1.0, rel=1e-4)
 
 
-def test_gradients_of_usual_size_keep_every_bit() -> None:
-    model = network()
-    bad = Watch(model)
-    backward(model)
-    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    bad.check_gradients()
-    after = [p.grad for p in model.parameters() if p.grad is not None]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-def test_a_run_goes_on_after_an_explosion(tiny: Tiny) -> None:
+def test_a_run_goes_on_after_an_explosion(tiny):
     """Weights so large that gradients explode at once, in a model that stays finite."""
     large = {"ffn_gain": 1e4, "ffn_output_gain": 1e4, "final_norm": "none"}
     found = record(train(tiny(model=large, training={"learning_rate": 1e-6, "final_learning_rate": 0.0}), quiet=True))
@@ -611,7 +528,7 @@ def test_a_run_goes_on_after_an_explosion(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_bad_weights_are_found_in_the_forward_pass(layer: int) -> None:
+def test_bad_weights_are_found_in_the_forward_pass(layer):
     model = network(tie_word_embeddings=False)
     bad = Watch(model)
     for step in (1, 2, 3):
@@ -624,31 +541,21 @@ def test_bad_weights_are_found_in_the_forward_pass(layer: int) -> None:
     assert bad.events()[0] == {"step": 2, "layer": layer, "where": "forward"}
 
 
-@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("tied", [True, False])
-def test_bad_gradients_are_found_in_the_backward_pass(layer: int, value: float, tied: bool) -> None:
+def test_bad_gradients_are_found_in_the_backward_pass(layer, value, tied):
     model = network(tie_word_embeddings=tied)
     bad = Watch(model)
-    model.blocks[layer].ffn.down.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], value),))
+    module = model.lm_head if layer == 2 else model.blocks[layer].ffn.down
+    module.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], value),))
     bad.step.fill_(5)
     backward(model)
     bad.check_gradients()
     assert bad.events() == ({"step": 5, "layer": layer, "where": "backward"}, None)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_bad_gradient_of_the_logits_is_the_heads(tied: bool) -> None:
-    model = network(tie_word_embeddings=tied)
-    bad = Watch(model)
-    model.lm_head.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], float("nan")),))
-    bad.step.fill_(1)
-    backward(model)
-    bad.check_gradients()
-    assert bad.events()[0] == {"step": 1, "layer": 2, "where": "backward"}
-
-
-def test_gradients_are_left_alone_where_loss_scaling_overflows_them(tiny: Tiny) -> None:
+def test_gradients_are_left_alone_where_loss_scaling_overflows_them(tiny):
     made = Training(tiny(), prepare(tiny().data), Path("unused"))
     made.model.blocks[0].ffn.down.register_full_backward_hook(lambda m, g, out: (torch.full_like(g[0], float("inf")),))
     made.precision = "float16"
@@ -656,52 +563,30 @@ def test_gradients_are_left_alone_where_loss_scaling_overflows_them(tiny: Tiny) 
     assert made.watch.events() == (None, None)
 
 
-def test_evaluation_raises_no_flag() -> None:
-    model = network()
-    bad = Watch(model)
-    model.blocks[0].ffn.down.weight.data.fill_(float("nan"))
-    model.eval()(input_ids=torch.randint(VOCAB, (2, 8)))
-    assert bad.events() == (None, None)
-
-
 # --- options ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("residual", ["float32", "bfloat16"])
-def test_bfloat16_keeps_the_residual_stream_as_asked(tiny: Tiny, residual: str) -> None:
-    seen = set()
-    experiment = tiny(model={"residual_dtype": residual}, training={"precision": "bfloat16", "steps": 3})
-    update = Training.update
-
-    def spy(self: Training) -> Any:
-        hook = self.model.blocks[0].register_forward_hook(lambda m, a, out: seen.add((a[0].dtype, out[0].dtype)))
-        try:
-            return update(self)
-        finally:
-            hook.remove()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "update", spy)
-        run = train(experiment, quiet=True)
+def test_bfloat16_keeps_the_residual_stream_as_asked_and_the_weights_in_float32(tiny, residual):
+    experiment = tiny(model={"residual_dtype": residual}, training={"precision": "bfloat16"})
+    made, seen, losses = Training(experiment, prepare(experiment.data), Path("unused")), set(), []
+    made.model.blocks[0].register_forward_hook(lambda m, a, out: seen.add((a[0].dtype, out[0].dtype)))
+    for _ in range(3):
+        made.update()
+        losses.append(float(made.loss_sum) - sum(losses))
     dtype = getattr(torch, residual)
     assert seen == {(dtype, dtype)}
-    assert record(run)["status"] == "complete"
-    assert {w.dtype for w in weights(run).values()} == {torch.float32}
-    assert metric(run, "train_loss").iloc[-1] < metric(run, "train_loss").iloc[0]
+    assert {p.dtype for p in made.model.parameters()} == {torch.float32}
+    assert losses[-1] < losses[0]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device has float16")
-def test_float16_without_a_cuda_device_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(SettingsError, match=r"training\.precision: 'float16' needs a CUDA device"):
-        train(tiny(training={"precision": "float16"}), quiet=True)
+def test_gradient_checkpointing_is_what_the_setting_asks_for(tiny):
+    for asked in (False, True):
+        made = Training(tiny(training={"gradient_checkpointing": asked}), prepare(tiny().data), Path("unused"))
+        assert recomputes(made.model) == asked
 
 
-def test_gradient_checkpointing_changes_no_loss(tiny: Tiny, trained: Path) -> None:
-    run = train(tiny(training={"gradient_checkpointing": True}), quiet=True)
-    np.testing.assert_allclose(metric(run, "train_loss"), metric(trained, "train_loss"), rtol=1e-6)
-
-
-def test_no_steps_are_one_epoch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_steps_are_one_epoch(tiny, monkeypatch):
     experiment = tiny(data={"max_documents": 3}, training={"steps": None})
     rows = np.asarray(prepare(experiment.data).train)
     assert len(rows) > 16
@@ -713,37 +598,35 @@ def test_no_steps_are_one_epoch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> 
         left.remove(row)  # fails for a sequence read twice
 
 
-@pytest.mark.parametrize("steps", [1, None])
-def test_batch_larger_than_the_data_is_refused(tiny: Tiny, steps: int | None) -> None:
-    with pytest.raises(SettingsError, match=r"training\.batch_size: 4096 is more than the \d+ training sequences"):
-        train(tiny(training={"batch_size": 4096, "steps": steps}), quiet=True)
+@pytest.mark.parametrize(
+    ("changes", "processes", "options", "said"),
+    [
+        ({"batch_size": 4096}, 1, {}, r"training\.batch_size: 4096 is more than the \d+ training sequences"),
+        ({"batch_size": 4096, "steps": None}, 1, {}, r"training\.batch_size: 4096 is more than the \d+ training"),
+        ({}, 3, {}, r"training\.batch_size: 8 is not a multiple of the 3 processes"),
+        ({}, 1, {"fsdp": True}, "fsdp: needs several processes"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(changes, processes, options, said, tiny, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(SettingsError, match=said):
+        Training(tiny(training=changes), prepare(tiny().data), Path("unused"), **options)
 
 
-def test_processes_must_divide_the_batch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(SettingsError, match=r"training\.batch_size: 8 is not a multiple of the 3 processes"):
-        Training(tiny(), prepare(tiny().data), Path("unused"))
+def test_float16_without_a_cuda_device_and_what_holds_no_settings_are_refused(tiny):
+    given = {"experiment: 'relu.yaml' must be a mapping": "relu.yaml", r"experiment: \[\] must be a mapping": []}
+    if not torch.cuda.is_available():
+        given[r"training\.precision: 'float16' needs a CUDA device"] = tiny(training={"precision": "float16"})
+    for said, experiment in given.items():
+        with pytest.raises(SettingsError, match=said):
+            train(experiment, quiet=True)
 
 
-def test_one_process_shards_nothing(tiny: Tiny) -> None:
-    with pytest.raises(SettingsError, match=r"fsdp: needs several processes"):
-        Training(tiny(), prepare(tiny().data), Path("unused"), fsdp=True)
-
-
-def test_progress_says_what_is_left(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_says_what_is_left(tiny, monkeypatch, capsys):
     run = train(tiny(name="a label", training={"steps": 2}), fresh=True)
     last = capsys.readouterr().err.split("\r")[-1]
     assert re.match(r"  a label \[\w+\]: 100% of \S+ tokens, .* tokens/s, 00:00 left, loss \d", last)
     assert not (run / "progress").exists()
-
-
-def test_training_imports_no_logger() -> None:
-    names = ["datasets", "wandb", "tensorboard", "trackio", "papermill", "snakemake", "matplotlib", "IPython"]
-    program = f"import sys, nfcore.training; print([n for n in {names} if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_the_commit_of_a_repository_around_an_installed_package_is_not_reported(tmp_path, monkeypatch):

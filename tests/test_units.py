@@ -12,7 +12,7 @@ def sample(tokens: int, units: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(tokens, units, generator=torch.Generator().manual_seed(seed))
 
 
-def test_spectrum_of_equal_directions_and_of_one() -> None:
+def test_spectrum_of_equal_directions_and_of_one():
     units = 8
     alike = torch.cat([torch.eye(units), -torch.eye(units)])  # covariance: a multiple of the identity
     line = torch.arange(16.0)[:, None] * torch.arange(1.0, units + 1)
@@ -25,7 +25,7 @@ def test_spectrum_of_equal_directions_and_of_one() -> None:
     assert found["enrichment_out"] == pytest.approx(1 - 1 / units, rel=1e-4)  # mean of 2 (1 - k / F)
 
 
-def test_shift_is_the_divergence_of_the_spectra() -> None:
+def test_shift_is_the_divergence_of_the_spectra():
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     found = unit_statistics(corners * p.sqrt(), corners * q.sqrt(), torch.tensor([0, 0, 1, 1]))
@@ -35,7 +35,7 @@ def test_shift_is_the_divergence_of_the_spectra() -> None:
     assert unit_statistics(corners, corners, torch.tensor([0, 0, 1, 1]))["spectral_shift"] == pytest.approx(0, abs=1e-7)
 
 
-def test_dead_units_by_what_varies_not_by_the_sign() -> None:
+def test_dead_units_by_what_varies_not_by_the_sign():
     x = sample(1000, 10)
     x[:, :3] -= 50  # never above zero
     tokens = torch.arange(1000) % 7
@@ -44,7 +44,7 @@ def test_dead_units_by_what_varies_not_by_the_sign() -> None:
     assert unit_statistics(x, x.relu() + 5, tokens)["dead_units"] == pytest.approx(0.3)
 
 
-def test_selectivity_is_the_share_of_variance_that_tokens_explain() -> None:
+def test_selectivity_is_the_share_of_variance_that_tokens_explain():
     tokens = torch.arange(6000) % 50
     noise, signal = sample(6000, 20), sample(50, 20, seed=1)[tokens]
     signal = signal / signal.std(0)
@@ -56,7 +56,7 @@ def test_selectivity_is_the_share_of_variance_that_tokens_explain() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
-def test_no_numbers_where_nothing_varies_or_is_finite(bad: float | None) -> None:
+def test_no_numbers_where_nothing_varies_or_is_finite(bad):
     x = sample(100, 4)
     y = torch.zeros_like(x) if bad is None else x.clone()
     if bad is not None:
@@ -68,7 +68,7 @@ def test_no_numbers_where_nothing_varies_or_is_finite(bad: float | None) -> None
     assert bad is not None or math.isnan(found["dead_units"])
 
 
-def test_scale_and_precision_change_nothing() -> None:
+def test_scale_and_precision_change_nothing():
     x, tokens = sample(500, 16), torch.arange(500) % 9
     plain, scaled = unit_statistics(x, x.relu(), tokens), unit_statistics(1e4 * x, 1e4 * x.relu(), tokens)
     assert scaled == pytest.approx(plain, rel=1e-4, abs=1e-5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
@@ -22,9 +23,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 
@@ -63,15 +64,7 @@ def experiment(corpus: Path) -> Experiment:
     )
 
 
-@contextlib.contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+environment = functools.partial(mock.patch.dict, os.environ)  # a context with other variables
 
 
 def in_place(variables: dict[str, str], function: Callable[..., Any], *arguments: Any) -> None:
@@ -105,7 +98,7 @@ class Arena:
         place.mkdir()
         return place
 
-    @cached_property
+    @functools.cached_property
     def corpus(self) -> Path:
         corpus = self.directory / "corpus"
         corpus.mkdir()
@@ -117,14 +110,14 @@ class Arena:
             (corpus / f"{file}.py").write_text("\n".join(lines))
         return corpus
 
-    @cached_property
+    @functools.cached_property
     def run(self) -> Path:
         """The undisturbed run."""
         place = self.directory / "undisturbed"
         self.child(place, train_quietly, experiment(self.corpus).to_dict()).join()
         return place / "runs" / experiment(self.corpus).id
 
-    @cached_property
+    @functools.cached_property
     def notebook(self) -> bytes:
         """The undisturbed notebook."""
         script = self.directory / "script.py"
@@ -155,11 +148,9 @@ def same_run(one: Path, other: Path) -> bool:
     """Equal to the last bit in all tables and weights."""
     import pandas as pd
 
-    tables = all(
-        pd.read_parquet(one / f"{name}.parquet").equals(pd.read_parquet(other / f"{name}.parquet"))
-        for name in runs.TABLES
-    )
-    return tables and (one / "model/model.safetensors").read_bytes() == (other / "model/model.safetensors").read_bytes()
+    tables = [[pd.read_parquet(run / f"{name}.parquet") for run in (one, other)] for name in runs.TABLES]
+    weights = [(run / "model/model.safetensors").read_bytes() for run in (one, other)]
+    return all(mine.equals(theirs) for mine, theirs in tables) and weights[0] == weights[1]
 
 
 # --- kills: each answers with the kills of one story, and with 1 for a loss --------------------------------------
@@ -276,9 +267,9 @@ def flip_checkpoint(arena: Arena, most: int) -> tuple[int, int]:
     found, _ = checkpoints.newest(run / "checkpoints")
     assert found, "killed too late"
     files = sorted(path for path in found.iterdir() if path.stat().st_size)
-    tried, lost, saved = 0, 0, place / "saved"
+    lost, saved = 0, place / "saved"
     shutil.copytree(run / "checkpoints", saved)
-    while tried < most:
+    for _ in range(most):
         shutil.rmtree(run)
         shutil.copytree(saved, run / "checkpoints")
         flip(arena, run / "checkpoints" / found.name / arena.draw.choice(files).name)
@@ -289,16 +280,15 @@ def flip_checkpoint(arena: Arena, most: int) -> tuple[int, int]:
         process = arena.child(place, train_quietly, settings)
         process.join()
         lost += not (named and process.exitcode == 0 and same_run(run, wanted))
-        tried += 1
     shutil.rmtree(place)
-    return tried, lost
+    return most, lost
 
 
 def flip_run(arena: Arena, most: int) -> tuple[int, int]:
     """Flip a bit of a finished run's settings, tables, weights or record: it is refused by name."""
-    place, tried, lost = arena.fresh(), 0, 0
+    place, lost = arena.fresh(), 0
     run = place / arena.run.name
-    while tried < most:
+    for _ in range(most):
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(arena.run, run)
         files = sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size)
@@ -312,16 +302,15 @@ def flip_run(arena: Arena, most: int) -> tuple[int, int]:
             lost += str(path) not in str(error)
         else:  # of the record a changed blank between two values changes nothing
             lost += path.name != "record.json" or json.loads(path.read_text()) != json.loads(before)
-        tried += 1
     shutil.rmtree(place)
-    return tried, lost
+    return most, lost
 
 
 def flip_tokens(arena: Arena, most: int) -> tuple[int, int]:
     """Flip a bit of token files: the next use of them is refused by name."""
-    settings, place, tried, lost = experiment(arena.corpus).data, arena.fresh(), 0, 0
+    settings, place, lost = experiment(arena.corpus).data, arena.fresh(), 0
     (made,) = (path.parent for path in (arena.run.parents[1] / "tokens").glob("[!.]*/meta.json"))
-    while tried < most:
+    for _ in range(most):
         shutil.rmtree(place / "tokens", ignore_errors=True)
         shutil.copytree(made, place / "tokens" / made.name)
         path = place / "tokens" / made.name / arena.draw.choice(("train.bin", "validation.bin", "tokenizer.json"))
@@ -332,9 +321,8 @@ def flip_tokens(arena: Arena, most: int) -> tuple[int, int]:
                 lost += 1
             except SettingsError as error:
                 lost += str(path) not in str(error)
-        tried += 1
     shutil.rmtree(place)
-    return tried, lost
+    return most, lost
 
 
 ROWS: dict[str, tuple[Callable[[Arena, int], tuple[int, int]], int, int]] = {
