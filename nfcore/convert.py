@@ -16,18 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from nfcore.model import NormFreeConfig, NormFreeForCausalLM, recompute, recomputes, tied
+from nfcore.model import NormFreeConfig, NormFreeForCausalLM, recompute_activations, recomputes_activations, tied
 from nfcore.settings import SettingsError, choice
 from nfcore.tokens import END_OF_TEXT, TokenData
 
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-HF_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}  # ours: last
+# Theirs and ours.
+HF_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
 ANSWERS = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
@@ -245,8 +241,8 @@ def _fill(made: Any, like: Any, state: dict[str, Tensor], names: dict[str, str])
     made.generation_config = copy.deepcopy(like.generation_config)
     made.set_attn_implementation(like.config._attn_implementation)
     made.to(like.dtype).train(like.training)
-    if recomputes(like):
-        recompute(made)
+    if recomputes_activations(like):
+        recompute_activations(made)
     sizes = {name: p.shape for name, p in made.state_dict().items()}
     fitting = {name: weight for name, weight in state.items() if sizes.get(name, weight.shape) == weight.shape}
     found = made.load_state_dict(fitting, strict=False, assign=True)  # not copied, which would round to one dtype

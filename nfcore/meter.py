@@ -113,9 +113,7 @@ def _listening(heard: Callable[..., None]) -> Iterator[None]:
     """
     interface: Any = AttentionInterface
     thread, before = threading.get_ident(), interface.get_interface
-    original = getattr(
-        before, "original", before
-    )  # a measurement that began inside another one is heard by itself only
+    original = getattr(before, "original", before)  # one that began inside another one is heard by itself only
 
     def get_interface(self: Any, implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
         attend = original(self, implementation, default)

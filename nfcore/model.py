@@ -210,8 +210,8 @@ class Attention(nn.Module):
         self.head_width = d // config.num_attention_heads
         self.qkv = QKV(d, 3 * d, bias=False)
         # The paper gives query and key a bias and the value none: one vector for the first two thirds, or all three.
-        self.biased = {"paper": 2, "all": 3, "none": 0}[config.biases]
-        self.qkv_bias = nn.Parameter(torch.zeros(self.biased * d)) if self.biased else None
+        self.biased_parts = {"paper": 2, "all": 3, "none": 0}[config.biases]
+        self.qkv_bias = nn.Parameter(torch.zeros(self.biased_parts * d)) if self.biased_parts else None
         self.out = nn.Linear(d, d, bias=config.biases == "all")
         self.out.writes_residual = True  # type: ignore[assignment]
         self.scale = config.attention_scales[layer_idx] if config.attention_scales else 1.0
@@ -222,7 +222,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None, place: int
     ) -> tuple[Tensor, Tensor | None]:
-        bias = None if self.qkv_bias is None else F.pad(self.qkv_bias, (0, (3 - self.biased) * x.shape[-1]))
+        bias = None if self.qkv_bias is None else F.pad(self.qkv_bias, (0, (3 - self.biased_parts) * x.shape[-1]))
         if isinstance(self.qkv, QKV):
             qkv = self.qkv(x, bias)  # (B, T, 3 D)
         else:  # whatever an adapter or a quantiser has put in its place
@@ -303,16 +303,8 @@ class Head(nn.Linear):
 
 # Fields of the config that may change after a model is built: they only drew its first weights, its forward pass reads
 # them, or saving finds them out.
-FREE: tuple[str, ...] = (
-    "init",
-    "embedding_gain",
-    "ffn_gain",
-    "ffn_output_gain",
-    "residual_dtype",
-    "rotary_fraction",
-    "rotary_base",
-)
-FREE += ("tie_word_embeddings",)
+FREE = ["init", "embedding_gain", "ffn_gain", "ffn_output_gain", "residual_dtype", "rotary_fraction", "rotary_base"]
+FREE += ["tie_word_embeddings"]
 
 
 class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
@@ -371,7 +363,7 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, 0.0, std * config.embedding_gain)
-        elif isinstance(module, Attention) and module.biased:
+        elif isinstance(module, Attention) and module.biased_parts:
             init.zeros_(cast(nn.Parameter, module.qkv_bias))
         elif isinstance(module, (LearnableLeakyReLU, Scaled)):
             for p in module.parameters():
@@ -510,7 +502,7 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
         """The cache that keys and values go to: the one that was given, a new one, or none."""
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and self.training and recomputes(self) and torch.is_grad_enabled():
+        if use_cache and self.training and recomputes_activations(self) and torch.is_grad_enabled():
             raise ValueError("use_cache=True: gradient checkpointing recomputes and would fill the cache twice")
         cache = DynamicCache(config=self.config) if use_cache and given is None else given
         if cache is not None and len(self.blocks) > self.config.num_hidden_layers:
@@ -546,15 +538,15 @@ def _positions(x: Tensor, attention_mask: Tensor | None, cache: Cache | None) ->
     return (torch.arange(x.shape[1], device=x.device) + past)[None]
 
 
-def recompute(model: PreTrainedModel) -> None:
+def recompute_activations(model: PreTrainedModel) -> None:
     """Let a model compute activations again in the backward pass (gradient checkpointing), for memory."""
     # transformers 5.23 renamed it and warns of the old name
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)()
 
 
-def recomputes(model: nn.Module) -> bool:
-    """Whether :func:`recompute`, or anyone else, has asked a model to do so."""
+def recomputes_activations(model: nn.Module) -> bool:
+    """Whether :func:`recompute_activations`, or anyone else, has asked a model to do so."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 

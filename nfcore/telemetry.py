@@ -101,7 +101,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """A tensor that FSDP shards gathered from all processes; any other as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -163,7 +163,7 @@ class Telemetry:
             random = attention_statistics(self.model, self.random)
             heads["entropy_random"], positions["entropy_random"] = random["entropy"], random["by_position"]
         self.model.set_attn_implementation(attention)
-        learned = {name: [whole(p).item() for p in self.model.learned(name)] for name in ("slope", "scale")}
+        learned = {name: [gathered(p).item() for p in self.model.learned(name)] for name in ("slope", "scale")}
         for layer, values in enumerate(layers):
             where = {"step": step, "layer": layer}
             own = {name: found[layer % len(found)] if found else math.nan for name, found in learned.items()}

@@ -37,13 +37,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from nfcore import checkpoints, convert, faults, machine, runs
-from nfcore.model import NormFreeConfig, NormFreeForCausalLM, recompute
+from nfcore import checkpoints, convert, faults, machine, memory, runs
+from nfcore.model import NormFreeConfig, NormFreeForCausalLM, recompute_activations
 from nfcore.optimizer import optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings, choice
 from nfcore.shares import entropy_ceiling
 from nfcore.store import locked, verify, write_atomically
-from nfcore.telemetry import Telemetry, Watch, whole
+from nfcore.telemetry import Telemetry, Watch, gathered
 from nfcore.tokens import TokenData, prepare
 
 
@@ -79,7 +79,7 @@ class Training:
     ) -> None:
         settings = self.settings = experiment.training
         rows, context = tokens.train.shape
-        batch, processes = settings.batch_size, faults.processes()
+        batch, processes = settings.batch_size, memory.processes()
         if rows < batch:
             raise SettingsError(f"training.batch_size: {batch} is more than the {rows} training sequences")
         if batch % processes:
@@ -125,7 +125,7 @@ class Training:
         self.model.loss_alone = True  # accelerate would copy the logits to float32
         self.model.chunked_loss = self.settings.chunked_loss
         if self.settings.gradient_checkpointing:
-            recompute(self.model)
+            recompute_activations(self.model)
 
     def run(self) -> None:
         """Train to the last update, to divergence, or to a signal."""
@@ -178,7 +178,7 @@ class Training:
             torch.empty((), dtype=torch.int64).random_()  # as a DataLoader draws: the next draws are those of dropout
         self.wrapped.train()
         self.watch.step.fill_(self.step + 1)
-        batch, micro = self.batch(), faults.micro_batch(settings)
+        batch, micro = self.batch(), memory.micro_batch(settings)
         penalised = settings.entropy_penalty > 0
         mine = range(accelerator.process_index * micro, len(batch), accelerator.num_processes * micro)
         for start in mine:
@@ -191,7 +191,7 @@ class Training:
             self.loss_sum += loss.detach()
         if self.precision != "float16":  # where the loss scaler lets gradients overflow, and skips the update
             self.watch.check_gradients()
-        norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm))
+        norm = gathered(accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm))
         if settings.on_nonfinite == "stop" or norm.isfinite():
             self.optimizer.step()
         rate = float(self.schedule.get_last_lr()[0])
@@ -238,7 +238,7 @@ class Training:
         part = -(-len(rows) // accelerator.num_processes)  # of each process; the last one repeats the last sequence
         mine = np.minimum(np.arange(part) + part * accelerator.process_index, len(rows) - 1)
         self.model.eval()
-        for ids in as_ids(rows[mine]).to(accelerator.device).split(faults.micro_batch(self.settings)):
+        for ids in as_ids(rows[mine]).to(accelerator.device).split(memory.micro_batch(self.settings)):
             with accelerator.autocast():
                 logits = self.model(input_ids=ids, use_cache=False).logits.float().flatten(0, 1)  # (B T, V)
             each = F.cross_entropy(logits, ids.roll(-1, 1).flatten(), reduction="none").view(ids.shape)
@@ -412,8 +412,8 @@ def _run(
     _check_machine(settings, label)
     with PartialState().main_process_first():
         tokens = prepare(experiment.data)  # the others find the tokens made
-    if not quiet and faults.memory_bytes(experiment, faults.micro_batch(settings)) > faults.memory_limit():
-        print(f"  {label}: {faults.memory_advice(experiment)}", file=sys.stderr)
+    if not quiet and memory.estimate(experiment, memory.micro_batch(settings)) > memory.limit():
+        print(f"  {label}: {memory.advice(experiment)}", file=sys.stderr)
     training = Training(experiment, tokens, directory, report_to, fsdp)
     if fresh:  # only now that nothing can be wrong with the settings
         (directory / "record.json").unlink(missing_ok=True)
@@ -434,7 +434,7 @@ def _run(
             if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate" not in str(error):
                 raise
             where = f"out of memory at step {training.step + 1}"
-            raise faults.OutOfMemory(f"{label}: {where}; {faults.memory_advice(experiment)}") from error
+            raise faults.OutOfMemory(f"{label}: {where}; {memory.advice(experiment)}") from error
         if done := training.step == training.steps or training.over:
             _finish(experiment, training, tokens)
     training.close()

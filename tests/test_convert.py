@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from nfcore import from_gpt2, from_gpt_neox, to_gpt2, to_gpt_neox
-from nfcore.model import recompute, recomputes
+from nfcore.model import recompute_activations, recomputes_activations
 from nfcore.settings import SettingsError
 from tests.test_model import VOCAB, ours, reloaded, spread, tokens
 
@@ -195,13 +195,13 @@ def test_maps_and_checkpointing_are_carried_over_and_no_random_number_is_drawn(m
     hf = make()
     hf.set_attn_implementation("eager")
     hf.config.output_attentions = True
-    recompute(hf)
+    recompute_activations(hf)
     before = torch.get_rng_state()
     made = convert(hf), back(convert(hf))
     assert torch.equal(torch.get_rng_state(), before)
     for m in made:
         assert len(m(tokens()).attentions) == 2
-        assert recomputes(m)
+        assert recomputes_activations(m)
 
 
 @pytest.mark.parametrize(("make", "convert", "back"), PAIRS)

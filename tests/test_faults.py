@@ -19,7 +19,7 @@ import torch
 import yaml
 from filelock import FileLock
 
-from nfcore import checkpoints, faults, train
+from nfcore import checkpoints, faults, memory, train
 from nfcore.__main__ import main
 from nfcore.settings import Experiment, SettingsError, project_root
 from nfcore.telemetry import Telemetry
@@ -309,21 +309,21 @@ def test_memory_that_really_runs_out(tiny, elsewhere):
 
 
 def test_a_run_that_will_hardly_fit_is_announced(tiny, elsewhere, monkeypatch, capsys):
-    monkeypatch.setattr(faults, "memory_limit", lambda: 2**20)
+    monkeypatch.setattr(memory, "limit", lambda: 2**20)
     train(tiny(training={"steps": 1}))
     assert "0.0 of 0.0 GiB are estimated; training.gradient_checkpointing=true takes less" in capsys.readouterr().err
 
 
 def test_a_process_of_several_takes_its_part(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    alone = faults.memory_limit()
-    assert faults.micro_batch(tiny().training) == 8
+    alone = memory.limit()
+    assert memory.micro_batch(tiny().training) == 8
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert faults.micro_batch(tiny().training) == 2
-    assert faults.micro_batch(tiny(training={"micro_batch_size": 4}).training) == 2
-    assert "training.micro_batch_size=1 " in faults.memory_advice(tiny())
-    assert faults.memory_limit() == alone / 2
+    assert memory.micro_batch(tiny().training) == 2
+    assert memory.micro_batch(tiny(training={"micro_batch_size": 4}).training) == 2
+    assert "training.micro_batch_size=1 " in memory.advice(tiny())
+    assert memory.limit() == alone / 2
 
 
 # --- surroundings -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Training: the optimiser and its schedule, what a run leaves behind, resuming, and divergence as a result."""
 
+import math
 import os
 import re
 import shutil
@@ -30,7 +31,7 @@ from nfcore import (
     train,
     training,
 )
-from nfcore.model import recomputes
+from nfcore.model import recomputes_activations
 from nfcore.optimizer import HFAdamW, optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings
 from nfcore.telemetry import Watch
@@ -451,7 +452,7 @@ def test_a_run_that_diverges_in_an_evaluation_is_a_result(step, tiny, monkeypatc
     def ending(self: Training) -> None:
         evaluate(self)
         if self.step == step:
-            self.diverged = {"step": step, "layer": 2, "where": "evaluation"}
+            self.telemetry.diverged = {"step": step, "layer": 2, "where": "evaluation"}
 
     monkeypatch.setattr(Training, "evaluate", ending)
     run = train(tiny(training=dict(eval_every=4, probe_every=5)), quiet=True)
@@ -459,6 +460,31 @@ def test_a_run_that_diverges_in_an_evaluation_is_a_result(step, tiny, monkeypatc
     for name in ("heads", "positions"):
         assert table(run, name)["step"].max() == step
     assert len(runs.load_runs().positions) == len(table(run, "positions"))
+
+
+@pytest.mark.parametrize("stream", ["float32", "float16"])
+def test_a_run_that_skips_goes_on_with_the_weights_it_has(stream, tiny, monkeypatch, tmp_path):
+    """One update has gradients that are not finite: it is left out, counted, and the next ones are made."""
+    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
+    update, seen = Training.update, []
+
+    def spoilt(self: Training) -> Any:
+        hooks = [self.model.final_norm.register_forward_hook(lambda m, a, y: y * math.nan)] if self.step == 4 else []
+        before = [p.detach().clone() for p in self.model.parameters()]
+        found = update(self)
+        seen.append(all(map(torch.equal, before, self.model.parameters())))
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    monkeypatch.setattr(Training, "update", spoilt)
+    changes = dict(model={"residual_dtype": stream}, training={"on_nonfinite": "skip", "precision": "bfloat16"})
+    found = record(train(tiny(**changes), quiet=True))
+    assert seen == [step == 4 for step in range(10)]
+    assert (found["status"], found["final"]["step"], found["diverged"]["step"]) == ("complete", 10, 5)
+    assert math.isfinite(found["final"]["perplexity"])
+    norms = runs.load_runs().metrics.query("name == 'grad_norm'").set_index("step")["value"]
+    assert norms.index[~np.isfinite(norms)].tolist() == [5]
 
 
 def test_diverged_run_is_a_result(tiny, diverged, monkeypatch, capsys):
@@ -583,7 +609,7 @@ def test_bfloat16_keeps_the_residual_stream_as_asked_and_the_weights_in_float32(
 def test_gradient_checkpointing_is_what_the_setting_asks_for(tiny):
     for asked in (False, True):
         made = Training(tiny(training={"gradient_checkpointing": asked}), prepare(tiny().data), Path("unused"))
-        assert recomputes(made.model) == asked
+        assert recomputes_activations(made.model) == asked
 
 
 def test_no_steps_are_one_epoch(tiny, monkeypatch):

@@ -18,8 +18,7 @@ from typing import Any
 
 from nfbook.presets import PAPER_TOKENS
 from nfbook.recorded import recorded_dir
-from nfcore import runs
-from nfcore.faults import memory_bytes
+from nfcore import memory, runs
 from nfcore.settings import SHAPES, DataSettings, Experiment, ModelSettings, SettingsError, choice, project_root
 from nfcore.tokens import PARTS, cache_dir, token_type
 
@@ -250,7 +249,7 @@ def _plan(experiment: Experiment, device: str, corpus: Corpus, measured: Sequenc
         parameters(experiment.model)[0],
         steps,
         steps * batch,
-        memory_bytes(experiment),
+        memory.estimate(experiment),
         *storage_bytes(experiment, steps),
         (steps * batch + FORWARD * passes) / found.rate if found else None,
         found,
