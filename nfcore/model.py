@@ -447,22 +447,10 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
         config = cast(NormFreeConfig, self.config)
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("forward: give either input_ids or inputs_embeds")
-        for name, given in (("input_ids", input_ids), ("labels", labels)):
-            if given is not None and not (isinstance(given, Tensor) and given.dim() == 2):
-                found = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
-                raise SettingsError(f"{name}: {found} must be a tensor of shape (B, T)")
         if output_attentions and config._attn_implementation != "eager":
             raise ValueError('output_attentions=True needs attn_implementation="eager"')
-        if past_key_values is not None and cache is not None:
-            raise ValueError("forward: give either past_key_values or cache, which are the same")
-        cache = past_key_values if cache is None else cache
-        if isinstance(cache, (tuple, list)):
-            raise ValueError("past_key_values: tuples are no longer a cache; give a transformers Cache")
-        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
-        must_cover(attention_mask, x, cache is not None)
-        cache = self._cache(cache, use_cache)
+        x = self._embedded(input_ids, inputs_embeds, labels)  # (B, T, D)
+        cache = self._cache(past_key_values, cache, use_cache, attention_mask, x)
         compute = x.dtype
         if position_ids is None:
             position_ids = _positions(x, attention_mask, cache)
@@ -498,8 +486,27 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs.pop(name, None)
         return super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
 
-    def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
-        """The cache that keys and values go to: the one that was given, a new one, or none."""
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, labels: Tensor | None) -> Tensor:
+        """The stream (B, T, D) that goes into the model."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("forward: give either input_ids or inputs_embeds")
+        for name, given in (("input_ids", input_ids), ("labels", labels)):
+            if given is not None and not (isinstance(given, Tensor) and given.dim() == 2):
+                found = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+                raise SettingsError(f"{name}: {found} must be a tensor of shape (B, T)")
+        return self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _cache(
+        self, old: Cache | None, new: Cache | None, use_cache: bool | None, mask: Tensor | None, x: Tensor
+    ) -> Cache | None:
+        """The cache that keys and values go to: the one that was given under its old or its new name, a new one, or
+        none. ``mask`` must cover it and x."""
+        if old is not None and new is not None:
+            raise ValueError("forward: give either past_key_values or cache, which are the same")
+        given = old if new is None else new
+        if isinstance(given, (tuple, list)):
+            raise ValueError("past_key_values: tuples are no longer a cache; give a transformers Cache")
+        must_cover(mask, x, given is not None)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and self.training and recomputes_activations(self) and torch.is_grad_enabled():

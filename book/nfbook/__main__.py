@@ -155,13 +155,6 @@ def notebook(args: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m nfbook", description=__doc__)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-
-    def scheduled(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--cores", type=int, default=os.cpu_count(), help="of this machine (default: all)")
-        sub.add_argument("--profile", type=Path, help="a folder of workflow/profiles: train on a cluster")
-        sub.add_argument("--hardware", help="what the time of a cluster's jobs is planned for, as in `plan`")
-        sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
-
     sub = command(commands, "build", build, "run the grid of a preset and build its book")
     sub.add_argument("preset", nargs="?", default="quick")
     sub.add_argument("--strict", action="store_true", help="no book if a notebook failed; else one that says which")
@@ -203,6 +196,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("output", type=Path)
     sub.add_argument("parameters", nargs="*", metavar="name=value")
     return root
+
+
+def scheduled(sub: argparse.ArgumentParser) -> None:
+    """Add the options of a command that trains a grid."""
+    sub.add_argument("--cores", type=int, default=os.cpu_count(), help="of this machine (default: all)")
+    sub.add_argument("--profile", type=Path, help="a folder of workflow/profiles: train on a cluster")
+    sub.add_argument("--hardware", help="what the time of a cluster's jobs is planned for, as in `plan`")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be done")
 
 
 def main(arguments: list[str] | None = None) -> int:

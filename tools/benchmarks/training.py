@@ -272,32 +272,14 @@ def run(options: Options) -> Section:
 
 
 def compare(section: Section, options: Options, name: str, sizes: tuple[Any, ...], folder: Path) -> None:
+    """Train one shape with each side, and add a row for each and the targets."""
     gpu = torch.cuda.is_available()
     torch._dynamo.reset()  # the sizes before must not make it compile for any size
     torch.cuda.empty_cache()
     shape, vocabulary, context, batch, *steps_on = sizes
     steps = steps_on[gpu]
     batch = GPU_TOKENS // context if gpu and not options.small else batch
-    tokens = np.random.default_rng(0).integers(vocabulary, size=(4 * batch * steps, context), dtype=np.uint16)
-    precision = "bfloat16" if gpu else "float32"
-    plan = experiment(shape, vocabulary, context, batch, precision=precision)
-    sides = {
-        "ours": ours(plan, tokens, steps, folder),
-        "loop": loop(plan, tokens, steps),
-        "eager": hugging_face(plan, tokens, steps, folder, eager=True),
-        "sdpa": hugging_face(plan, tokens, steps, folder, eager=False),
-    }
-    variants: dict[str, dict[str, Any]] = {} if gpu else {"bf16": dict(precision="bfloat16")}
-    if not options.small:  # compiling takes longer than all the rest there
-        variants["compiled"] = dict(precision=precision, compile=True)
-        variants |= {} if gpu else {"bf16 compiled": dict(precision="bfloat16", compile=True)}
-    for words, changes in variants.items():
-        sides[f"ours, {words}"] = ours(experiment(shape, vocabulary, context, batch, **changes), tokens, steps, folder)
-    if gpu and not options.small:
-        compiled = experiment(shape, vocabulary, context, batch, precision=precision, compile=True)
-        sides["loop, compiled"] = loop(compiled, tokens, steps)
-    if options.nanogpt and plan.model.family == "gpt2":
-        sides["nanogpt"] = nanogpt(options.nanogpt, plan, tokens, steps)
+    sides = sides_of(options, shape, vocabulary, context, batch, steps, folder)
     first: dict[str, float] = {}
     for side, train in list(sides.items()):
         try:
@@ -327,17 +309,52 @@ def compare(section: Section, options: Options, name: str, sizes: tuple[Any, ...
             won = update[plain] - update[side]
             row["pays_after_updates"] = row["compile_seconds"] / won if won > 0 else None
         section.rows.append(row)
-    median = {side: ratio(samples, side, "eager")["median"] for side in sides}
-    best = max((side for side in sides if side.startswith("ours")), key=median.__getitem__)
+    section.targets += targets_of(options, name, samples)
+
+
+def sides_of(
+    options: Options, shape: str, vocabulary: int, context: int, batch: int, steps: int, folder: Path
+) -> dict[str, Callable[[], Any]]:
+    """What trains: ours and its variants, a bare loop, Hugging Face's model with two kinds of attention, nanoGPT."""
+    gpu = torch.cuda.is_available()
+    tokens = np.random.default_rng(0).integers(vocabulary, size=(4 * batch * steps, context), dtype=np.uint16)
+    precision = "bfloat16" if gpu else "float32"
+    plan = experiment(shape, vocabulary, context, batch, precision=precision)
+    sides = {
+        "ours": ours(plan, tokens, steps, folder),
+        "loop": loop(plan, tokens, steps),
+        "eager": hugging_face(plan, tokens, steps, folder, eager=True),
+        "sdpa": hugging_face(plan, tokens, steps, folder, eager=False),
+    }
+    variants: dict[str, dict[str, Any]] = {} if gpu else {"bf16": dict(precision="bfloat16")}
+    if not options.small:  # compiling takes longer than all the rest there
+        variants["compiled"] = dict(precision=precision, compile=True)
+        variants |= {} if gpu else {"bf16 compiled": dict(precision="bfloat16", compile=True)}
+    for words, changes in variants.items():
+        sides[f"ours, {words}"] = ours(experiment(shape, vocabulary, context, batch, **changes), tokens, steps, folder)
+    if gpu and not options.small:
+        compiled = experiment(shape, vocabulary, context, batch, precision=precision, compile=True)
+        sides["loop, compiled"] = loop(compiled, tokens, steps)
+    if options.nanogpt and plan.model.family == "gpt2":
+        sides["nanogpt"] = nanogpt(options.nanogpt, plan, tokens, steps)
+    return sides
+
+
+def targets_of(options: Options, name: str, samples: dict[str, list[float]]) -> list[Target]:
+    gpu = torch.cuda.is_available()
+    median = {side: ratio(samples, side, "eager")["median"] for side in samples}
+    best = max((side for side in samples if side.startswith("ours")), key=median.__getitem__)
+    targets = []
     if not options.small:
         rate = spread(samples[best])["median"] if gpu else None
-        section.targets.append(Target(f"{name}, one GPU: {best if gpu else 'ours'}", rate, ON_GPU.get(name), "tok/s"))
+        targets.append(Target(f"{name}, one GPU: {best if gpu else 'ours'}", rate, ON_GPU.get(name), "tok/s"))
     if not gpu and name in WANTED:
-        section.targets += [
+        targets += [
             Target(f"{name}: {best} over eager", median[best], WANTED[name], "x"),
             Target(f"{name}: ours over eager, both in float32", median["ours"], None, "x"),
             Target(f"{name}: loop over ours", ratio(samples, "loop", "ours")["median"], 1.03, "x", at_least=False),
         ]
+    return targets
 
 
 def allocator(options: Options) -> list[dict[str, Any]]:

@@ -261,19 +261,11 @@ def _party(rank: int, ports: tuple[int, int], settings: Settings, pipe: Connecti
         pipe.send(" ".join(said)[:300] or type(error).__name__)
 
 
-def _compute(
-    link: Any,
-    runtime: Any,
-    log: Path,
-    program: Callable[..., Any],
-    shapes: Mapping[str, Any],
-    shares: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Run one program on this party's shares, and read from SPU's log what it sent."""
+def _compiled(program: Callable[..., Any], names: Sequence[str], shapes: Mapping[str, Any]) -> Any:
+    """What SPU runs: the program on secret inputs of these names, its outputs ``output0``, ``output1``, ..."""
     import spu
     from spu.utils import frontend
 
-    names = sorted(shapes)  # the order in which JAX takes a mapping
     zeros = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
     secret = [spu.Visibility.VIS_SECRET] * len(names)
 
@@ -283,7 +275,20 @@ def _compute(
     def called(inputs: Mapping[str, Any]) -> Any:
         return program(**inputs)
 
-    executable, _ = frontend.compile(frontend.Kind.JAX, called, [zeros], {}, names, secret, outputs)
+    return frontend.compile(frontend.Kind.JAX, called, [zeros], {}, names, secret, outputs)[0]
+
+
+def _compute(
+    link: Any,
+    runtime: Any,
+    log: Path,
+    program: Callable[..., Any],
+    shapes: Mapping[str, Any],
+    shares: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Run one program on this party's shares, and read from SPU's log what it sent."""
+    names = sorted(shapes)  # the order in which JAX takes a mapping
+    executable = _compiled(program, names, shapes)
     digests = link.all_gather(hashlib.sha256(executable.code).hexdigest())
     if len(set(digests)) != 1:
         raise EngineError("the two parties were given different programs")
