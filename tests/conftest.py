@@ -66,6 +66,15 @@ def published() -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in PUBLISHED.glob("*.json")}
 
 
+@pytest.fixture(scope="session")
+def judged() -> Callable[[str], Any]:
+    """``judged(name)``: the statistics of a study's recorded runs, a frame by cell and seed; not to be changed."""
+    from nfbook.claims import statistics
+    from nfbook.study import Study
+
+    return functools.cache(lambda name: statistics(Study.load(name).runs(), Study.load(name)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where runs and token files go for this session."""

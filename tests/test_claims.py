@@ -1,6 +1,7 @@
 """Verdicts: the statistics one by one against hand and formula, the rules, the ledgers, and the recorded verdicts."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ def shown(study: Study) -> runs.Runs:
 
 
 @pytest.fixture(scope="module")
-def frame(shown: runs.Runs, study: Study) -> pd.DataFrame:
-    return claims.statistics(shown, study)
+def frame(judged: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
+    return judged("transient")
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +222,8 @@ def test_wrong_ledger(change: dict[str, Any], message: str, params_root: Any) ->
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_recorded_verdicts_follow_from_the_recorded_runs(name: str) -> None:
-    study = Study.load(name)
-    found = claims.statistics(study.runs(), study)
-    assert claims.outdated(claims.summary(found, name), name) == []
+def test_recorded_verdicts_follow_from_the_recorded_runs(name: str, judged: Callable[[str], pd.DataFrame]) -> None:
+    assert claims.outdated(claims.summary(judged(name), name), name) == []
 
 
 def test_changed_runs_are_noticed(shown: runs.Runs, study: Study) -> None:

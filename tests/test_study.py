@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from nfbook import claims
 from nfbook.__main__ import main
 from nfbook.presets import MAIN, Preset, params_file
 from nfbook.recorded import recorded_dir
@@ -87,13 +86,13 @@ def test_decay_of_slopes_sums_to_the_papers(study: Study) -> None:
     assert e.learning_rate * sum(rates) * e.slope_weight_decay == pytest.approx(1.61, abs=0.005)
 
 
-def test_rates_are_those_of_the_rule(study: Study, transient: Study) -> None:
+def test_rates_are_those_of_the_rule(study: Study, judged: Any) -> None:
     """The lowest mean final loss over the main configurations and spare seeds, all runs trained; see the designs."""
     recorded = set(study.recorded_ids())
     if not {e.id for e in study.experiments("rates")} <= recorded:
         assert not any(e.id in recorded for e in study.experiments() if e.seed < SPARE), "rates come first"
         pytest.skip("the stage rates is not recorded yet")
-    losses = claims.statistics(study.runs(), study)["loss"]
+    losses = judged("study")["loss"]
     means = {
         rate: np.mean([losses[f"{c} rate {rate}"].mean(skipna=False) for c in MAIN]) for rate in (0.001, 0.002, 0.004)
     }
@@ -101,9 +100,9 @@ def test_rates_are_those_of_the_rule(study: Study, transient: Study) -> None:
     assert {study.cells[c].experiments[0].training.learning_rate for c in MAIN} == {best}
 
 
-def test_own_best_rates_of_the_transient(transient: Study) -> None:
+def test_own_best_rates_of_the_transient(transient: Study, judged: Any) -> None:
     """Per configuration the lowest final loss on seed 100; a run that did not end has lost."""
-    frame, grid = claims.statistics(transient.runs(), transient), (0.001, 0.002, 0.004, 0.008, 0.016)
+    frame, grid = judged("transient"), (0.001, 0.002, 0.004, 0.008, 0.016)
     for configuration in MAIN:
         losses = pd.Series({rate: frame.loc[(f"{configuration} lr={rate}", 100), "loss"] for rate in grid}, dtype=float)
         rates = {e.training.learning_rate for e in transient.cells[f"{configuration} own best"].experiments}
