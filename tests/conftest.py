@@ -25,19 +25,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "data" / "published"
-LONGEST = (
-    "browser",
-    "distributed",
-    "notebook",
-    "cli",
-    "cluster",
-    "benchmarks",
-    "speed",
-    "faults",
-    "publish",
-    "gpu",
-    "tokens",
-)
+LONGEST = "browser distributed notebook cli cluster benchmarks speed faults publish gpu tokens"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,8 +39,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that none of them is left for the end, when other processes have nothing to do."""
-    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,6 +64,15 @@ def seeded() -> None:
 def published() -> dict[str, Any]:
     """The paper's numbers, by file name."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in PUBLISHED.glob("*.json")}
+
+
+@pytest.fixture(scope="session")
+def judged() -> Callable[[str], Any]:
+    """``judged(name)``: the statistics of a study's recorded runs, a frame by cell and seed; not to be changed."""
+    from nfbook.claims import statistics
+    from nfbook.study import Study
+
+    return functools.cache(lambda name: statistics(Study.load(name).runs(), Study.load(name)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,6 +99,16 @@ def corpus(workspace: Path) -> Path:
             lines += [f"def {a}_{b}({c}):", f"    return {c} * {draw.randint(2, 99)}", ""]
         (directory / f"{words[file % 12]}{file}.py").write_text("\n".join(lines))
     return directory
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve groups of two files each."""
+    for number in range(24):
+        path = tmp_path / "corpus" / f"group{number // 2}" / f"file{number % 2}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"def f{number}_{i}(argument):\n    return argument * {i}\n" for i in range(6)))
+    return tmp_path / "corpus"
 
 
 @pytest.fixture(scope="session")
@@ -159,13 +166,13 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 def smoke_grid(workspace: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The runs of this session, all those of preset smoke among them."""
     from nfbook.presets import Preset
-    from nfcore import corpus
+    from nfcore import corpus, tokens
     from nfcore.training import train
 
     def make(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("NFCORE_RUNS", str(folder))
-            patch.setattr(corpus, "local_corpus", functools.cache(corpus.local_corpus))  # of 11 MB, read once
+            patch.setattr(tokens, "local_corpus", functools.cache(corpus.local_corpus))  # of 11 MB, read once
             for experiment in Preset.load("smoke").experiments():
                 train(experiment, quiet=True)
 

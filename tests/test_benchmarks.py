@@ -53,6 +53,9 @@ def test_section_at_its_least_size(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")
+    if section == "startup":
+        small = "model: {shape: gpt2-2x32, init: width}\ndata: {corpus: CORPUS, vocab_size: 300, context: 32}\n"
+        monkeypatch.setattr("tools.benchmarks.startup.RUN", small + "training: {eval_sequences: 8}\n")
     if section in ("training", "telemetry", "data"):  # many processes, whose starts would take longer than all the rest
         # To be as before a call set them
         monkeypatch.setenv("NFCORE_DATA", str(tmp_path))

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,16 +19,11 @@ from nfbook.__main__ import main
 from nfbook.presets import Preset
 from nfcore import runs
 from nfcore.settings import Experiment, read_yaml
+from tests import test_cli
 from tests.test_cli import Capture
 
 
-def refused(capsys: Capture, *arguments: object) -> str:
-    """The one line that wrong input gets; nothing else is printed."""
-    assert main([str(a) for a in arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert re.fullmatch(r"nfcore: [^\n]+\n", printed.err), printed.err
-    return printed.err
+refused = partial(test_cli.refused, main=main)
 
 
 def test_list_writes_settings_that_make_the_same_runs(tmp_path: Path, capsys: Capture) -> None:
@@ -55,16 +49,6 @@ def test_list_says_how_each_run_stands(smoke_grid: Path, capsys: Capture, monkey
         monkeypatch.setenv("NFCORE_RUNS", str(smoke_grid / "none"))
 
 
-def test_record(smoke_grid: Path, params_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    assert main(["record", "smoke"]) == 0
-    target = params_root / "data" / "recorded" / "smoke"
-    assert capsys.readouterr().out == f"{target}\n"
-    assert {*runs.load_runs(target).runs["run"]} == {e.id for e in Preset.load("smoke").experiments()}
-    monkeypatch.setenv("NFCORE_RUNS", str(params_root / "none"))
-    assert "not a finished run of this machine; train it first" in refused(capsys, "record", "smoke")
-    assert not runs.load_runs(target).runs.empty
-
-
 def test_notebook(tmp_path: Path, capsys: Capture) -> None:
     script, output = tmp_path / "small.py", tmp_path / "out.ipynb"
     assert "no such notebook script" in refused(capsys, "notebook", script, output)
@@ -86,36 +70,24 @@ def project(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return checkout
 
 
-def changes(project: Path) -> str:
-    """What `git status` of the copy shows beside the files it began with."""
-    command = ["git", "status", "--porcelain"]
-    lines = subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout.splitlines()
-    return "\n".join(line for line in lines if not line.startswith("A  "))
-
-
-def test_book_dry_run_says_what_it_would_do(project: Path, capfd: Capture) -> None:
-    assert main(["build", "smoke", "--dry-run", "--cores", "1"]) == 0
-    printed = "".join(capfd.readouterr())
-    assert re.search(r"^run +29$", printed, re.MULTILINE), printed
-    assert re.search(rf"^notebook +{len(list((project / 'notebooks').glob('*.py')))}$", printed, re.MULTILINE), printed
-    assert changes(project) == ""
-    assert not runs.runs_dir().exists()
-
-
-def test_second_book_waits_for_nobody(project: Path, capsys: Capture) -> None:
-    (project / ".snakemake").mkdir(exist_ok=True)
-    with FileLock(project / ".snakemake" / "nfcore.lock"):
-        assert "another Snakemake is at work here" in refused(capsys, "build", "smoke", "--dry-run")
-
-
-def test_stale_lock_is_recovered(project: Path, capfd: Capture) -> None:
-    """As a process leaves it that was killed: files in ``.snakemake/locks`` that nobody holds."""
+def test_dry_run_says_what_it_would_do_beside_nobody_and_after_a_stale_lock(project: Path, capfd: Capture) -> None:
+    """Stale is what a process leaves that was killed: files in ``.snakemake/locks`` that nobody holds."""
     locks = project / ".snakemake" / "locks"
     locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(project / ".snakemake" / "nfcore.lock"):
+        assert "another Snakemake is at work here" in refused(capfd, "build", "smoke", "--dry-run")
     (locks / "0.input.lock").write_text("_config.yml\n")
     (locks / "0.output.lock").write_text("_build/smoke/html/index.html\n")
     assert main(["build", "smoke", "--dry-run", "--cores", "1"]) == 0
     assert not list(locks.glob("*"))
+    printed = "".join(capfd.readouterr())
+    assert re.search(r"^run +29$", printed, re.MULTILINE), printed
+    assert re.search(rf"^notebook +{len(list((project / 'notebooks').glob('*.py')))}$", printed, re.MULTILINE), printed
+    # What `git status` of the copy shows beside the files it began with
+    command = ["git", "status", "--porcelain"]
+    lines = subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert not [line for line in lines if not line.startswith("A  ")]
+    assert not runs.runs_dir().exists()
 
 
 def test_commands_need_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -129,18 +101,14 @@ def small_book(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A checkout whose book has two notebooks, neither of which needs a run, in a path with a space."""
     root = tmp_path / "a checkout"
     shutil.copytree(checkout, root, ignore=shutil.ignore_patterns("recorded", "_build", ".snakemake", ".git"))
-    for script in (root / "notebooks").glob("*.py"):
-        script.unlink()
-    for page in (root / "book").glob("**/*.*"):
-        if page.suffix in (".md", ".ipynb"):
-            page.unlink()
+    for page in [*(root / "notebooks").glob("*.py"), *(root / "book").glob("**/*.md"), *root.glob("**/*.ipynb")]:
+        page.unlink()
     (root / "book" / "index.md").write_text("# A small book\n")
-    (root / "book" / "_toc.yml").write_text(
-        "format: jb-book\nroot: index\nchapters:\n- file: notebooks/faults\n- file: notebooks/speed\n"
-    )
-    parameters = '# %% tags=["parameters"]\npreset = ""\nsource = ""\n\n'
-    (root / "notebooks" / "speed.py").write_text(f"# %% [markdown]\n# # Speed\n\n{parameters}# %%\nprint('quick')\n")
-    (root / "notebooks" / "faults.py").write_text(f"# %% [markdown]\n# # Faults\n\n{parameters}# %%\n1 / 0\n")
+    chapters = "- file: notebooks/faults\n- file: notebooks/speed\n"
+    (root / "book" / "_toc.yml").write_text(f"format: jb-book\nroot: index\nchapters:\n{chapters}")
+    for name, code in (("speed", "print('quick')"), ("faults", "1 / 0")):
+        head = f'# %% [markdown]\n# # {name}\n\n# %% tags=["parameters"]\npreset = ""\nsource = ""\n\n'
+        (root / "notebooks" / f"{name}.py").write_text(f"{head}# %%\n{code}\n")
     monkeypatch.setenv("NFCORE_ROOT", str(root))
     monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "runs"))
     return root
@@ -167,16 +135,6 @@ def test_a_book_says_which_notebook_failed(small_book: Path, capfd: Capture) -> 
     assert not (build / "notebooks" / "faults.failed.ipynb").exists()
 
 
-@contextmanager
-def killing(process: subprocess.Popen[str]) -> Iterator[None]:
-    """In the end kill a process and its group, so that a test that fails does not wait for it."""
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_book_that_is_stopped_leaves_no_process_behind(number: signal.Signals, small_book: Path) -> None:
     started = small_book / "started"
@@ -187,16 +145,18 @@ def test_a_book_that_is_stopped_leaves_no_process_behind(number: signal.Signals,
     # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     piped = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen)
-    with subprocess.Popen(command, cwd=small_book, **piped) as book, killing(book):
+    book = subprocess.Popen(command, cwd=small_book, **piped)
+    try:
         while not started.exists():
             assert book.poll() is None, book.communicate()[1]
             time.sleep(0.1)
         below = psutil.Process(book.pid).children(recursive=True)
-        if number == signal.SIGINT:
-            os.killpg(book.pid, number)  # as a terminal does
-        else:
-            book.send_signal(number)
+        # A terminal tells the whole group.
+        os.killpg(book.pid, number) if number == signal.SIGINT else book.send_signal(number)
         _, said = book.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):  # else a test that fails would wait for it
+            os.killpg(book.pid, signal.SIGKILL)
     assert book.returncode == 128 + number
     assert "interrupted; the same command goes on" in said
     _, alive = psutil.wait_procs(below, timeout=20)

@@ -36,7 +36,7 @@ def file(tiny: Tiny, tmp_path: Path) -> Path:
     return path
 
 
-def refused(capsys: Any, *arguments: Any) -> str:
+def refused(capsys: Any, *arguments: Any, main: Callable[[list[str]], int] = main) -> str:
     """The one line that wrong input gets; nothing else is printed."""
     assert main([str(a) for a in arguments]) == 2
     printed = capsys.readouterr()
@@ -56,19 +56,12 @@ def test_a_missing_module_is_named_with_what_brings_it(capsys, monkeypatch):
 def test_every_module_that_nfcore_imports_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["book"]]
-    declared = {re.split(r"[<>=]", name)[0].replace("-", "_") for name in asked} | {"yaml", "IPython"}
-    imported = set()
+    declared = {re.split(r"[<>=]", name)[0].replace("-", "_") for name in asked} | {"yaml", "IPython", "nfcore"}
     for source in (ROOT / "nfcore").glob("*.py"):
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                imported.add(str(node.module).split(".")[0])
-    assert imported - set(sys.stdlib_module_names) - {"nfcore"} <= declared
-    assert project["scripts"] == {"nfcore": "nfcore.__main__:main"}
-
-
-# --- help -------------------------------------------------------------------------------------------------------
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split(".")[0] for name in names} <= declared | sys.stdlib_module_names, source
 
 
 def commands(root: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -79,12 +72,12 @@ def commands(root: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Itera
                 yield from commands(sub, (*path, name))
 
 
-@pytest.mark.parametrize("command", [*commands(parser())], ids=" ".join)
-def test_help_of_a_command(command: tuple[str, ...], capsys: Capture) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([*command, "--help"])
-    assert caught.value.code == 0
-    assert f"usage: python -m nfcore {' '.join(command)}" in capsys.readouterr().out
+def test_help_of_every_command(capsys: Capture) -> None:
+    for command in commands(parser()):
+        with pytest.raises(SystemExit) as caught:
+            main([*command, "--help"])
+        assert caught.value.code == 0
+        assert f"usage: python -m nfcore {' '.join(command)}" in capsys.readouterr().out
 
 
 def test_help_loads_no_torch() -> None:
@@ -101,35 +94,20 @@ def test_help_loads_no_torch() -> None:
         assert re.search(rf"^ +{name} ", done.stdout, re.MULTILINE)
 
 
-# --- wrong input ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", [("runs", "show"), ("runs", "verify")], ids=" ".join)
-def test_unknown_run(command: tuple[str, ...], capsys: Capture) -> None:
-    assert "0123456789ab: not a finished run" in refused(capsys, *command, "0123456789ab")
-
-
-@pytest.mark.parametrize("command", ["train", "data"])
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("command", "override", "message"),
     [
-        ("training.steps", "overrides are written section.field=value"),
-        ("training.stpes=3", "training: unknown setting 'stpes'; allowed: steps"),
-        ("training.steps=many", "training.steps: 'many' must be a valid integer"),
-        ("training.steps=[", "training.steps: cannot be read (while parsing"),
-        ("training.steps.more=3", "'steps' is not a section"),
-        ("model.num_attention_heads=5", "5 must divide model.hidden_size 32"),
-        ("data.context=2048", "data.context: 2048 must be at most model.max_position_embeddings 1024"),
-        ("data.vocab_size=2000000", "2000000 must be less than or equal to 1048576"),
-        ("model.norm=batchnorm", "model.norm: 'batchnorm' is not one of layernorm, rmsnorm, none"),
-        ("data.corpus=missing", "data.corpus: 'missing' is not python-source, codeparrot or an existing path"),
+        ("train", "training.steps", "overrides are written section.field=value"),
+        ("data", "training.stpes=3", "training: unknown setting 'stpes'; allowed: steps"),
+        ("data", "training.steps=[", "training.steps: cannot be read (while parsing"),
+        ("train", "training.steps.more=3", "'steps' is not a section"),
+        ("train", "data.context=2048", "data.context: 2048 must be at most model.max_position_embeddings 1024"),
+        ("data", "data.corpus=missing", "data.corpus: 'missing' is not python-source, codeparrot or an existing path"),
+        ("train", "data.corpus=missing", "data.corpus: 'missing' is not python-source, codeparrot or an existing path"),
     ],
 )
 def test_wrong_override(command: str, override: str, message: str, file: Path, capsys: Capture) -> None:
-    changes = [override]
-    if override.startswith("data.vocab_size"):
-        changes.append("model.vocab_size=2000000")
-    assert message in refused(capsys, command, file, *changes)
+    assert message in refused(capsys, command, file, override)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +142,6 @@ def test_interruption(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captu
     assert capsys.readouterr().err == "nfcore: interrupted; the same command goes on from the last checkpoint\n"
 
 
-# --- train, data, runs ------------------------------------------------------------------------------------------
-
-
 def test_train_with_overrides(tiny: Tiny, file: Path, capsys: Capture) -> None:
     experiment = tiny(training={"steps": 2, "learning_rate": 3e-3})
     changes = ["training.steps=2", "training.learning_rate=3e-3", "name=mine"]
@@ -198,13 +173,6 @@ def test_data(file: Path, capsys: Capture) -> None:
     assert printed["train"]["sequences"] > printed["validation"]["sequences"] > 20
 
 
-def test_runs_list(trained: Path, diverged: Path, capsys: Capture) -> None:
-    assert main(["runs", "list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert any(trained.name in line and line.endswith("complete") for line in lines)
-    assert any(diverged.name in line and line.endswith("diverged") for line in lines)
-
-
 def test_no_runs(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
     assert "no finished runs" in refused(capsys, "runs", "list")
@@ -212,25 +180,25 @@ def test_no_runs(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatc
     assert "no such directory of runs" in refused(capsys, "runs", "list")
 
 
-def test_runs_show(trained: Path, capsys: Capture) -> None:
-    assert main(["runs", "show", trained.name]) == 0
-    assert yaml.safe_load(capsys.readouterr().out) == runs.read_record(trained)
-
-
-def test_runs_verify(
+def test_runs_are_listed_shown_and_verified(
     trained: Path, diverged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     for run in (trained, diverged):
         shutil.copytree(run, tmp_path / run.name)
     monkeypatch.setenv("NFCORE_RUNS", str(tmp_path))
+    assert main(["runs", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for run, status in ((trained, "complete"), (diverged, "diverged")):
+        assert any(run.name in line and line.endswith(status) for line in lines)
+    assert main(["runs", "show", trained.name]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == runs.read_record(trained)
+    for command in ("show", "verify"):
+        assert "0123456789ab: not a finished run" in refused(capsys, "runs", command, "0123456789ab")
     assert main(["runs", "verify"]) == 0
     assert capsys.readouterr().out == "2 runs match their recorded hashes\n"
     (tmp_path / trained.name / "heads.parquet").write_bytes(b"")
     assert "heads.parquet: does not match" in refused(capsys, "runs", "verify")
     assert main(["runs", "verify", diverged.name]) == 0
-
-
-# --- entropy ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -240,12 +208,15 @@ def text(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_entropy_of_a_run(trained: Path, text: Path, capsys: Capture) -> None:
+def test_entropy_of_a_run_and_of_its_saved_directory(trained: Path, text: Path, capsys: Capture) -> None:
     import torch
     from tokenizers import Tokenizer
 
     assert main(["entropy", trained.name, str(text), "--context", "16", "--sequences", "5"]) == 0
-    table, _, summary = capsys.readouterr().out.partition("\n\n")
+    shown = capsys.readouterr().out
+    assert main(["entropy", str(trained / "model"), str(text), "--context", "16", "--sequences", "5"]) == 0
+    assert capsys.readouterr().out == shown
+    table, _, summary = shown.partition("\n\n")
     printed = np.loadtxt(io.StringIO(table), skiprows=2)  # a line of names, one with the index's
     ids = Tokenizer.from_file(str(trained / "model" / "tokenizer.json")).encode(text.read_text()).ids
     expected = head_entropy(measure.load(trained.name)[0], torch.tensor(ids[:80]).view(5, 16)).numpy()
@@ -254,14 +225,6 @@ def test_entropy_of_a_run(trained: Path, text: Path, capsys: Capture) -> None:
     np.testing.assert_allclose(printed[:, 2:], expected, atol=6e-4)
     ceiling = sum(np.log(np.arange(1, 17))) / 16
     assert f"nats, 5 sequences of 16 tokens; ceiling {ceiling:.4f}" in summary
-
-
-def test_entropy_of_a_saved_directory_is_that_of_the_run(trained: Path, text: Path, capsys: Capture) -> None:
-    printed = []
-    for model in (trained.name, str(trained / "model")):
-        assert main(["entropy", model, str(text), "--context", "16"]) == 0
-        printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1]
 
 
 def test_entropy_of_several_texts_as_csv_and_picture(
@@ -316,27 +279,27 @@ def test_layers_are_printed_by_their_own_numbers_with_the_ceiling_of_their_mask(
 
 
 def test_entropy_of_wrong_input(trained: Path, diverged: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert "context: 2048 must be between 2 and the model's 1024" in refused(
-        capsys, "entropy", trained.name, text, "--context", 2048
-    )
-    assert "sequences: 0 must be at least 1" in refused(capsys, "entropy", trained.name, text, "--sequences", 0)
-    for option in ("--csv", "--plot"):  # said before anything is measured
-        said = refused(capsys, "entropy", "no/model", text, option, tmp_path / "none" / "heads")
-        assert f"{option}: '{tmp_path / 'none' / 'heads'}' is in a folder that does not exist" in said
-    assert "missing.txt" in refused(capsys, "entropy", trained.name, tmp_path / "missing.txt")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    assert "not UTF-8 text" in refused(capsys, "entropy", trained.name, tmp_path / "binary")
     (tmp_path / "short").write_text("x")
-    assert "1 tokens, fewer than one sequence of 128" in refused(capsys, "entropy", trained.name, tmp_path / "short")
-    assert "model: 'no/model' cannot be loaded" in refused(capsys, "entropy", "no/model", text)
-    assert "give the id of a finished run" in refused(capsys, "entropy", diverged.name, text)
     cut = tmp_path / "cut"  # as a copy is that stopped half way
     shutil.copytree(trained / "model", cut)
     (cut / "model.safetensors").write_bytes((trained / "model" / "model.safetensors").read_bytes()[:500])
-    assert f"model: '{cut}' cannot be loaded" in refused(capsys, "entropy", cut, text)
-    assert "cannot be loaded on device 'cud'" in refused(
-        capsys, "entropy", trained.name, text, "--context", 16, "--device", "cud"
-    )
+    place, run = tmp_path / "none" / "heads", trained.name
+    for arguments, message in (
+        ((run, text, "--context", 2048), "context: 2048 must be between 2 and the model's 1024"),
+        ((run, text, "--sequences", 0), "sequences: 0 must be at least 1"),
+        # Said before anything is measured
+        (("no/model", text, "--csv", place), f"--csv: '{place}' is in a folder that does not exist"),
+        (("no/model", text, "--plot", place), f"--plot: '{place}' is in a folder that does not exist"),
+        ((run, tmp_path / "missing.txt"), "missing.txt"),
+        ((run, tmp_path / "binary"), "not UTF-8 text"),
+        ((run, tmp_path / "short"), "1 tokens, fewer than one sequence of 128"),
+        (("no/model", text), "model: 'no/model' cannot be loaded"),
+        ((diverged.name, text), "give the id of a finished run"),
+        ((cut, text), f"model: '{cut}' cannot be loaded"),
+        ((run, text, "--context", 16, "--device", "cud"), "cannot be loaded on device 'cud'"),
+    ):
+        assert message in refused(capsys, "entropy", *arguments)
 
 
 def test_code_that_comes_with_a_model_is_not_run(text: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -54,9 +54,7 @@ def project(checkout: Path, design: dict[str, Any], tmp_path_factory: pytest.Tem
     return make
 
 
-unquoted = pytest.mark.skipif(
-    " " in sys.executable, reason="Snakemake does not quote the path of Python in a job's script"
-)
+unquoted = pytest.mark.skipif(" " in sys.executable, reason="Snakemake does not quote Python's path in a job's script")
 
 
 def study(root: Path, *options: str) -> dict[str, dict[str, Any]]:
@@ -111,9 +109,6 @@ def asked_for(records: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
     return megabytes, minutes
 
 
-# --- Kubernetes ---------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Puts the stand-in first in PATH; the folder in which it keeps its Jobs."""
@@ -160,16 +155,7 @@ def submit(script: str, folder: Path, gpus: int = 0) -> str:
     return kubernetes("submit", *options, str(folder / "script"))
 
 
-def test_a_gpu_is_a_limit_of_the_pod(kubectl: Path) -> None:
-    job = submit("true", kubectl, gpus=1)
-    (container,) = json.loads((kubectl / f"{job}.json").read_text())["spec"]["template"]["spec"]["containers"]
-    assert container["resources"] == {
-        "requests": {"cpu": "4", "memory": "9000M"},
-        "limits": {"memory": "9000M", "nvidia.com/gpu": "1"},
-    }
-
-
-def test_states_of_a_job(kubectl: Path) -> None:
+def test_states_of_a_job(kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def after_running(job: str) -> str:
         until = time.monotonic() + 20
         while (state := kubernetes("status", job)) == "running" and time.monotonic() < until:
@@ -178,18 +164,15 @@ def test_states_of_a_job(kubectl: Path) -> None:
 
     assert after_running(submit("exit 0", kubectl)) == "success"
     assert after_running(submit("exit 3", kubectl)) == "failed"
-    asleep = submit("sleep 60", kubectl)
+    asleep = submit("sleep 60", kubectl, gpus=1)
+    (container,) = json.loads((kubectl / f"{asleep}.json").read_text())["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"] == {"cpu": "4", "memory": "9000M"}
+    assert container["resources"]["limits"] == {"memory": "9000M", "nvidia.com/gpu": "1"}
     assert kubernetes("status", asleep) == "running"
     kubernetes("cancel", asleep)
     assert kubernetes("status", asleep) == "failed"
-
-
-def test_no_answer_is_no_failure(kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STAND_IN")  # it then ends with an error
-    assert kubernetes("status", "companion-0") == "running"
-
-
-# --- SLURM --------------------------------------------------------------------------------------------------------
+    assert kubernetes("status", "companion-0") == "running", "no answer is no failure"
 
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -293,9 +276,6 @@ def test_grid_through_slurm_gives_the_records_of_a_local_run(
         assert "gpu" not in job["TRES"]
 
 
-# --- the command line -------------------------------------------------------------------------------------------
-
-
 def test_login_node_needs_no_gpu(checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("NFCORE_ROOT", str(checkout))
     monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "runs"))
@@ -320,23 +300,14 @@ def test_runs_on_a_gpu_ask_for_what_is_planned(hardware: str, checkout: Path, tm
         assert value in shown
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
+def test_wrong_options(checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("NFCORE_ROOT", str(checkout))
+    slurm = str(checkout / "workflow" / "profiles" / "slurm")
+    for options, message in (
         (("--profile", "nowhere"), "--profile: 'nowhere' is not a folder"),
         (("--hardware", "H99"), "--hardware: 'H99' is not one of H200, H100"),
-    ],
-)
-def test_wrong_options(option: tuple[str, str], message: str, checkout: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setenv("NFCORE_ROOT", str(checkout))
-    assert main(["build", "smoke", *option]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_python_that_snakemake_would_not_quote_is_refused(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setenv("NFCORE_ROOT", str(checkout))
-    monkeypatch.setattr(sys, "executable", "/a path/python")
-    assert main(["build", "smoke", "--profile", str(checkout / "workflow" / "profiles" / "slurm")]) == 2
-    assert "--profile: '/a path/python' has a space" in capsys.readouterr().err
+        (("--profile", slurm), "--profile: '/a path/python' has a space"),  # which Snakemake would not quote
+    ):
+        monkeypatch.setattr(sys, "executable", "/a path/python")
+        assert main(["build", "smoke", *options]) == 2
+        assert message in capsys.readouterr().err

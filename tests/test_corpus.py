@@ -23,16 +23,6 @@ def source(name: str) -> str:
     return "".join(f"def {name}_{i}(argument):\n    return {name} + argument * {i}\n" for i in range(6))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Twelve groups of two files each."""
-    for number in range(24):
-        path = tmp_path / "corpus" / f"group{number // 2}" / f"file{number % 2}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source(f"f{number}"))
-    return tmp_path / "corpus"
-
-
 def settings_for(path, **changes) -> DataSettings:
     return DataSettings(corpus=str(path), **{"validation_fraction": 0.3, **changes})
 

@@ -12,12 +12,11 @@ import torch
 import yaml
 
 from nfbook import cost
-from nfbook.__main__ import main
-from nfbook.cost import Measurement, flops_per_token, memory_bytes, parameters, plan, speed
-from nfbook.presets import PRESETS, Preset
+from nfbook.__main__ import grid, main
+from nfbook.cost import Measurement, flops_per_token, parameters, plan, speed
+from nfbook.presets import Preset
 from nfbook.recorded import recorded_dir
-from nfbook.study import Study
-from nfcore import prepare, runs
+from nfcore import memory, prepare, runs
 from nfcore.model import NormFreeConfig, NormFreeForCausalLM
 from nfcore.settings import ACTIVATION_LETTERS, NORM_LETTERS, SHAPES, Experiment, ModelSettings, SettingsError
 from nfcore.training import Training, train
@@ -26,8 +25,6 @@ from tools.benchmarks import scaling, training
 
 Tiny = Callable[..., Experiment]
 QUICK = runs.read_records(recorded_dir("quick"))
-
-# --- counts -----------------------------------------------------------------------------------------------------
 
 
 CASES = [dict(SHAPES[shape], tie_word_embeddings=tied) for shape in SHAPES for tied in (True, False)]
@@ -65,7 +62,7 @@ def test_operations_of_gpt2() -> None:
 
 def test_memory_follows_the_settings() -> None:
     def of(**training: Any) -> float:
-        return memory_bytes(Experiment.from_dict({"model": {"vocab_size": 1024}, "training": training}))
+        return memory.estimate(Experiment.from_dict({"model": {"vocab_size": 1024}, "training": training}))
 
     small = of(batch_size=8)
     assert of(batch_size=32, micro_batch_size=8) == small
@@ -84,11 +81,8 @@ SCALING = [row for row in RESULTS["rows"] if row["kind"] == "scaling"]
 def test_memory_is_what_was_measured(row: dict[str, Any]) -> None:
     """To a factor, which what is asked of a scheduler has to spare."""
     sizes = {name: row[name] for name in scaling.BASE}
-    estimated = memory_bytes(scaling.plan(sizes, precision=row["precision"]))
+    estimated = memory.estimate(scaling.plan(sizes, precision=row["precision"]))
     assert estimated / 1.2 < row["peak_bytes"] < cost.SPARE_MEMORY * estimated
-
-
-# --- a plan and the run -----------------------------------------------------------------------------------------
 
 
 def size(folder: Path) -> int:
@@ -111,11 +105,8 @@ def test_run_takes_what_is_planned(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) 
     assert record is not None
     made = record["provenance"]
     (found,), corpora = plan([experiment], cost.this_device())
-    assert (found.parameters, found.tokens, found.steps) == (
-        made["parameters"],
-        made["tokens"],
-        record["final"]["step"],
-    )
+    planned = (found.parameters, found.tokens, found.steps)
+    assert planned == (made["parameters"], made["tokens"], record["final"]["step"])
     assert corpora[experiment.data].train == made["unique_tokens"]
     assert corpora[experiment.data].source == "counted"
     assert 24 * found.parameters < most < found.storage  # two checkpoints of 12 bytes a parameter
@@ -130,6 +121,7 @@ def test_one_epoch_has_the_steps_of_the_corpus(tiny: Tiny) -> None:
 
 
 def test_recorded_runs_took_the_time_that_the_benchmark_tells() -> None:
+    assert {name: sizes[:2] for name, sizes in training.SHAPES.items()} == cost.BENCHMARKED
     device = cost.benchmarked()[0].device
     complete = [r for r in QUICK if not r["diverged"] and r["provenance"]["device"] == device]
     if not complete:
@@ -140,9 +132,6 @@ def test_recorded_runs_took_the_time_that_the_benchmark_tells() -> None:
         assert (found.parameters, found.tokens) == (made["parameters"], made["tokens"])
         assert found.seconds is not None
         assert 0.6 < made["wall_seconds"] / found.seconds < cost.SPARE_TIME, record["name"]
-
-
-# --- speed ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -175,34 +164,20 @@ def test_speed_is_measured_else_scaled_else_assumed_else_unknown(quick: Experime
     assert assumed.basis == "assumed"
     assert assumed.rate == pytest.approx(0.2 * 312e12 / flops_per_token(quick.model, 128))
     assert speed(quick, "Another CPU, 8 cores", same) is None
+    card = speed(quick, "h100", [measurement(quick, "NVIDIA H100 80GB HBM3")])
+    assert (card and card.basis) == "measured", "names of one card are one device"
     assert speed(quick.replace(training=quick.training.replace(precision="float32")), "A100", same) is None
 
 
 def test_speed_of_a_cpu_is_by_thread_and_way(quick: Experiment) -> None:
-    device = "Some CPU, 8 cores"
-    rate = {
-        threads: speed(quick.replace(training=quick.training.replace(threads=threads)), device, [measured])
-        for measured in [measurement(quick, threads=2)]
-        for threads in (1, 4, None)
-    }
-    assert [found and found.rate for found in rate.values()] == [500.0, 2000.0, 1000.0]
-    float32 = quick.replace(training=quick.training.replace(precision="float32"))
-    assert speed(float32, device, [measurement(quick)]) is None
-    compiled = quick.replace(training=quick.training.replace(compile=True))
-    assert speed(compiled, device, [measurement(quick)]) is None
+    def rate(measured: Measurement, **changes: Any) -> float | None:
+        found = speed(quick.replace(training=quick.training.replace(**changes)), measured.device, [measured])
+        return found and found.rate
 
-
-def test_names_of_one_card_are_one_device(quick: Experiment) -> None:
-    found = speed(quick, "h100", [measurement(quick, "NVIDIA H100 80GB HBM3")])
-    assert found is not None
-    assert found.basis == "measured"
-
-
-def test_benchmarked_shapes_are_those_of_the_benchmark() -> None:
-    assert {name: sizes[:2] for name, sizes in training.SHAPES.items()} == cost.BENCHMARKED
-
-
-# --- corpora ----------------------------------------------------------------------------------------------------
+    measured = measurement(quick, threads=2)
+    assert [rate(measured, threads=threads) for threads in (1, 4, None)] == [500.0, 2000.0, 1000.0]
+    assert rate(measurement(quick), precision="float32") is None
+    assert rate(measurement(quick), compile=True) is None
 
 
 def test_tokens_of_a_corpus_that_is_not_prepared() -> None:
@@ -223,23 +198,13 @@ def test_unknown_corpus_is_refused(field: str) -> None:
         plan([Experiment.from_dict(whole)], "H100")
 
 
-# --- the command ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_plan_of_a_preset_has_a_line_a_run(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", preset, "--hardware", "A100"]) == 0
+@pytest.mark.parametrize("name", ["smoke", "paper", "study"])  # the study has lists among its settings
+def test_plan_of_a_grid_has_a_line_a_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", name, "--hardware", "A100"]) == 0
     printed = capsys.readouterr().out
-    for experiment in Preset.load(preset).experiments():
+    for experiment in grid(name):
         assert printed.count(f"\n{experiment.id}  ") == 1
     assert "Tokens/s assumed: 20% of 312 TFLOP/s, the 16-bit peak in the data sheet of A100." in printed
-
-
-def test_plan_of_the_study_has_a_line_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "study", "--hardware", "A100"]) == 0
-    printed = capsys.readouterr().out
-    for experiment in Study.load().experiments():  # some have a list among their settings
-        assert printed.count(f"\n{experiment.id}  ") == 1
 
 
 def test_token_files_of_a_large_vocabulary_are_twice_as_large() -> None:
@@ -263,9 +228,6 @@ def test_plan_of_one_run_and_of_a_machine_without_a_name(
     assert printed.startswith("1 run on Abacus\n")
     assert "Together unknown time" in printed
     assert "Tokens/s unknown: nothing is recorded of Abacus" in printed
-
-
-def test_plan_of_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "big"]) == 2
     assert main(["plan", "quick", "--hardware", "H99"]) == 2
     assert "--hardware: 'H99' is not one of H200, H100" in capsys.readouterr().err

@@ -72,6 +72,7 @@ def test_recording_writes_a_crate_that_verifies(
     monkeypatch.setattr(command, "grid", lambda name: [type("Run", (), {"id": trained.name})])
     assert main(["record", "smoke"]) == 0
     folder = recorded_dir("smoke")
+    assert capsys.readouterr().out == f"{folder}\n"
     first = (folder / crate.FILE).read_text()
     assert first == crate.text(folder)
     assert "python -m nfbook build smoke && python -m nfbook record smoke" in first

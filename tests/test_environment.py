@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.markers import default_environment
@@ -26,13 +27,8 @@ PINS = [line.split() for line in ENTRIES if line[0] != "#"]
 HASHES = {words[0]: [word for word in words if word.startswith("--hash=")] for words in PINS}
 LOCK = [Requirement(" ".join(word for word in words if not word.startswith("--hash="))) for words in PINS]
 MACHINES = [
-    {
-        "python_version": f"{major}.{minor}",
-        "python_full_version": f"{major}.{minor}.{micro}",
-        "sys_platform": system.lower(),
-        "platform_system": system,
-        "platform_machine": machine,
-    }
+    dict(python_version=f"{major}.{minor}", python_full_version=f"{major}.{minor}.{micro}")
+    | dict(sys_platform=system.lower(), platform_system=system, platform_machine=machine)
     for major, minor in install.PYTHONS
     for micro in (0, 99)
     for system, machine in install.PLATFORMS
@@ -86,18 +82,14 @@ def closure(environment: dict[str, str]) -> Iterator[tuple[str, Requirement]]:
                 waiting += [(name, below) for below in metadata(name) if applies(below, environment, extra)]
 
 
-def test_every_line_is_an_exact_version() -> None:
+def test_every_line_is_an_exact_version_with_hashes() -> None:
     assert LOCK
     for pin in LOCK:
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{pin} is no exact version"
-        assert not pin.extras, pin
-        assert not pin.url, pin
-
-
-def test_every_pin_has_hashes() -> None:
-    for pin, hashes in HASHES.items():
-        assert hashes, pin
-        assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", value) for value in hashes), pin
+        assert (pin.extras, pin.url) == (set(), None), pin
+    for name, hashes in HASHES.items():
+        assert hashes, name
+        assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", value) for value in hashes), name
 
 
 def test_torch_alone_is_installed_without_its_hashes() -> None:
@@ -128,7 +120,7 @@ def test_lock_has_nothing_that_is_not_needed() -> None:
     assert not surplus
 
 
-def test_this_environment_has_the_locked_versions() -> None:
+def test_this_environment_has_the_locked_versions_this_nfcore_and_a_supported_python() -> None:
     locked = pins(HERE)
     if OTHER_TORCH:
         assert install.wrong_torch(importlib.metadata.version("torch")) is None
@@ -136,59 +128,38 @@ def test_this_environment_has_the_locked_versions() -> None:
     # A build's own label ("2.13.0+cpu") is not part of the version that is locked.
     found = {name: Version(Version(importlib.metadata.version(name)).public) for name in locked}
     assert found == locked
-
-
-def test_supported_pythons_agree() -> None:
+    assert Path(nfcore.__file__).parent == ROOT / "nfcore"
     supported = SpecifierSet(PROJECT["requires-python"])
     assert [(3, minor) for minor in range(30) if f"3.{minor}" in supported] == install.PYTHONS
     assert sys.version_info[:2] in install.PYTHONS
 
 
-def test_installed_nfcore_is_this_one() -> None:
-    assert Path(nfcore.__file__).parent == ROOT / "nfcore"
+REFUSED = [
+    *(
+        (install.wrong_python, (version,), f"Python {version[0]}.{version[1]},")
+        for version in ((2, 7), (3, 10), (3, 14))
+    ),
+    (install.wrong_platform, ("Darwin", "x86_64", "15.1"), "Darwin x86_64"),
+    (install.wrong_platform, ("Darwin", "arm64", "13.6.1"), "Darwin arm64"),
+    (install.wrong_platform, ("Windows", "AMD64", ""), "Windows AMD64"),
+    (install.wrong_platform, ("Linux", "ppc64le", "2.36"), "Linux ppc64le"),
+    (install.wrong_platform, ("Linux", "x86_64", ""), "Linux x86_64"),  # musl
+    (install.wrong_platform, ("Linux", "aarch64", "2.17"), "Linux aarch64"),
+    (install.wrong_torch, (None,), "found none"),
+    (install.wrong_torch, ("2.10.1",), "found 2.10.1"),
+    (install.wrong_torch, ("1.13.0+cu117",), "found 1.13.0+cu117"),
+]
 
 
-@pytest.mark.parametrize("version", [(2, 7, 18), (3, 10, 13), (3, 14, 0)])
-def test_other_pythons_are_refused(version: tuple[int, ...]) -> None:
-    reason = install.wrong_python(version)
-    assert reason is not None
-    assert f"Python {version[0]}.{version[1]}," in reason
+@pytest.mark.parametrize(("rule", "given", "words"), REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(rule: Any, given: tuple[Any, ...], words: str) -> None:
+    reason = rule(*given)
+    assert words in reason
     assert "\n" not in reason
-
-
-@pytest.mark.parametrize(
-    ("system", "machine", "release"),
-    [
-        ("Darwin", "x86_64", "15.1"),
-        ("Darwin", "arm64", "13.6.1"),
-        ("Windows", "AMD64", ""),
-        ("Linux", "ppc64le", "2.36"),
-        ("Linux", "x86_64", ""),  # musl
-        ("Linux", "aarch64", "2.17"),
-    ],
-)
-def test_platforms_without_a_current_torch_are_refused(system: str, machine: str, release: str) -> None:
-    reason = install.wrong_platform(system, machine, release)
-    assert reason is not None
-    assert f"{system} {machine}" in reason
-    assert "\n" not in reason
-
-
-@pytest.mark.parametrize(
-    ("system", "machine", "release"),
-    [("Linux", "x86_64", "2.36"), ("Linux", "aarch64", "2.28"), ("Darwin", "arm64", "14.0"), ("Darwin", "arm64", "26")],
-)
-def test_platforms_with_a_current_torch_are_taken(system: str, machine: str, release: str) -> None:
-    assert install.wrong_platform(system, machine, release) is None
-
-
-@pytest.mark.parametrize("version", [None, "2.10.1", "1.13.0+cu117"])
-def test_missing_or_old_system_torch_is_refused(version: str | None) -> None:
-    reason = install.wrong_torch(version)
-    assert reason is not None
-    assert f"found {version or 'none'}" in reason
 
 
 @pytest.mark.parametrize("version", ["2.11.0", "2.11.0a0+git1", "2.13.0+cu130", "3.0"])
-def test_recent_system_torch_is_taken(version: str) -> None:
+def test_recent_torch_and_platforms_that_have_it_are_taken(version: str) -> None:
     assert install.wrong_torch(version) is None
+    for platform in ("Linux x86_64 2.36", "Linux aarch64 2.28", "Darwin arm64 14.0", "Darwin arm64 26"):
+        assert install.wrong_platform(*platform.split()) is None

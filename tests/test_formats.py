@@ -121,11 +121,11 @@ def test_what_is_no_text_in_records_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        *((b"a\0b", "binary"), ("é".encode("utf-16"), "binary"), (b"text\n" * 2**20 + b"\xff", "binary")),
-        *(
-            (gzip.compress(bytes(10**6), mtime=0), "binary"),
-            (gzip.compress(b"text", mtime=0)[:-4], "unreadable (Compressed file ended"),
-        ),
+        (b"a\0b", "binary"),
+        ("é".encode("utf-16"), "binary"),
+        (b"text\n" * 2**20 + b"\xff", "binary"),
+        (gzip.compress(bytes(10**6), mtime=0), "binary"),
+        (gzip.compress(b"text", mtime=0)[:-4], "unreadable (Compressed file ended"),
     ],
 )
 def test_a_file_that_is_no_text_is_counted(tmp_path, content, reason):

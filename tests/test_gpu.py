@@ -1,6 +1,7 @@
 """The two GPU calls, rehearsed on a CPU: what is taken along, checks, training in two calls, what is taken over."""
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -33,12 +34,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_project(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NFCORE_ROOT", str(project))
-    monkeypatch.setenv("NFCORE_DATA", str(project / "tokens"))
-    monkeypatch.setenv("NFCORE_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("PYTHONPATH", str(gpu.ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    places = dict(
+        NFCORE_ROOT=project, NFCORE_DATA=project / "tokens", NFCORE_RUNS=tmp_path / "runs", PYTHONPATH=gpu.ROOT
+    )
+    for name, value in {**places, "OMP_NUM_THREADS": 1, "TORCHINDUCTOR_COMPILE_THREADS": 1}.items():
+        monkeypatch.setenv(name, str(value))
     monkeypatch.chdir(project)
 
 
@@ -51,9 +51,6 @@ def refused(capfd: pytest.CaptureFixture[str], *command: object) -> str:
     return error
 
 
-# --- what is taken along ----------------------------------------------------------------------------------------
-
-
 def test_packed_tokens_are_those_of_the_corpus_and_the_same_bytes_each_time(project: Path, tmp_path: Path) -> None:
     packed = gpu.place(tiny=True) / gpu.TOKENS
     made = prepare(next(gpu.waves(tiny=True))[0].data)
@@ -64,7 +61,7 @@ def test_packed_tokens_are_those_of_the_corpus_and_the_same_bytes_each_time(proj
     assert tokens.train.tolist() == made.train.tolist()
 
 
-def test_sources_of_a_wheel(tmp_path: Path) -> None:
+def test_sources_are_taken_from_wheels_pinned_by_their_hash(tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     with zipfile.ZipFile(tmp_path / "wheels" / "some_name-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("some_name/code.py", "x = 1\n")
@@ -74,30 +71,18 @@ def test_sources_of_a_wheel(tmp_path: Path) -> None:
     gpu.extract(tmp_path / "wheels", tmp_path / "corpus")
     files = [path.relative_to(tmp_path / "corpus").as_posix() for path in (tmp_path / "corpus").rglob("*.*")]
     assert files == ["some_name/some_name/code.py"]
-
-
-def test_every_wheel_of_the_corpus_is_pinned_by_its_hash() -> None:
     lines = (gpu.ROOT / "tools" / "gpu_wheels.txt").read_text().splitlines()
     pinned = [line for line in lines if not line.startswith("#")]
     assert len(pinned) > 20
-    for line in pinned:
-        name, option = line.split(" ")
-        assert "==" in name
-        assert option.startswith("--hash=sha256:")
+    assert all(re.fullmatch(r"\S+==\S+ --hash=sha256:\w{64}", line) for line in pinned)
     assert pinned == sorted(pinned, key=str.lower)
 
 
-def test_a_packed_file_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    monkeypatch.setattr(gpu, "LIMIT", 1000)
-    assert "MB of tokens, at most" in refused(capfd, "corpus", "--tiny")
-
-
-def test_something_else_is_not_unpacked(tmp_path: Path, capfd: Any) -> None:
+def test_what_is_too_large_or_something_else_is_refused(tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
     (tmp_path / gpu.RUNS).write_text("no archive")
     assert "not an archive of tools.gpu" in refused(capfd, "collect", tmp_path, "--tiny")
-
-
-# --- the runs ---------------------------------------------------------------------------------------------------
+    monkeypatch.setattr(gpu, "LIMIT", 1000)
+    assert "MB of tokens, at most" in refused(capfd, "corpus", "--tiny")
 
 
 def test_order_of_the_runs() -> None:
@@ -110,6 +95,8 @@ def test_order_of_the_runs() -> None:
         assert run.model.hidden_size // run.model.num_attention_heads == 64
         assert gpu.tokens_of(run) == pytest.approx(1e8, rel=0.01)
     assert list(gpu.waves(False, "width 512")) == plan[4:]
+    ids = {e.id for e in study.Study.load().experiments()}
+    assert not ids & {run.id for tiny in (True, False) for wave in gpu.waves(tiny) for run in wave}
 
 
 def test_training_needs_a_gpu_and_a_known_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -155,21 +142,15 @@ def test_two_calls_and_what_is_taken_over(
     assert {*recorded.runs["run"]} == {run.name, *(e.id for e in missing)}
     commits = recorded.runs.set_index("run")["provenance.commit"].to_dict()
     assert commits == {run.name: known or "here", **{e.id: "here" for e in missing}}
-    assert recorded.runs.set_index("run")["provenance.side_by_side"].to_dict() == {
-        run.name: 1,
-        **{e.id: 2 for e in missing},
-    }
+    side_by_side = recorded.runs.set_index("run")["provenance.side_by_side"].to_dict()
+    assert side_by_side == {run.name: 1, **{e.id: 2 for e in missing}}
     for name in runs.TABLES:
         table = getattr(recorded, name)
         assert {*table["run"]} == {*recorded.runs["run"]}
         assert table.drop(columns="run").notna().any().any()
     final = recorded.metrics[(recorded.metrics["name"] == "eval_loss") & (recorded.metrics["step"] == 6)]
-    assert final.set_index("run")["value"].to_dict() == pytest.approx(
-        recorded.runs.set_index("run")["eval_loss"].to_dict()
-    )
-
-
-# --- check ------------------------------------------------------------------------------------------------------
+    losses = recorded.runs.set_index("run")["eval_loss"].to_dict()
+    assert final.set_index("run")["value"].to_dict() == pytest.approx(losses)
 
 
 def test_check_writes_what_the_page_speed_reads(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +178,3 @@ def test_a_section_cut_off_leaves_its_rows(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         main(["equality", "--small", "--results", str(tmp_path), "--threads", "1"])
     assert len(json.loads((tmp_path / "equality.json").read_text())["rows"]) == 1
-
-
-def test_designs_are_apart_from_the_study() -> None:
-    ids = {e.id for e in study.Study.load().experiments()}
-    assert not ids & {run.id for tiny in (True, False) for wave in gpu.waves(tiny) for run in wave}

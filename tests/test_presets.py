@@ -25,40 +25,31 @@ def refusal(name: Any = "smoke", **changes: Any) -> str:
     return str(caught.value)
 
 
-def test_every_parameter_file_is_a_preset() -> None:
+def test_every_parameter_file_is_a_preset_and_notebooks_show_experiments_that_there_are() -> None:
     assert {path.stem for path in params_file("smoke").parent.iterdir()} == {*PRESETS, *STUDIES, *GPU_DESIGNS}
+    assert {*SHOWN} <= {script.stem for script in params_file("smoke").parent.parent.glob("*.py")}
+    assert {name for names in SHOWN.values() for name in names} == {*EXPERIMENTS}
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_run_of_a_preset_builds_its_model(name: str) -> None:
+@pytest.mark.parametrize(("name", "count"), [("smoke", 29), ("quick", 31), ("gpu", 32), ("paper", 27)])
+def test_grid(name: str, count: int) -> None:
     preset = Preset.load(name)
     assert (preset.preset, preset.source) == (name, "local")
-    for experiment in preset.experiments():
-        with torch.device("meta"):
-            model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
-        assert len(model.blocks) == experiment.model.num_hidden_layers
-        assert Experiment.from_dict(experiment.to_dict()) == experiment
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_grid(name: str) -> None:
-    preset = Preset.load(name)
-    grid = preset.grid()
+    grid, everything = preset.grid(), preset.experiments()
     sizes = SIZES | ({"instability": 10} if name == "gpu" else {})  # in float16, too, which is what paper has already
     assert {key: len(runs) for key, runs in grid.items()} == sizes
-    for key, runs in grid.items():
+    for key, runs in [*grid.items(), ("all", everything)]:
         assert len({e.id for e in runs}) == len(runs), f"{key} has one run twice"
-    everything = preset.experiments()
-    assert len({e.id for e in everything}) == len(everything)
+    assert len(everything) == count, "experiments share runs"
     assert {e.id for e in everything} == {e.id for runs in grid.values() for e in runs}
     assert [e.model.configuration for e in everything[:4]] == [*MAIN]
     assert [e.id for e in grid["main"]] == [e.id for e in everything[:4]]
     assert len({e.name for runs in (grid["table"], grid["context"]) for e in runs}) == 18
-
-
-@pytest.mark.parametrize(("name", "count"), [("smoke", 29), ("quick", 31), ("gpu", 32), ("paper", 27)])
-def test_runs_are_shared_between_experiments(name: str, count: int) -> None:
-    assert len(Preset.load(name).experiments()) == count
+    for experiment in everything:
+        with torch.device("meta"):
+            model = NormFreeForCausalLM(NormFreeConfig(**vars(experiment.model)))
+        assert len(model.blocks) == experiment.model.num_hidden_layers
+        assert Experiment.from_dict(experiment.to_dict()) == experiment
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -83,43 +74,31 @@ def test_context_doubles_at_equal_tokens_a_batch() -> None:
                 assert 2 * getattr(long.training, size) == getattr(short.training, size)
 
 
-def test_quick_main_runs_are_long_enough() -> None:
-    for experiment in Preset.load("quick").grid()["main"]:
-        assert experiment.model.family == "gpt2"
-        assert experiment.training.steps is not None
-        assert experiment.training.steps >= 1600
-        assert experiment.training.batch_size * experiment.data.context == 4096
-        assert experiment.data.corpus == "python-source"
-
-
-@pytest.mark.parametrize("name", ["gpu", "paper"])
-def test_full_sizes_are_the_papers(name: str) -> None:
-    for experiment in Preset.load(name).grid()["table"]:
+def test_full_sizes_are_the_papers_and_the_quick_runs_long_enough() -> None:
+    for experiment in (*Preset.load("gpu").grid()["table"], *Preset.load("paper").grid()["table"]):
         shape = SHAPES["gpt2-124m" if experiment.model.family == "gpt2" else "pythia-70m"]
         assert shape.items() <= vars(experiment.model).items()
         assert (experiment.data.corpus, experiment.data.vocab_size) == ("codeparrot", 50000)
         assert experiment.training.batch_size * experiment.data.context == 512 * 128
+    for experiment in Preset.load("quick").grid()["main"]:
+        assert (experiment.model.family, experiment.data.corpus) == ("gpt2", "python-source")
+        assert (experiment.training.steps or 0) >= 1600
+        assert experiment.training.batch_size * experiment.data.context == 4096
     paper = Preset.load("paper").grid()["table"][0]
     assert paper.training.steps is None
     assert (paper.model.embd_pdrop, paper.training.precision) == (0.1, "float16")
 
 
-def test_seeds_multiply_the_grid() -> None:
-    one, two = Preset.load("smoke"), Preset.load("smoke", seeds=[3, 4])
-    assert len(two.experiments()) == 2 * len(one.experiments())
-    assert {e.seed for e in two.experiments()} == {3, 4}
-
-
-# --- parameters -------------------------------------------------------------------------------------------------
-
-
-def test_mappings_replace_only_the_keys_they_hold() -> None:
+def test_mappings_replace_only_the_keys_they_hold_and_seeds_multiply_the_grid() -> None:
     preset = Preset.load("smoke", models={"gpt2": {"hidden_size": 16}}, steps={"main": 3}, training={"threads": 2})
     gpt2, *_ = preset.grid()["main"]
     assert (gpt2.model.hidden_size, gpt2.model.num_hidden_layers, gpt2.model.init) == (16, 2, "width")
     assert (gpt2.training.steps, gpt2.training.threads, gpt2.training.batch_size) == (3, 2, 8)
     assert preset.models["pythia"] == Preset.load("smoke").models["pythia"]
     assert preset.steps == {**STEPS, "main": 3}
+    two = Preset.load("smoke", seeds=[3, 4]).experiments()
+    assert len(two) == 2 * len(preset.experiments())
+    assert {e.seed for e in two} == {3, 4}
 
 
 def test_merge() -> None:
@@ -138,28 +117,19 @@ def test_merge() -> None:
         (dict(sorce="local"), ["preset: unknown setting 'sorce'", "source"]),
         (dict(seeds=3), ["seeds: 3", "list"]),
         (dict(seeds=[]), ["seeds: []"]),
-        (dict(seeds=["0"]), ["seeds.0: '0'", "integer"]),
         (dict(seeds=[True]), ["seeds.0: True", "integer"]),
         (dict(seeds=[-1]), ["seed: -1", "greater than or equal to 0"]),
         (dict(steps=100), ["steps: 100", "mapping"]),
         (dict(steps={"man": 5}), ["steps: unknown setting 'man'", "main, table, context"]),
         (dict(steps={"main": "5"}), ["steps.main: '5'", "int"]),
-        (dict(steps={"main": 1.5}), ["steps.main: 1.5", "int"]),
         (dict(steps={"main": 0}), ["training.steps: 0", "greater than 0"]),
         (dict(models={"llama": {}}), ["models.llama", "'gpt2' or 'pythia'"]),
         (dict(models={"gpt2": 3}), ["models.gpt2: 3", "mapping"]),
         (dict(models={"gpt2": {"shape": "gpt2-xl"}}), ["model.shape: 'gpt2-xl'", "gpt2-124m"]),
-        (dict(models={"gpt2": {"num_attention_heads": 5}}), ["model.num_attention_heads: 5 must divide", "32"]),
-        (dict(models={"pythia": {"norms": "none"}}), ["model: unknown setting 'norms'", "final_norm"]),
         (dict(data={"context": 4096}), ["data.context: 4096", "max_position_embeddings"]),
-        (dict(data={"context": "64"}), ["context: '64'", "integer"]),
-        (dict(data={"vocab_size": 2000000}), ["data.vocab_size: 2000000", "1048576"]),
         (dict(data=["python-source"]), ["data", "mapping"]),
-        (dict(training={"learning_rate": "1e-3"}), ["learning_rate: '1e-3'", "number"]),
-        (dict(training={"batch_size": "8"}), ["batch_size: '8'", "integer"]),
         (dict(training={"precison": "bfloat16"}), ["training: unknown setting 'precison'", "precision"]),
     ],
-    ids=str,
 )
 def test_wrong_parameters_are_refused(changes: dict[str, Any], parts: list[str]) -> None:
     message = refusal(**changes)
@@ -174,9 +144,6 @@ def test_missing_budget_is_refused(params_root: Path) -> None:
     assert "steps: no budget for 'context'" in refusal()
     file.unlink()
     assert "smoke.yaml: cannot be read" in refusal()
-
-
-# --- runs -------------------------------------------------------------------------------------------------------
 
 
 def test_local_runs_are_trained_where_missing(
@@ -203,8 +170,3 @@ def test_recorded_runs(smoke_grid: Path, params_root: Path, monkeypatch: pytest.
     with pytest.raises(SettingsError, match=r"not recorded under data/recorded/smoke: .*Pythia SM\+R T=64 seed 0") as e:
         preset.runs("context")
     assert "\n" not in str(e.value)
-
-
-def test_notebooks_show_experiments_that_there_are() -> None:
-    assert {*SHOWN} <= {script.stem for script in params_file("smoke").parent.parent.glob("*.py")}
-    assert {name for names in SHOWN.values() for name in names} == {*EXPERIMENTS}

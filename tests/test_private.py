@@ -38,7 +38,10 @@ def recorded(name: str) -> dict[str, Any]:
     return json.loads((RECORDED / f"{name}.json").read_text())
 
 
-# --- settings and installation ------------------------------------------------------------------------------------
+def private(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """The command in the engine's environment."""
+    command = [str(PYTHON), "-m", "tools.benchmarks.private", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
 @pytest.mark.parametrize(
@@ -67,32 +70,16 @@ def test_a_port_that_is_taken_is_named() -> None:
             Settings(ports=ports)
 
 
-@pytest.mark.parametrize(
-    ("version", "system", "machine", "words"),
-    [
-        ((3, 12, 1), "Linux", "x86_64", "SPU needs Python 3.10 or 3.11, found 3.12; PRIVATE_PYTHON="),
-        ((3, 11, 7), "Darwin", "arm64", "SPU needs Linux x86_64, found Darwin arm64"),
-    ],
-)
-def test_a_machine_that_cannot_have_the_engine_is_told_so(
-    version: tuple[int, ...], system: str, machine: str, words: str
-) -> None:
-    reason = install.refusal(version, system, machine)
-    assert reason is not None
-    assert reason.startswith(words)
-    assert reason.endswith("the book shows data/recorded/private instead")
+def test_a_machine_that_cannot_have_the_engine_is_told_so() -> None:
+    for machine, words in {
+        ((3, 12, 1), "Linux", "x86_64"): "SPU needs Python 3.10 or 3.11, found 3.12; PRIVATE_PYTHON=",
+        ((3, 11, 7), "Darwin", "arm64"): "SPU needs Linux x86_64, found Darwin arm64",
+    }.items():
+        assert (install.refusal(*machine) or "").startswith(words)
+        assert (install.refusal(*machine) or "").endswith("the book shows data/recorded/private instead")
     assert install.refusal((3, 10, 0), "Linux", "x86_64") is None
+    assert install.VENV == ROOT / "_build" / "private", "where make looks for it"
 
-
-def test_the_engine_is_installed_where_make_looks_for_it() -> None:
-    assert install.VENV == ROOT / "_build" / "private"
-
-
-def test_nfcore_does_not_know_the_engine() -> None:
-    assert not [path for path in (ROOT / "nfcore").glob("*.py") if "tools.benchmarks.private" in path.read_text()]
-
-
-# --- the engine -----------------------------------------------------------------------------------------------------
 
 LOST = """
 import os, signal, sys, threading, time
@@ -156,8 +143,6 @@ with Parties(Settings()) as parties:
     assert int(product) == 16 * (8 * 32 + 32 * 16) + 8 * 8 * 16
 
 
-# --- the decoder ----------------------------------------------------------------------------------------------------
-
 SHAPES = {
     "gpt2, LayerNorm, GELU": dict(family="gpt2", norm="layernorm", activation="gelu"),
     "gpt2, no norm, scaled GELU, all biases": dict(
@@ -207,21 +192,7 @@ def test_decoder_in_jax_is_the_one_in_torch(tmp_path: Path) -> None:
 def test_a_trained_model_answers_privately_as_it_does_in_the_open(trained: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.py"
     text.write_text((ROOT / "nfcore" / "entropy.py").read_text())
-    command = [
-        PYTHON,
-        "-m",
-        "tools.benchmarks.private",
-        "models",
-        "--run",
-        trained,
-        "--text",
-        text,
-        "--results",
-        tmp_path,
-    ]
-    done = subprocess.run(
-        [*map(str, command), "--context", "16"], cwd=ROOT, capture_output=True, text=True, timeout=400
-    )
+    done = private("models", "--run", trained, "--text", text, "--results", tmp_path, "--context", 16)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "models.json").read_text())["rows"]
     (row,) = [row for row in rows if row["run"] == trained.name]
@@ -231,30 +202,16 @@ def test_a_trained_model_answers_privately_as_it_does_in_the_open(trained: Path,
 
 @engine
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    command = [
-        str(PYTHON),
-        "-m",
-        "tools.benchmarks.private",
-        "models",
-        "--run",
-        str(tmp_path),
-        "--results",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = private("models", "--run", tmp_path, "--results", tmp_path)
     assert done.returncode == 1
     assert f"{tmp_path}: not a finished run of nfcore" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-# --- what is recorded -----------------------------------------------------------------------------------------------
-
-
 @engine
 def test_recorded_costs_follow_from_the_recorded_operations(tmp_path: Path) -> None:
     shutil.copy(RECORDED / "operations.json", tmp_path)
-    command = [str(PYTHON), "-m", "tools.benchmarks.private", "costs", "--results", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    private("costs", "--results", tmp_path).check_returncode()
     assert json.loads((tmp_path / "costs.json").read_text()) == recorded("costs")
 
 

@@ -40,11 +40,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return pages
 
 
-# --- links ------------------------------------------------------------------------------------------------------
-
-
-def test_links_that_work_are_not_reported(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert publish.broken(site) == []
+def test_links_that_work_are_not_reported(site: Path, book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert publish.broken(book) == []
     assert publish.main(["links", "smoke"]) == 0
     assert capsys.readouterr().out == "0 broken links\n"
 
@@ -67,23 +64,16 @@ def test_links_that_work_are_not_reported(site: Path, capsys: pytest.CaptureFixt
         ("file:///index.html", "not https"),
     ],
 )
-@pytest.mark.parametrize("element", ['<a href="{}">x</a>', '<img src="{}">', '<svg><use xlink:href="{}"/></svg>'])
 def test_links_that_cannot_work_are_reported(
-    site: Path, link: str, reason: str, element: str, capsys: pytest.CaptureFixture[str]
+    site: Path, link: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (site / "index.html").write_text(f'<a id="a" name="b"></a><a href="#b">b</a>{element.format(link)}')
-    assert publish.main(["links", "smoke"]) == 1
-    line, _, count = capsys.readouterr().out.partition("\n")
-    assert line.startswith(f"index.html: {link!r}: {reason}")
-    # The other page's link to the heading that this one had is broken now too.
-    assert count.endswith("2 broken links\n")
-
-
-def test_book_has_no_broken_link(book: Path) -> None:
-    assert publish.broken(book) == []
-
-
-# --- zip --------------------------------------------------------------------------------------------------------
+    for element in ('<a href="{}">x</a>', '<img src="{}">', '<svg><use xlink:href="{}"/></svg>'):
+        (site / "index.html").write_text(f'<a id="a" name="b"></a><a href="#b">b</a>{element.format(link)}')
+        assert publish.main(["links", "smoke"]) == 1
+        line, _, count = capsys.readouterr().out.partition("\n")
+        assert line.startswith(f"index.html: {link!r}: {reason}")
+        # The other page's link to the heading that this one had is broken now too.
+        assert count.endswith("2 broken links\n")
 
 
 def test_zip_is_the_site_and_the_same_each_time(site: Path, tmp_path: Path) -> None:
@@ -102,57 +92,61 @@ def test_zip_is_the_site_and_the_same_each_time(site: Path, tmp_path: Path) -> N
     assert publish.broken(tmp_path / "read" / name) == []
 
 
-@pytest.mark.parametrize("command", ["pdf", "zip", "links"])
-@pytest.mark.parametrize("preset", ["quick", "recorded"])
-def test_a_book_that_is_not_built_is_asked_for(
-    command: str, preset: str, site: Path, capsys: pytest.CaptureFixture[str]
+def test_a_book_that_is_not_built_is_asked_for_and_so_is_a_browser(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert publish.main([command, preset]) == 2
-    assert re.fullmatch(r"publish: no \S+: build the book first.*\n", capsys.readouterr().err)
-
-
-# --- PDF --------------------------------------------------------------------------------------------------------
-
-
-def test_without_a_browser_one_line_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    for command, preset in (("pdf", "quick"), ("zip", "recorded"), ("links", "quick")):
+        assert publish.main([command, preset]) == 2
+        assert re.fullmatch(r"publish: no \S+: build the book first.*\n", capsys.readouterr().err)
+    monkeypatch.setattr(publish, "ROOT", ROOT)
+    monkeypatch.setenv("PATH", str(site))
     assert publish.main(["pdf", "recorded"]) == 3
     assert re.fullmatch(r"publish: no PDF without Chromium.*\n", capsys.readouterr().err)
 
 
+def small_project(root: Path, *pages: str) -> str:
+    """A book in ``root`` of a page with a formula and of these of ours; the text of its configuration."""
+    listed = "".join(f"  - file: {page}\n" for page in pages)
+    (root / "book" / "notebooks").mkdir(parents=True)
+    (root / "book" / "_toc.yml").write_text(f"format: jb-book\nroot: page\nchapters:\n{listed}")
+    (root / "book" / "page.md").write_text("# A page of its own\n\n$$a^2$$\n")
+    (root / "book" / "references.bib").write_text("")
+    shutil.copytree(ROOT / "book" / "_assets", root / "book" / "_assets")
+    for path in (ROOT / "book" / "notebooks").glob("*.ipynb"):
+        if f"notebooks/{path.stem}" in pages:
+            shutil.copy(path, root / "book" / "notebooks")
+    config = (ROOT / "_config.yml").read_text()
+    (root / "_config.yml").write_text(config)
+    return config
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here: install the package chromium")
-def test_pdf_has_the_whole_book(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "ROOT", checkout)
+def test_pdf_has_the_whole_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = yaml.safe_load(small_project(tmp_path, "notebooks/entropy", "api/entropy"))
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
     assert publish.main(["pdf", "recorded"]) == 0
-    printed = (checkout / "_build" / "book.pdf").read_bytes()
-    assert len(re.findall(rb"/Type /Page\b", printed)) > 50
-    title = yaml.safe_load((ROOT / "_config.yml").read_text())["title"]
-    assert title.encode("utf-16-be") in printed or title.encode() in printed
+    printed = (tmp_path / "_build" / "book.pdf").read_bytes()
+    assert len(re.findall(rb"/Type /Page\b", printed)) > 5
     assert b"/Outlines" in printed
-
-
-def test_title_on_paper_is_the_book_s() -> None:
-    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    for title in (config["title"], "A page of its own", "Entropy", "nfcore.entropy"):
+        assert title.encode("utf-16-be") in printed or title.encode() in printed, title
     assert f'content: "{config["title"]}"' in (ROOT / "book" / "_assets" / "print.css").read_text()
     assert ["print.css", {"media": "print"}] in config["sphinx"]["config"]["html_css_files"]
 
 
-# --- files for machines elsewhere -------------------------------------------------------------------------------
-
-
 def jobs() -> list[Any]:
-    found = [(path, name, job) for path in WORKFLOWS for name, job in yaml.safe_load(path.read_text())["jobs"].items()]
-    return [pytest.param(job, id=f"{path.stem}-{name}") for path, name, job in found]
+    found = [(path.stem, yaml.safe_load(path.read_text())["jobs"]) for path in WORKFLOWS]
+    return [pytest.param(job, id=f"{stem}-{name}") for stem, jobs in found for name, job in jobs.items()]
 
 
-def test_workflows_may_only_read_but_where_a_job_says_more() -> None:
-    assert WORKFLOWS
+def test_workflows_may_only_read_and_test_the_oldest_and_the_newest_python() -> None:
     for path in WORKFLOWS:
         workflow = yaml.safe_load(path.read_text())
         assert workflow["permissions"] == {"contents": "read"}
         assert "group" in workflow["concurrency"]
+    minors = {int(minor) for path in WORKFLOWS for minor in re.findall(r'"3\.(\d+)"', path.read_text())}
+    supported = [minor for minor in range(30) if f"3.{minor}" in PYTHONS]
+    assert {supported[0], supported[-1]} <= minors <= set(supported)
 
 
 @pytest.mark.parametrize("job", jobs())
@@ -171,20 +165,17 @@ def test_job_uses_pinned_actions_and_what_there_is(job: dict[str, Any]) -> None:
             assert preset == "recorded"
 
 
-def test_workflows_test_the_oldest_and_the_newest_python() -> None:
-    text = "".join(path.read_text() for path in WORKFLOWS)
-    minors = [int(minor) for minor in re.findall(r'"3\.(\d+)"', text)]
-    supported = [minor for minor in range(30) if f"3.{minor}" in PYTHONS]
-    assert {supported[0], supported[-1]} <= set(minors) <= set(supported)
-
-
-def test_citation_is_of_this_version() -> None:
+def test_citation_is_of_this_version_and_agrees_with_what_else_names_author_and_licence() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page, year = (ROOT / "book" / "cite.md").read_text(), citation["date-released"].year
     assert citation["version"] == nfcore.__version__
-    year = citation["date-released"].year
-    page = (ROOT / "book" / "cite.md").read_text()
     assert f"version = {{{nfcore.__version__}}}" in page
     assert f"year    = {{{year}}}" in page.partition("@software")[2]
+    assert [author["name"] for author in citation["authors"]] == [a["name"] for a in project["authors"]] == [AUTHORS]
+    assert citation["license"] == project["license"] == "MIT"
+    assert f"(c) {year} {AUTHORS}" in (ROOT / "LICENSE").read_text()
+    assert "creativecommons.org/licenses/by/4.0/" in (ROOT / "book" / "licence.md").read_text()
 
 
 @pytest.mark.parametrize("path", metadata.files(), ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -192,20 +183,10 @@ def test_metadata_for_archives_is_current(path: Path) -> None:
     assert path.read_text() == metadata.files()[path], "run `python -m tools.metadata`"
 
 
-def test_metadata_agree() -> None:
-    """Author and licence are named in four places."""
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert [author["name"] for author in citation["authors"]] == [a["name"] for a in project["authors"]] == [AUTHORS]
-    assert citation["license"] == project["license"] == "MIT"
-    assert f"(c) {citation['date-released'].year} {AUTHORS}" in (ROOT / "LICENSE").read_text()
-    assert "creativecommons.org/licenses/by/4.0/" in (ROOT / "book" / "licence.md").read_text()
-
-
 CONTAINER = ROOT / "tools" / "container"
 
 
-def test_container_and_environment_install_the_lock() -> None:
+def test_container_gets_what_git_holds_and_like_conda_installs_the_lock() -> None:
     dockerfile = (CONTAINER / "Dockerfile").read_text()
     installs = " python tools/install.py --here\n"
     assert dockerfile.index(installs) < dockerfile.index("\nUSER 1000\n") < dockerfile.index("\nCMD ")
@@ -216,44 +197,34 @@ def test_container_and_environment_install_the_lock() -> None:
     version = python.removeprefix("python=")
     assert re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE) == [f"python:{version}-slim"]
     assert version in PYTHONS
-
-
-def test_container_gets_what_git_holds() -> None:
-    ignored = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line and line[0] != "#"]
+    held, sent = (
+        {line for line in path.read_text().splitlines() if line and line[0] != "#"}
+        for path in (ROOT / ".gitignore", CONTAINER / "Dockerfile.dockerignore")
+    )
     # git looks for a name without an inner slash in every folder, Docker only where it is told to.
-    expected = {".git/", *(line if "/" in line[:-1] else f"**/{line}" for line in ignored)}
-    assert {
-        line for line in (CONTAINER / "Dockerfile.dockerignore").read_text().splitlines() if line[0] != "#"
-    } == expected
+    assert sent == {".git/", *(line if "/" in line[:-1] else f"**/{line}" for line in held)}
 
 
-def test_launch_buttons_have_one_setting(tmp_path: Path) -> None:
+def test_launch_buttons_have_one_setting(book: Path, tmp_path: Path) -> None:
     """Without an address there are none; with one, pages that are notebooks have that of Binder, on GitHub Colab's too,
     for the branch that is set."""
-    config = (ROOT / "_config.yml").read_text()
+    config = small_project(tmp_path, "notebooks/status")
     assert config.count('\n  url: ""') == 1
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "_toc.yml").write_text("format: jb-book\nroot: page\nchapters:\n  - file: notebooks/status\n")
-    (tmp_path / "book" / "page.md").write_text("# A page\n")
-    (tmp_path / "book" / "references.bib").write_text("")
-    shutil.copytree(ROOT / "book" / "_assets", tmp_path / "book" / "_assets")
-    (tmp_path / "book" / "notebooks").mkdir()
-    shutil.copy(ROOT / "book" / "notebooks" / "status.ipynb", tmp_path / "book" / "notebooks")
-    for address in ("", "https://github.com/someone/a-fork", "https://gitlab.com/someone/a-fork"):
-        changed = config.replace('\n  url: ""', f'\n  url: "{address}"').replace("branch: main", "branch: trunk")
+    here = "book/notebooks/status.ipynb"
+    places = r'href="(https://(?:mybinder\.org|colab\.research\.google\.com)/[^"]+)"'
+    assert re.findall(places, (book / "notebooks" / "status.html").read_text()) == []
+    for host, expected in {
+        "https://github.com": [
+            f"https://mybinder.org/v2/gh/someone/a-fork/trunk?urlpath=lab/tree/{here}",
+            f"https://colab.research.google.com/github/someone/a-fork/blob/trunk/{here}",
+        ],
+        "https://gitlab.com": [f"https://mybinder.org/v2/gl/someone%2Fa-fork/trunk?urlpath=lab/tree/{here}"],
+    }.items():
+        changed = config.replace('\n  url: ""', f'\n  url: "{host}/someone/a-fork"').replace(
+            "branch: main", "branch: trunk"
+        )
         (tmp_path / "_config.yml").write_text(changed)
         command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(tmp_path / "book"), "--all"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-        page = (tmp_path / "_build" / "html" / "notebooks" / "status.html").read_text()
-        places = re.findall(r'href="(https://(?:mybinder\.org|colab\.research\.google\.com)/[^"]+)"', page)
-        here = "book/notebooks/status.ipynb"
-        expected = {
-            "": [],
-            "https://github.com": [
-                f"https://mybinder.org/v2/gh/someone/a-fork/trunk?urlpath=lab/tree/{here}",
-                f"https://colab.research.google.com/github/someone/a-fork/blob/trunk/{here}",
-            ],
-            "https://gitlab.com": [f"https://mybinder.org/v2/gl/someone%2Fa-fork/trunk?urlpath=lab/tree/{here}"],
-        }
-        assert places == expected[address.removesuffix("/someone/a-fork")]
+        assert re.findall(places, (tmp_path / "_build" / "html" / "notebooks" / "status.html").read_text()) == expected

@@ -37,18 +37,15 @@ def test_final_heads_and_perplexities_average_over_seeds(smoke_grid):
     np.testing.assert_allclose(difference, 1.0)
 
 
-def test_a_missing_value_is_a_dash_in_a_table():
-    table = report.markdown_table(pd.DataFrame({"a": [1.23456, np.nan], "b": ["x", None]}))
-    assert "1.235" in table.data
-    assert table.data.count("| -") == 2
-
-
-def test_cells_of_a_table_cannot_bring_html_or_columns():
+def test_cells_of_a_table_cannot_bring_html_or_columns_and_a_missing_value_is_a_dash():
     table = report.markdown_table(pd.DataFrame({"run": ["<script>alert(1)</script>", "a|b", "`code`"], "n": [1, 2, 3]}))
     shown = Markdown("commonmark").enable("table").render(table.data)  # with HTML let through
     assert "<script" not in shown
     for cell in ("&lt;script&gt;alert(1)&lt;/script&gt;", "a|b", "<code>code</code>"):
         assert f">{cell}</td>" in shown
+    table = report.markdown_table(pd.DataFrame({"a": [1.23456, np.nan], "b": ["x", None]}))
+    assert "1.235" in table.data
+    assert table.data.count("| -") == 2
 
 
 @pytest.mark.parametrize(
@@ -65,10 +62,6 @@ def test_cells_of_a_table_cannot_bring_html_or_columns():
 )
 def test_numbers_of_two_configurations_in_words(ours, theirs, words):
     assert report.against("SM+R", ours, "SM+G", theirs) == words
-
-
-def test_relative_change():
-    assert report.relative_change(2.936, 3.197) == pytest.approx(-8.16, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -116,16 +109,9 @@ def test_a_verdict_table_has_a_column_a_number_and_none_without_content():
         names, _, values = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
         return dict(zip(names, (value.replace("\u00a0", " ") for value in values), strict=True))
 
-    assert columns() == {
-        "id": "T4",
-        "claim": "ReLU is ahead",
-        "source": "paper",
-        "published": "-8.2 %",
-        "ours, 95 % interval": "-5.0 % [-6.0, -4.0]",
-        "n": "5",
-        "p (Holm)": "&lt;0.001",
-        "verdict": "✓ reproduced",
-    }
+    whole = {"id": "T4", "claim": "ReLU is ahead", "source": "paper", "published": "-8.2 %"}
+    whole |= {"ours, 95 % interval": "-5.0 % [-6.0, -4.0]", "n": "5", "p (Holm)": "&lt;0.001"}
+    assert columns() == whole | {"verdict": "✓ reproduced"}
     assert columns(runs=["a", "b", "c"])["left out"] == "1 diverged, 1 untrained"
     assert "left out" not in columns(runs=["b"], statistic="divergence"), "diverged runs are what it counts"
     nothing = dict(verdict="no runs", n=0, estimate=np.nan, low=np.nan, high=np.nan, p_holm=np.nan, runs=[])
@@ -133,6 +119,8 @@ def test_a_verdict_table_has_a_column_a_number_and_none_without_content():
     assert columns(**nothing, lost=3)["verdict"] == "no trained seed"
     assert columns(question="question", verdict="contradicted", published=None)["answer"] == "no, the reverse"
     assert "published" not in columns(published=None)
+    chosen = report.verdict_table(pd.DataFrame([ROW]), OUTCOMES, columns=("claim", "n", "verdict")).data
+    assert [cell.strip() for cell in chosen.splitlines()[0].strip("|").split("|")] == ["claim", "n", "verdict"]
 
 
 @pytest.mark.parametrize(
@@ -154,18 +142,10 @@ def test_a_verdict_says_what_is_still_to_come_and_what_correction_did(changes, w
 
 
 def test_seeds_are_of_the_planned_ones_while_some_are_missing():
-    counts = [(5, 0), (2, 0), (2, 3), (0, 0)]
-    assert [report.seeds_used(pd.Series({**ROW, "n": n, "lost": lost})) for n, lost in counts] == [
-        "5",
-        "2 of 5",
-        "2",
-        "0",
+    shown = [
+        report.seeds_used(pd.Series({**ROW, "n": n, "lost": lost})) for n, lost in ((5, 0), (2, 0), (2, 3), (0, 0))
     ]
-
-
-def test_only_chosen_columns_of_a_verdict_table_are_shown():
-    table = report.verdict_table(pd.DataFrame([ROW]), OUTCOMES, columns=("claim", "n", "verdict")).data
-    assert [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")] == ["claim", "n", "verdict"]
+    assert shown == ["5", "2 of 5", "2", "0"]
 
 
 def test_verdicts_are_glued_by_their_ids(monkeypatch):
@@ -186,16 +166,7 @@ def test_a_difference_is_over_the_seeds_that_both_cells_have():
     text, n = report.difference(frame, {"a": 1, "b": -1})
     assert (text.split(" %")[0], n) == (f"{100 * np.expm1(0.05):+.1f}", 2)
     assert report.difference(frame, {"a": 1, "none": -1}) == ("-", 0)
-
-
-def test_a_study_without_runs_is_shown_as_not_trained(params_root):
-    study = Study.load()
-    shown = report.study_runs(study)
-    assert shown.runs.empty
-    text = report.study_banner(shown, study).data
-    assert text.startswith(f"*Preset `study`: 0 of {len(study.experiments())} planned runs are recorded.")
-    for stage in study.stages:
-        assert f"{stage} (0 of {len(study.experiments(stage))} runs)" in text
+    assert report.relative_change(2.936, 3.197) == pytest.approx(-8.16, abs=0.01)
 
 
 def test_the_banner_of_a_study_counts_its_runs_and_says_what_made_them():

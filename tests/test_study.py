@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from nfbook import claims
 from nfbook.__main__ import main
 from nfbook.presets import MAIN, Preset, params_file
 from nfbook.recorded import recorded_dir
@@ -30,9 +29,6 @@ def transient() -> Study:
     return Study.load("transient")
 
 
-# --- the shipped designs ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("name", "steps"), [("study", 4800), ("transient", 600)])
 def test_every_run_has_the_least_tokens_and_every_cell_the_least_seeds(name: str, steps: int) -> None:
     for cell in Study.load(name).cells.values():
@@ -45,16 +41,18 @@ def test_every_run_has_the_least_tokens_and_every_cell_the_least_seeds(name: str
             assert e.training.batch_size * e.data.context >= 4096
 
 
-def test_seeds_of_the_study_are_fresh(study: Study, transient: Study) -> None:
-    """No earlier run and no pilot had them."""
+def test_seeds_of_the_study_are_fresh_and_runs_go_seed_by_seed(study: Study, transient: Study) -> None:
+    """No earlier run and no pilot had them. Those of the stage quick are the preset's."""
     seen = {seed for cell in transient.cells.values() for seed in cell.seeds} | {0, 1, 2}
     assert not seen & {seed for cell in study.cells.values() for seed in cell.seeds if cell.stage != "quick"}
-
-
-def test_the_stage_quick_has_the_presets_main_runs(study: Study) -> None:
-    main_runs = Preset.load("quick", seeds=[0, 1, 2]).grid()["main"]
-    assert {e.id for e in study.experiments("quick")} == {e.id for e in main_runs}
-    assert study.cells["SM+G"].experiments[0].training.learning_rate == main_runs[0].training.learning_rate
+    quick = Preset.load("quick", seeds=[0, 1, 2]).grid()["main"]
+    assert {e.id for e in study.experiments("quick")} == {e.id for e in quick}
+    assert study.cells["SM+G"].experiments[0].training.learning_rate == quick[0].training.learning_rate
+    seeds = [e.seed for e in study.experiments("table")]
+    assert seeds == sorted(seeds)
+    every = [e.id for e in study.experiments()]
+    assert len(every) == len(set(every))
+    assert set(every) == {e.id for cell in study.cells.values() for e in cell.experiments}
 
 
 def test_cells_differ_from_the_base_in_what_their_name_says(study: Study, transient: Study) -> None:
@@ -78,14 +76,6 @@ def test_cells_differ_from_the_base_in_what_their_name_says(study: Study, transi
     assert changed(transient, "SM+G new seeds") == {}
 
 
-def test_runs_go_seed_by_seed(study: Study) -> None:
-    seeds = [e.seed for e in study.experiments("table")]
-    assert seeds == sorted(seeds)
-    every = [e.id for e in study.experiments()]
-    assert len(every) == len(set(every))
-    assert set(every) == {e.id for cell in study.cells.values() for e in cell.experiments}
-
-
 def test_decay_of_slopes_sums_to_the_papers(study: Study) -> None:
     """Over warm-up and linear decay the sum of rate x decay is 1.61, as in the published recipe."""
     e = study.cells["slope 0.25, paper's total decay"].experiments[0].training
@@ -96,13 +86,13 @@ def test_decay_of_slopes_sums_to_the_papers(study: Study) -> None:
     assert e.learning_rate * sum(rates) * e.slope_weight_decay == pytest.approx(1.61, abs=0.005)
 
 
-def test_rates_are_those_of_the_rule(study: Study, transient: Study) -> None:
+def test_rates_are_those_of_the_rule(study: Study, judged: Any) -> None:
     """The lowest mean final loss over the main configurations and spare seeds, all runs trained; see the designs."""
     recorded = set(study.recorded_ids())
     if not {e.id for e in study.experiments("rates")} <= recorded:
         assert not any(e.id in recorded for e in study.experiments() if e.seed < SPARE), "rates come first"
         pytest.skip("the stage rates is not recorded yet")
-    losses = claims.statistics(study.runs(), study)["loss"]
+    losses = judged("study")["loss"]
     means = {
         rate: np.mean([losses[f"{c} rate {rate}"].mean(skipna=False) for c in MAIN]) for rate in (0.001, 0.002, 0.004)
     }
@@ -110,15 +100,13 @@ def test_rates_are_those_of_the_rule(study: Study, transient: Study) -> None:
     assert {study.cells[c].experiments[0].training.learning_rate for c in MAIN} == {best}
 
 
-def test_own_best_rates_of_the_transient(transient: Study) -> None:
+def test_own_best_rates_of_the_transient(transient: Study, judged: Any) -> None:
     """Per configuration the lowest final loss on seed 100; a run that did not end has lost."""
-    frame = claims.statistics(transient.runs(), transient)
+    frame, grid = judged("transient"), (0.001, 0.002, 0.004, 0.008, 0.016)
     for configuration in MAIN:
-        grid = pd.Series(
-            {r: frame.loc[(f"{configuration} lr={r}", 100), "loss"] for r in (0.001, 0.002, 0.004, 0.008, 0.016)}
-        )
+        losses = pd.Series({rate: frame.loc[(f"{configuration} lr={rate}", 100), "loss"] for rate in grid}, dtype=float)
         rates = {e.training.learning_rate for e in transient.cells[f"{configuration} own best"].experiments}
-        assert rates == {grid.astype(float).idxmin()}
+        assert rates == {losses.idxmin()}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -133,19 +121,18 @@ def test_recorded_runs_are_of_the_design_and_whole(name: str) -> None:
     assert all(file.stat().st_size < 4e6 for file in directory.iterdir())
 
 
-def test_a_stage_belongs_to_a_study() -> None:
+def test_a_stage_belongs_to_a_study(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     assert Study.with_stage("table")[0].name == "study"
     other, stage = Study.with_stage("transient/core")
     assert (other.name, stage) == ("transient", "core")
-    with pytest.raises(
-        SettingsError, match="stage: 'core' is not one of rates, table, causes, pythia, linear, sizes, quick"
-    ):
-        Study.with_stage("core")
     with pytest.raises(SettingsError, match="study: 'other' is not one of study, transient"):
         Study.with_stage("other/core")
-
-
-# --- wrong designs ----------------------------------------------------------------------------------------------
+    with pytest.raises(SettingsError, match="stage: 'cores' is not one of rates, table"):
+        study.experiments("cores")
+    with pytest.raises(SettingsError, match="source: 'here' is not one of"):
+        Study.load(source="here")
+    assert main(["study", "cores", "--dry-run"]) == 2
+    assert f"stage: 'cores' is not one of {', '.join(study.stages)}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -173,33 +160,15 @@ def test_wrong_design(path: tuple[str, ...], value: Any, message: str, params_ro
         Study.load()
 
 
-def test_wrong_stage_and_source(study: Study) -> None:
-    with pytest.raises(SettingsError, match="stage: 'cores' is not one of rates, table"):
-        study.experiments("cores")
-    with pytest.raises(SettingsError, match="source: 'here' is not one of"):
-        Study.load(source="here")
-
-
-# --- a small one, from end to end -------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def small(tiny: Any, params_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose study has two cells of two seeds, and two claims on them; no runs yet."""
-    base = tiny().to_dict()
-    model = {"shape": "gpt2-2x32", "init": "width"}
-    design = {
-        "base": {
-            "models": {"gpt2": model},
-            "data": {key: base["data"][key] for key in ("corpus", "vocab_size", "context", "validation_fraction")},
-            "training": base["training"],
-            "seeds": [1, 2],
-        },
-        "stages": {
-            "core": {"SM+G": None, "SM+R": {}},
-            "other": {"SM+R s": {"configuration": "SM+R", "model": {"embedding_gain": 2.0}}},
-        },
-    }
+    own = tiny().to_dict()
+    data = {key: own["data"][key] for key in ("corpus", "vocab_size", "context", "validation_fraction")}
+    base = dict(models={"gpt2": {"shape": "gpt2-2x32", "init": "width"}}, data=data, training=own["training"])
+    other = {"SM+R s": {"configuration": "SM+R", "model": {"embedding_gain": 2.0}}}
+    stages = {"core": {"SM+G": None, "SM+R": {}}, "other": other}
+    design = {"base": {**base, "seeds": [1, 2]}, "stages": stages}
     params_file("study").write_text(yaml.safe_dump(design, sort_keys=False))
     tests = [
         dict(id="T4", family="table", statement="R leads", statistic="loss", unit="percent", expect="below"),
@@ -293,8 +262,3 @@ def test_own_runs_replace_recorded_ones_on_a_page(small: Path) -> None:
         shown = Study.load(source=source).runs().runs
         assert shown["run"].tolist() == [run.name]
         assert shown["provenance.device"].tolist() == [device]
-
-
-def test_unknown_stage_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "cores", "--dry-run"]) == 2
-    assert "stage: 'cores' is not one of rates, table, causes, pythia, linear, sizes, quick" in capsys.readouterr().err
