@@ -66,8 +66,7 @@ def data(args: argparse.Namespace) -> None:
 def entropy(args: argparse.Namespace) -> None:
     from nfcore.measure import entropy_of_texts
 
-    options = dict(device=args.device, dtype=args.dtype, csv=args.csv, plot=args.plot)
-    for table in entropy_of_texts(args.model, args.text, args.context, args.sequences, **options):
+    for table in entropy_of_texts(args):
         print(table, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,35 +133,26 @@ def picture(frames: dict[str, pd.DataFrame], file: Path) -> None:
         figure.savefig(file, dpi=150)
 
 
-def entropy_of_texts(
-    model: str,
-    texts: list[Path],
-    context: int,
-    sequences: int,
-    *,
-    device: str,
-    dtype: str | None,
-    csv: Path | None,
-    plot: Path | None,
-) -> Iterator[str]:
-    """Tables of the head entropies of a model on each text; ``csv`` and ``plot`` are written at the end.
+def entropy_of_texts(args: Namespace) -> Iterator[str]:
+    """Tables of the head entropies of a model on each text, as the command line asks for them; files at the end.
 
     Raises:
         SettingsError: the model or a text cannot be loaded, a text is too short, or the model cannot be measured.
     """
-    for text in texts:
+    for text in args.text:
         text.open("rb").close()  # a file that is not there is said before a model is loaded
-    for option, file in (("--csv", csv), ("--plot", plot)):
+    for option, file in (("--csv", args.csv), ("--plot", args.plot)):
         if file is not None and not file.parent.is_dir():
             raise SettingsError(f"{option}: {str(file)!r} is in a folder that does not exist")
-    network, tokenizer = load(model, device, dtype)
-    batches = {str(text): sequences_of(network, tokenizer, text, context, sequences) for text in texts}
+    network, tokenizer = load(args.model, args.device, args.dtype)
+    size = args.context, args.sequences
+    batches = {str(text): sequences_of(network, tokenizer, text, *size) for text in args.text}
     frames: dict[str, pd.DataFrame] = {}
     for name, ids in batches.items():
         frames[name] = measure(network, ids, name)
         shown = table(frames[name], tuple(ids.shape))
         yield shown if len(batches) == 1 else f"{name}\n{shown}\n"
-    if csv is not None:
-        pd.concat([frame.assign(text=name) for name, frame in frames.items()]).to_csv(csv, index=False)
-    if plot is not None:
-        picture(frames, plot)
+    if args.csv is not None:
+        pd.concat([frame.assign(text=name) for name, frame in frames.items()]).to_csv(args.csv, index=False)
+    if args.plot is not None:
+        picture(frames, args.plot)

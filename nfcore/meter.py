@@ -24,6 +24,7 @@ from transformers.utils import TransformersKwargs
 
 from nfcore.entropy import METHODS, Scores, attention_entropy, attention_rows, must_cover
 from nfcore.settings import SettingsError, choice
+from nfcore.store import refusing
 
 
 CACHES = ("past_key_values", "cache")  # a cache's name until transformers 5.23, and since
@@ -62,13 +63,12 @@ def _measure(model: Any, batch: Any, measure: Callable[[int, dict[str, Any], Ten
 
     # Code that the compiler has made cannot be listened to.
     with _turn, _evaluating(model), torch.compiler.set_stance("force_eager"), _listening(heard):
-        try:
+        known = getattr(network.get_input_embeddings(), "num_embeddings", "?")
+        most = getattr(network.config.get_text_config(), "max_position_embeddings", "?")
+        with refusing(
+            "batch: outside a table of embeddings", f"keep to {known} token ids, {most} positions", IndexError
+        ):
             model(**inputs)
-        except IndexError as error:  # of a table of embeddings
-            known = getattr(network.get_input_embeddings(), "num_embeddings", "?")
-            most = getattr(network.config.get_text_config(), "max_position_embeddings", "?")
-            limits = f"the model's {known} token ids and {most} positions"
-            raise SettingsError(f"batch: not within {limits} ({error})") from error
     if not calls:
         raise SettingsError(
             f"{type(network).__name__}: no layer calls transformers' attention interface with causal softmax "

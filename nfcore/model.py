@@ -5,7 +5,8 @@ width, V vocabulary, L layers.
 
 To add an activation: write a module and give it a line in ``ACTIVATIONS``, a function from the config to the module,
 and its letters in ``nfcore.settings.ACTIVATION_LETTERS``, which settings are checked against before torch is
-loaded. A norm likewise in ``NORMS`` and ``NORM_LETTERS``.
+loaded. A norm likewise in ``NORMS`` and ``NORM_LETTERS``. A parameter of an activation starts at the module's
+``initial``; runs record it if it is called ``slope`` or ``scale``. A new field of the settings is marked ``LATER``.
 """
 
 from __future__ import annotations
@@ -265,10 +266,10 @@ class Block(GradientCheckpointingLayer):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, x: Tensor, activation: nn.Module, compute: torch.dtype, *how: Any
+        self, x: Tensor, activation: nn.Module, compute: torch.dtype, *attention: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """The stream after the block, and the map. ``how``: mask, rotary angles and cache of attention, place in it."""
-        attended, weights = self.attention(self.attention_norm(x.to(compute)), *how)
+        """The stream after the block, and the map. ``attention``: what :meth:`Attention.forward` takes after x."""
+        attended, weights = self.attention(self.attention_norm(x.to(compute)), *attention)
         after = x + attended.to(x.dtype)
         source = x if self.parallel else after
         return after + self.ffn(self.ffn_norm(source.to(compute)), activation).to(x.dtype), weights
@@ -365,9 +366,9 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, 0.0, std * config.embedding_gain)
         elif isinstance(module, Attention) and module.biased_parts:
             init.zeros_(cast(nn.Parameter, module.qkv_bias))
-        elif isinstance(module, (LearnableLeakyReLU, Scaled)):
+        elif hasattr(module, "initial"):  # an activation with a parameter
             for p in module.parameters():
-                init.constant_(p, module.initial)
+                init.constant_(p, cast(float, module.initial))
         else:
             super()._init_weights(module)  # norms
 
@@ -533,6 +534,7 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             options = dict(vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch)
+            # transformers' own function, which moves the labels on by one
             loss = self.loss_function(logits=logits, labels=labels, **options)
         return loss, None if training and self.loss_alone else logits
 

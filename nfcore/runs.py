@@ -17,7 +17,8 @@ Frames, each with the column ``run`` (the id):
 - ``positions``: at the last probe ``step``, ``layer``, query ``position`` (from 1), ``entropy`` (nats, mean over batch
   and heads), ``entropy_random``.
 
-Runs made before a column or a table was added lack it: their values are missing, not zero.
+Runs made before a column or a table was added lack it: their values are missing, not zero. A new column leaves the
+other numbers as they are, so it does not raise ``MEASUREMENT_VERSION``.
 """
 
 from __future__ import annotations

@@ -140,11 +140,10 @@ class Training:
             step, last = self.step, self.step == self.steps
 
             stopping = not last and self.asked_to_stop()
-            saving = (step % settings.save_every == 0 or stopping) and not last  # a finished run is saved as a whole
-            evaluating = step % settings.eval_every == 0 or last
-            probing = step % settings.probe_every == 0 or last
+            saving = not last and (stopping or step % settings.save_every == 0)  # a finished run is saved as a whole
+            evaluating, probing = (last or step % n == 0 for n in (settings.eval_every, settings.probe_every))
             # A checkpoint has no sum of losses, so one is logged before it.
-            logging = step % settings.log_every == 0 or step == 1 or saving or last
+            logging = last or saving or step == 1 or step % settings.log_every == 0
             if logging or evaluating or probing:
                 telemetry.lap(training=True)
                 bad, exploded = self.watch.events()
@@ -180,6 +179,7 @@ class Training:
         self.watch.step.fill_(self.step + 1)
         batch, micro = self.batch(), memory.micro_batch(settings)
         penalised = settings.entropy_penalty > 0
+        # Gradients add up over the micro-batches of this process; only after the last one they are averaged over all.
         mine = range(accelerator.process_index * micro, len(batch), accelerator.num_processes * micro)
         for start in mine:
             ids = as_ids(batch[start : start + micro]).to(accelerator.device)
@@ -267,8 +267,8 @@ class Training:
             self.received[:] = [anyone] if anyone else []  # in place: the handler adds to it
         return bool(self.received)
 
-    # Whole tensors, gathered on the first process, whether they are sharded or not: one file that any number of
-    # processes goes on from. Only the random numbers of dropout are each process's own.
+    # Whole tensors, gathered on the first process, whether they are sharded or not. The random numbers of dropout are
+    # each process's own, so as many processes have to go on.
     WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
     def save(self) -> None:

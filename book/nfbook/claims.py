@@ -2,6 +2,11 @@
 
 What is tested and how it is judged is written in ``data/claims.yaml``, before the runs; this module carries it out, for
 the study and for the transient (``data/transient.yaml``), by one rule.
+
+The path of a number: ``Training.evaluate`` of :mod:`nfcore.training` takes the mean loss of the held-out tokens,
+``final_metrics`` puts the last one into the run's record, ``row`` of :mod:`nfcore.runs` into a table,
+:func:`statistics` keeps it for trained runs of each cell, :func:`contrast` subtracts seed by seed, :func:`interval`
+takes the mean, and ``UNITS`` turns it into a change of perplexity.
 """
 
 from __future__ import annotations
