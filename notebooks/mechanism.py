@@ -314,14 +314,10 @@ for words, row in moved.iterrows():
         [x, x], [row["low loss"], row["high loss"]], color=color, linewidth=1, gid=f"{words}, interval of perplexity"
     )
     axes.plot(x, y, "o", color=color, markersize=5, fillstyle="full" if row["n"] > 1 else "none", gid=words)
-    axes.annotate(
-        words.removeprefix("ReLU ") if color == RELU else words,
-        (x, y),
-        xytext=(4, 4),
-        textcoords="offset points",
-        fontsize=7,
-        color=color,
-    )
+    below, left = words in ("early ×16", "ReLU early /4"), words == "penalty"
+    where = dict(xytext=(-4 if left else 4, -9 if below else 4), ha="right" if left else "left")
+    said = words.removeprefix("ReLU ") if color == RELU else words
+    axes.annotate(said, (x, y), textcoords="offset points", fontsize=7, color=color, **where)
 axes.axhline(0, color="black", linewidth=0.6)
 axes.axvline(0, color="black", linewidth=0.6)
 axes.set(xlabel="change of early entropy / ceiling", ylabel="change of perplexity (%)")

@@ -301,7 +301,7 @@ Markdown(
 # {term}`residual stream` is held in float16, as in the public code; products are computed in bfloat16 or float32.
 
 # %% tags=["remove-input"]
-rows, every = [], []
+rows, every, left_of = [], [], {}
 for cell in (cell for cell in study.cells.values() if cell.stage == "skips"):
     runs_of = long.runs[long.runs["run"].isin(of_cell(frame, cell.name)["run"])]
     if runs_of.empty:
@@ -310,7 +310,8 @@ for cell in (cell for cell in study.cells.values() if cell.stage == "skips"):
     norms = long.metrics[long.metrics["run"].isin(ids) & (long.metrics["name"] == "grad_norm")]
     left_out = norms.assign(bad=~np.isfinite(norms["value"])).groupby("run")["bad"].sum()
     heads = long.heads[long.heads["run"].isin(ids)]
-    every.append(heads)
+    every.append(heads.assign(configuration=cell.configuration, stream=cell.experiments[0].model.residual_dtype))
+    left_of.setdefault(cell.experiments[0].model.residual_dtype, []).append(left_out)
     first_bad = runs_of[["diverged.step", "diverged.layer"]].dropna().astype(int)
     rows.append(
         {
@@ -325,19 +326,58 @@ for cell in (cell for cell in study.cells.values() if cell.stage == "skips"):
         }
     )
 if rows:
-    bad_rows = int(pd.concat(every)["nonfinite_rows"].sum())
-    shown_of = (
-        "**No run has a row of attention that is not finite.** What overflows first is the backward pass or, in float16, the stream of the last layers, and from then "
-        "on every update is left out: the model stays as it is, and a count of NaNs by layer and update stays at zero. So counts as in the paper's "
-        "code come from scores in float16, which its code multiplies before it scales them ([Traps](../traps.md)). That is our reading, and not tested: "
-        "no run here computes scores in float16."
-        if not bad_rows
-        else f"In all, {bad_rows} rows of attention are not finite. Most updates after the first bad one are left out."
+    updates = cell.experiments[0].training.steps
+    counted = pd.concat(every)
+    only_in_half = (
+        counted.loc[counted["stream"] == "float32", "nonfinite_rows"].sum() == 0 < counted["nonfinite_rows"].sum()
     )
-    display(Markdown(f"{shown_of} Ranges are over seeds; layer {count} is the head."))
-    display(folded("Runs that go on", markdown_table(pd.DataFrame(rows))))
+    bad_rows = int(counted["nonfinite_rows"].sum())
+    left = " and ".join(f"{spread(pd.concat(of))} with a stream in {kind}" for kind, of in left_of.items())
+    display(
+        Markdown(
+            f"After the first bad update nearly every further one is left out (of {updates}: {left}), and the model stays as it is. "
+            + (
+                "Rows of attention that are not finite appear only where the stream is in float16, when its sum overflows in a layer below. With a stream "
+                "in float32 the gradients overflow and attention does not. Here, then, a count of NaNs shows where float16 "
+                "overflows. Scores in float16, which its code multiplies before it scales them "
+                "([Traps](../traps.md)), are not tested here."
+                if only_in_half
+                else f"In all, {bad_rows:,} rows of attention are not finite."
+            )
+        )
+    )
+    display(folded(f"Runs that go on; layer {count} is the head", markdown_table(pd.DataFrame(rows))))
 else:
     display(Markdown("*The stage `skips` is still to be trained.*"))
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-nans", "caption": "Percentage of the rows of attention that are not finite, by layer and update, in runs that go on with a residual stream in float16: means over heads and three seeds. With a stream in float32 it is zero throughout. Look in which layers it is above zero, and that it stays as it is once updates are left out."}, "image": {"alt": "Four panels, one a configuration without LayerNorm, with a line for each layer over sixty updates; lines of higher layers jump up within the first ten updates and stay level."}}
+if rows:
+    half = counted[counted["stream"] == "float16"]
+    whole = (
+        long.runs.loc[long.runs["run"].isin(half["run"]), ["training.probe_sequences", "data.context"]]
+        .prod(axis=1)
+        .iloc[0]
+    )
+    figure, axes = plt.subplots(2, 2, figsize=(5, 4.6), sharex=True, sharey=True)
+    colors = plt.get_cmap("viridis")(np.linspace(0.1, 0.9, count))
+    ends_at = {}
+    for panel, (configuration, heads) in zip(axes.flat, half.groupby("configuration", sort=False), strict=True):
+        course = 100 * heads.groupby(["step", "layer"])["nonfinite_rows"].mean().unstack() / whole
+        for layer in course.columns:
+            panel.plot(course.index, course[layer], color=colors[layer], linewidth=1.3, label=f"layer {layer}")
+        panel.set_title(configuration)
+        ends_at[configuration] = course.iloc[-1].max()
+    for panel in axes[1]:
+        panel.set_xlabel("update")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("rows not finite (%)")
+    axes[0, 0].legend(fontsize=6)
+    finding = (
+        "At the end, in the layer with most: "
+        + ", ".join(f"{share:.0f} % ({name})" for name, share in ends_at.items())
+        + "."
+    )
+    show_figure(figure, long.select(half["run"].unique()), interactive=False, finding=finding)
 
 # %% tags=["remove-input"]
 numbers = published("perplexity")
