@@ -268,7 +268,7 @@ class Block(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, activation: nn.Module, compute: torch.dtype, *attention: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """The stream after the block, and the map. ``attention``: what :meth:`Attention.forward` takes after x."""
+        """The stream after the block, and the map. ``attention``: what attention takes after x."""
         attended, weights = self.attention(self.attention_norm(x.to(compute)), *attention)
         after = x + attended.to(x.dtype)
         source = x if self.parallel else after

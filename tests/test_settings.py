@@ -83,6 +83,7 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "training.entropy_penalty": ([-1.0], [1.0]),
     "training.entropy_target": ([1.1], [0.0]),
     "training.max_grad_norm": ([0.0], [1e-9]),
+    "training.on_nonfinite": (["ignore"], ["skip"]),
     "training.precision": (["fp16"], ["auto", "bfloat16", "float16"]),
     ".seed": ([-1, 2**32], [2**32 - 1]),
     ".name": ([3], ["a label"]),

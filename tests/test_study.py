@@ -35,9 +35,9 @@ def test_every_run_has_the_least_tokens_and_every_cell_the_least_seeds(name: str
         spare = [seed >= SPARE for seed in cell.seeds]
         assert all(spare) or (not any(spare) and len(cell.seeds) >= (5 if cell.name in MAIN else 3)), cell.name
         for e in cell.experiments:
-            assert e.training.steps is not None
             short = all(spare) or cell.stage in ("quick", "causes")
-            assert e.training.steps >= (min(steps, 1200) if short else steps)
+            least = 60 if cell.stage == "skips" else 1200 if short else steps  # no test rests on the stage skips
+            assert e.training.steps >= min(steps, least)
             assert e.training.batch_size * e.data.context >= 4096
 
 
