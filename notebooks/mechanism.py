@@ -586,7 +586,7 @@ Markdown(
     f"A learned factor before GELU starts at one and should grow: it changes by {estimate(first_table.loc['learnable a'])}. A learned s should grow too: it "
     f"changes by {estimate(first_table.loc['learnable s'])} (n = {first_table.loc['learnable s', 'n']} each). "
     f"Over {len(means)} configurations, early entropy and final loss go together (Spearman's ρ = {with_interval('share', *rho[['estimate', 'low', 'high']])}, "
-    "for points that are not independent). But at width 32 ReLU changes "
+    "for points that are not independent; interval by {cite:t}`bonett2000sample`). But at width 32 ReLU changes "
     f"GELU's perplexity by {change(*width)} and early entropy by {change(*width, statistic='early_entropy', unit='share')} of the ceiling."
 )
 
@@ -612,7 +612,7 @@ relations = pd.DataFrame(
         "answer": over_cells["verdict"].map(ANSWERS),
     }
 )
-folded("Correlations over configurations, intervals by {cite:t}`bonett2000sample`", markdown_table(relations))
+folded("Correlations over configurations", markdown_table(relations))
 
 # %% [markdown]
 # ## What this page does not show
