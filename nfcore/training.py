@@ -192,7 +192,8 @@ class Training:
         if self.precision != "float16":  # where the loss scaler lets gradients overflow, and skips the update
             self.watch.check_gradients()
         norm = gathered(accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm))
-        if settings.on_nonfinite == "stop" or norm.isfinite():
+        # In float16 the loss scaler leaves such an update out itself, and has to be asked so that it lowers its scale.
+        if settings.on_nonfinite == "stop" or self.precision == "float16" or norm.isfinite():
             self.optimizer.step()
         rate = float(self.schedule.get_last_lr()[0])
         if not accelerator.optimizer_step_was_skipped:

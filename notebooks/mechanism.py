@@ -88,7 +88,7 @@ def change(cell, against, of=frame, statistic="loss", unit="percent"):
 
 
 def judged(family):
-    """The predictions of a family that have runs, as a strip, and how many wait."""
+    """The predictions of a family that have runs, as a strip."""
     rows = table[table["family"] == family]
     asked = rows[rows["n"] > 0]
     return strip({"": asked}) if len(asked) else Markdown("*None of these predictions has runs yet.*")
@@ -347,24 +347,31 @@ OF = {"GELU": ("SM+G short", GELU, "^"), "ReLU": ("SM+R short", RELU, "D"), "LN,
 END = study.cells["SM+G short"].experiments[0].training.steps
 
 
-def by_layer(panel, column, words, line="-", marked=True):
+def draw(panel, curve, name, words, line, markevery=1):
+    """A curve of a model of ``OF``; what lies before the activation is hollow and has no place in the legend."""
+    _, color, marker = OF[name]
+    after = line == "-"
+    panel.plot(
+        curve.index,
+        curve,
+        marker + line,
+        color=color,
+        fillstyle="full" if after else "none",
+        markersize=4,
+        linewidth=1.2,
+        markevery=markevery,
+        label=name if after else None,
+        gid=f"{name}, {words}",
+    )
+
+
+def by_layer(panel, column, words, line="-"):
     """A curve over layers at the last update for each model of ``OF``; their number of seeds."""
     counts = {}
-    for name, (cell, color, marker) in OF.items():
+    for name, (cell, *_) in OF.items():
         rows_of = layers_of(cell, END).dropna(subset=[column])
         curve, counts[name] = rows_of.groupby("layer")[column].mean(), rows_of["run"].nunique()
-        full, label = ("full", name) if line == "-" else ("none", None)
-        panel.plot(
-            curve.index,
-            curve,
-            marker + line,
-            color=color,
-            fillstyle=full,
-            markersize=4,
-            linewidth=1.2,
-            label=label,
-            gid=f"{name}, {words}",
-        )
+        draw(panel, curve, name, words, line)
     return counts
 
 
@@ -411,27 +418,14 @@ PANELS = {
     "dead units (%)": {"dead": "-"},
 }
 for panel, (title, columns) in zip(axes.flat, PANELS.items(), strict=True):
-    for name, (cell, color, marker) in OF.items():
+    for name, (cell, *_) in OF.items():
         rows_of = layers_of(cell)
         rows_of = rows_of[rows_of["layer"].isin(early_layers(count)) & rows_of["participation_in"].notna()]
         rows_of = rows_of.assign(
             inflation=rows_of["participation_out"] / rows_of["participation_in"], dead=100 * rows_of["dead_units"]
         )
         for column, line in columns.items():
-            curve = rows_of.groupby("step")[column].mean()
-            label = name if line == "-" else None
-            panel.plot(
-                curve.index,
-                curve,
-                marker + line,
-                color=color,
-                markevery=4,
-                markersize=4,
-                fillstyle="full" if label else "none",
-                linewidth=1.2,
-                label=label,
-                gid=f"{name}, {column}",
-            )
+            draw(panel, rows_of.groupby("step")[column].mean(), name, column, line, markevery=4)
     panel.set_title(title)
 for panel in axes[1]:
     panel.set_xlabel("update")
