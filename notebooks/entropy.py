@@ -43,6 +43,7 @@ from nfbook.report import (
     banner,
     difference,
     early_share,
+    estimate,
     final_heads,
     folded,
     glue,
@@ -51,6 +52,7 @@ from nfbook.report import (
     markdown_table,
     overload_course,
     published,
+    published_estimate,
     shares_by_convention,
     sources,
     study_runs,
@@ -92,21 +94,24 @@ n = min(map(len, judged.values()))
 count = study.cells["SM+G"].experiments[0].model.num_hidden_layers
 long_early = {c: runs["early_entropy"].astype(float).mean() for c, runs in judged.items()}
 more_even = long_early["SM+G"] > long_early["SM+R"]
-raised = long_early["SM+G"] > long_early["SM+LN+G"]
 
 
-def apart_of(other):
+def apart_of(other, statistic="early_entropy"):
     """Early entropy of GELU without LayerNorm minus that of another configuration, with its interval."""
-    return difference(frame, {"SM+G": 1, other: -1}, "early_entropy", "share")[0]
+    return difference(frame, {"SM+G": 1, other: -1}, statistic, "share")[0]
 
 
+heads = table.set_index("id").loc["E1"]
+overloaded = (
+    f"The number of heads that count as overloaded is another matter: GELU's share of them minus ReLU's is {estimate(heads)} in the study, where the "
+    f"paper's figures have {published_estimate(heads)}."
+)
 opening = (
     "**Without LayerNorm, the early attention heads attend "
-    f"{'more' if more_even else 'no more'} evenly with GELU than with ReLU in the study's runs, but {'' if raised else 'not '}more evenly "
-    f"than with GELU and LayerNorm.** Over {n} seed{'s' if n > 1 else ''} their entropy is {order(long_early)} of the largest possible, and "
+    f"{'more' if more_even else 'no more'} evenly with GELU than with ReLU in the study's runs.** Over {n} seed{'s' if n > 1 else ''} their entropy is {order(long_early)} of the largest possible, and "
     f"{long_early['SM+LN+G']:.2f} with GELU and LayerNorm. GELU minus ReLU is {apart_of('SM+R')}, and GELU without LayerNorm minus with it "
-    f"{apart_of('SM+LN+G')} (no test of the list asks these two). The paper's maps have {order(published_early)}, and "
-    f"{published_early['SM+LN+G']:.2f} with LayerNorm. The tests are {{ref}}`at the end of this page <entropy-seeds>`. *Early* are the first half of the layers without layer 0: "
+    f"{apart_of('SM+LN+G')}, or {apart_of('SM+LN+G', 'early_with_bottom')} if the bottom layer counts as early (no test of the list asks these). The paper's maps have {order(published_early)}, and "
+    f"{published_early['SM+LN+G']:.2f} with LayerNorm. {overloaded} The tests are {{ref}}`at the end of this page <entropy-seeds>`. *Early* are the first half of the layers without layer 0: "
     f"here layers {' and '.join(map(str, early_layers(count)))} of 0 to {count - 1}."
     if n
     else "The runs of the study are still to be trained; this page shows shorter ones."
@@ -124,7 +129,7 @@ banner(preset, own)
 # {term}`ceiling` {eq}`eq-ceiling`; one weight of one gives zero. The paper calls a head near the ceiling
 # {term}`overloaded <overload (entropic)>`: it takes the average of everything and selects nothing {cite}`jha2024relus`.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-rows", "caption": "The weights with which one token, the last one on the axis, attends to itself and to those before it: the head of highest entropy (above) and that of lowest entropy (below) in one trained model, GELU without LayerNorm. Dashed: equal weights. The upper head spreads its weight over all tokens; the lower one picks a few."}, "image": {"alt": "Two bar charts of attention weights over the tokens of a line of Python source: one flat, one with a few high bars."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-rows", "caption": "The weights with which one token, the last one on the axis, attends to itself and to those before it: the head of highest entropy (above) and that of lowest entropy (below) in one model of the first study, GELU without LayerNorm after 600 updates. Dashed: equal weights. The upper head spreads its weight over all tokens; the lower one picks a few."}, "image": {"alt": "Two bar charts of attention weights over the tokens of a line of Python source: one flat, one with a few high bars."}}
 example = json.loads((recorded_dir("") / "examples.json").read_text())
 tokens = [token.strip().replace("$", r"\$") or "↵" for token in example["tokens"]]
 figure, axes = plt.subplots(2, 1, figsize=(5, 4.6), sharex=True)
@@ -304,7 +309,7 @@ Markdown(
     else "None of its runs is trained yet."
 )
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-overload-course", "caption": "Overloaded heads over training in the runs of the study without LayerNorm. Above: percentage of heads with at least three quarters of the ceiling, GELU minus ReLU, over all layers, with 95 % intervals over seeds; above zero GELU has more. Below: the same percentage for each, in the early layers (solid) and in the second half of the layers (dashed), means over seeds. Look at where the upper curve crosses zero, and in which layers ReLU's heads rise."}, "image": {"alt": "Above, a curve with a band that starts above zero and ends below it. Below, four curves of percentages for GELU and ReLU in early and late layers."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-overload-course", "caption": "Overloaded heads over training in the runs of the study without LayerNorm. Above: percentage of heads with at least three quarters of the ceiling, GELU minus ReLU, over all layers, with 95 % intervals over seeds, each for itself and uncorrected; above zero GELU has more. Below: the same percentage for each, in the early layers (solid) and in the second half of the layers (dashed), means over seeds. Look at where the upper curve crosses zero, and in which layers ReLU's heads rise."}, "image": {"alt": "Above, a curve with a band that starts above zero and ends below it. Below, four curves of percentages for GELU and ReLU in early and late layers."}}
 ids = {c: judged[c]["run"] for c in ("SM+G", "SM+R")}
 if n > 1:
     figure, axes = plt.subplots(2, 1, figsize=(5, 5.4), sharex=True)
@@ -356,7 +361,18 @@ strip({"": table})
 # %% [markdown]
 # {glue:text}`claims.ipynb::overload_said:s` So the verdict on the number of overloaded heads holds for the length of these runs. The third test compares
 # early with late layers. In GELU alone early minus late is {glue:text}`claims.ipynb::early_late_g:s` of the ceiling, in ReLU
-# {glue:text}`claims.ipynb::early_late_r:s`: part of the difference is that ReLU's late layers stand higher, where on the published maps GELU's do.
+# {glue:text}`claims.ipynb::early_late_r:s`. On the published maps GELU's late layers stand higher than ReLU's.
+
+# %% tags=["remove-input"]
+parts = {
+    words: difference(frame, {"SM+G": 1, "SM+R": -1}, statistic, "share")
+    for statistic, words in (("early_entropy", "early layers"), ("late_entropy", "second half of the layers"))
+}
+Markdown(
+    "GELU minus ReLU, of the ceiling: "
+    + "; ".join(f"{text} in the {words} (n = {n})" for words, (text, n) in parts.items())
+    + ". The third test adds up both."
+)
 
 # %% [markdown]
 # ## What to remember
@@ -376,7 +392,7 @@ glue(
 Markdown(
     f"Without LayerNorm, early heads attend {'more' if more_even else 'no more'} evenly with GELU than with ReLU, {long_early['SM+G']:.2f} against "
     f"{long_early['SM+R']:.2f} of the ceiling over {n} seed{'s' if n > 1 else ''}, {'as' if more_even else 'unlike'} in the paper; with LayerNorm and GELU it is "
-    f"{long_early['SM+LN+G']:.2f}, and there the paper has {published_early['SM+LN+G']:.2f}."
+    f"{long_early['SM+LN+G']:.2f}, and there the paper has {published_early['SM+LN+G']:.2f}. {overloaded}"
     if n
     else "The study decides how evenly heads attend, and is still to be trained."
 )

@@ -153,7 +153,8 @@ markdown_table(pd.DataFrame(rows))
 #
 # The order of the configurations can change while they train, so a short run need not show where a longer one ends. In the first study, whose runs
 # end in a {term}`transient`, LayerNorm is a handicap: leaving it out changes GELU's perplexity by {glue:text}`claims.ipynb::layernorm_first_study:s`. In
-# the study it helps, as in the paper: the change is {glue:text}`claims.ipynb::layernorm_study:s`. The two differ in schedule and precision too. [Claims](claims.ipynb) follows the gaps over seeds.
+# the study it helps, as in the paper: the change is {glue:text}`claims.ipynb::layernorm_study:s`, and at the number of tokens of the first study it is
+# {glue:text}`claims.ipynb::layernorm_same_tokens:s`. So length alone does not explain the first study: the two differ in schedule and precision too. [Claims](claims.ipynb) follows the gaps over seeds.
 
 
 # %% tags=["remove-input"]
@@ -217,8 +218,8 @@ folded("Mean, median and tail of the losses", markdown_table(pd.DataFrame(rows))
 # %% [markdown]
 # ## At twice the context length
 #
-# Pythia is trained at T and at twice the {term}`context length`, with equally many tokens an update, as in the paper's tables at T=128 and T=256
-# {cite}`jha2024relus`. The paper's columns are those of its shorter and its longer context. Changes are against SM+LN+G of the same T, and entropies are means over the {term}`ceiling` of their own T.
+# Pythia is trained at T and at twice the {term}`context length`, with equally many tokens an update. The paper's tables have T=128 and T=256
+# {cite}`jha2024relus`; its batch is not public. The paper's columns are those of its shorter and its longer context. Changes are against SM+LN+G of the same T, and entropies are means over the {term}`ceiling` of their own T.
 
 # %% tags=["remove-input"]
 longer = next(iter(context.values()))

@@ -91,15 +91,29 @@ found = interval(by_itself_of.astype(float))
 by_itself = with_interval("slope", *(found[name] for name in ("estimate", "low", "high")))
 margin = next(test["least"] for test in read_ledger()["tests"] if test["id"] == "S4")
 near = max(abs(found["inner_low"]), abs(found["inner_high"])) <= margin
+bottom = first_study.runs().layers
+bottom = bottom[
+    bottom["run"].isin(of_cell(statistics(first_study.runs(), first_study), "slope 0.25, no decay")["run"])
+    & (bottom["layer"] == 0)
+]
+bottom = bottom[bottom["step"] == bottom["step"].max()]["slope"]
+untrained = int((slopes.runs["eval_loss"] >= slopes.runs["provenance.unigram_loss"]).sum())
 Markdown(
-    f"**A learnable slope that starts at 0.25 {'falls close to' if near else 'is not shown to reach'} ReLU's zero by itself, without weight decay:** in the short runs "
-    f"of the first study (a {{term}}`transient`) it ends at {by_itself} (mean over layers, 95 % interval over seeds, n = {len(by_itself_of)}; single layers end further away, [Confounds](confounds.ipynb)). In the still shorter runs of this page, of one seed, {free['nearer'].sum()} of "
+    f"**Learnable slopes that start at 0.25, without weight decay, fall to {by_itself}** (mean over layers, 95 % interval over {len(by_itself_of)} seeds, runs of 600 updates of the first study, a {{term}}`transient`). "
+    f"That is {'within' if near else 'not shown to be within'} {margin:g} of ReLU's zero, a margin fixed after these runs"
+    + (", and above zero" if found["low"] > 0 else "")
+    + f". The bottom layer ends at {bottom.min():.2f} to {bottom.max():.2f}. In the still shorter runs of this page, of one seed, {free['nearer'].sum()} of "
     f"{len(free)} slopes that start at {free['model.negative_slope'].max():g} without decay end nearer to zero than they began. Of those that start at "
     f"{with_decay['model.negative_slope'].max():g} with decay, {len(with_decay) - with_decay['nearer'].sum()} of {len(with_decay)} end further from zero"
     + (
         ". "
         if with_decay["nearer"].all()
         else f", at up to {with_decay['slope'].abs().max():.3f}, so early in training slopes leave zero too. "
+    )
+    + (
+        f"{untrained} of these {len(slopes.runs)} runs end{'s' * (untrained == 1)} no better than token frequencies, so {'its' if untrained == 1 else 'their'} slopes say little. "
+        if untrained
+        else ""
     )
     + f"{len(bad)} of {len(stability.runs)} runs without LayerNorm diverged"
     + (
@@ -207,7 +221,7 @@ def reached(start, step):
 Markdown(
     f"The two starts differ in perplexity too: the runs from {low:g} end at {reached(low, end)}, those from {high:g} at {reached(high, end)}. At "
     f"update {half:.0f} they were at {reached(low, half)} and {reached(high, half)}, where guessing by token frequencies gives "
-    f"{math.exp(slopes.runs['provenance.unigram_loss'].iloc[0]):.0f}. We did not test what delays the second.\n\n"
+    f"{math.exp(slopes.runs['provenance.unigram_loss'].iloc[0]):.0f}. They differ in start and in decay, so we cannot say which does it.\n\n"
     + folded("Every run", markdown_table(pd.DataFrame(rows), digits=2)).data
 )
 
@@ -217,7 +231,7 @@ Markdown(
 # A run with a value that is not finite ends there; its step and the first layer with such a value are its result. An
 # {term}`exploded gradient` is another event: it is clipped, and the run goes on. The paper reports final perplexities of SM+R and SM+G
 # {cite}`jha2024relus`, a later paper NaNs for SM {cite}`jha2025entropy`, and a plot script is named after NaNs at a leaky slope of 0.1
-# {cite}`jha2024code`. Those runs used float16 and two billion tokens; no run here does.
+# {cite}`jha2024code`. Those runs used float16 and two billion tokens; no run here has both.
 
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-instability", "caption": "Largest absolute attention score over all heads at the last probe of each run, at the preset's learning rate (filled) and at ten times that (hollow). A run that diverged says so in its row instead. Compare rows, and mind that the axis is logarithmic."}, "image": {"alt": "A row for each configuration without LayerNorm, with a filled point for the preset's learning rate and a hollow one for ten times that, on a logarithmic axis."}}
@@ -286,8 +300,8 @@ there = there[there["layer"] == highest["layer"]]
 layer = stability.layers[(stability.layers["run"] == run["run"]) & (stability.layers["step"] == highest["step"])]
 size = layer.loc[layer["layer"] == highest["layer"], "residual_rms"].iloc[0]
 Markdown(
-    f"The largest score is in layer {highest['layer']:.0f}, where the root mean square of the residual stream is {size:.0f}: without LayerNorm nothing bounds "
-    f"queries and keys. The entropy of the heads there is {there['entropy'].mean() / entropy_ceiling(int(run['data.context'])):.2f} of the ceiling. "
+    f"The largest score is in layer {highest['layer']:.0f}, where the root mean square of the residual stream is {size:.0f}: without LayerNorm the inputs of "
+    f"queries and keys are not normalised. No run with LayerNorm was made at the higher rate. The entropy of the heads there is {there['entropy'].mean() / entropy_ceiling(int(run['data.context'])):.2f} of the ceiling. "
     f"The evaluation loss of that run ends at {run['eval_loss']:.2f}, and guessing by token frequencies gives {run['provenance.unigram_loss']:.2f}.\n\n"
     + folded("Every run", markdown_table(pd.DataFrame(rows), digits=2)).data
 )
@@ -296,9 +310,10 @@ Markdown(
 # ### A run that goes on
 #
 # The paper's training scales its loss for float16 and leaves out updates whose gradients are not finite. So a run goes on after a NaN, and the public code
-# counts NaNs in the attention of each layer {cite}`jha2024code`. The stage `skips` of the study does the same here, at ten times the rate: it
-# leaves out such updates (`on_nonfinite: skip`) and counts rows of attention that are not finite. In half of its runs the
-# {term}`residual stream` is held in float16, as in the public code; products are computed in bfloat16 or float32.
+# counts NaNs in the attention of each layer {cite}`jha2024code`. The stage `skips` of the study leaves out such updates too (`on_nonfinite: skip`), at ten times the
+# rate. But it has no loss scaler, which could lower its scale: a run that is stuck here might go on there. It counts rows of attention that are not finite, on the
+# probe batch, at every tenth update. In half of its runs the {term}`residual stream` is held in float16, as in the public code; products are computed in
+# bfloat16 or float32. No run of it has LayerNorm.
 
 # %% tags=["remove-input"]
 rows, every, left_of = [], [], {}
@@ -332,14 +347,16 @@ if rows:
         counted.loc[counted["stream"] == "float32", "nonfinite_rows"].sum() == 0 < counted["nonfinite_rows"].sum()
     )
     bad_rows = int(counted["nonfinite_rows"].sum())
+    per_run = counted[counted["stream"] == "float16"].groupby("run")["nonfinite_rows"].sum()
+    clean = int((per_run == 0).sum())
     left = " and ".join(f"{spread(pd.concat(of))} with a stream in {kind}" for kind, of in left_of.items())
     display(
         Markdown(
             f"After the first bad update nearly every further one is left out (of {updates}: {left}), and the model stays as it is. "
             + (
-                "Rows of attention that are not finite appear only where the stream is in float16, when its sum overflows in a layer below. With a stream "
-                "in float32 the gradients overflow and attention does not. Here, then, a count of NaNs shows where float16 "
-                "overflows. Scores in float16, which its code multiplies before it scales them "
+                "Rows of attention that are not finite appear only where the stream is in float16, whose largest number is 65,504. With a stream "
+                f"in float32 gradients are not finite and attention is. {clean} of {per_run.size} runs with a float16 stream have no such row either. "
+                "Scores in float16, which the paper's code multiplies before it scales them "
                 "([Traps](../traps.md)), are not tested here."
                 if only_in_half
                 else f"In all, {bad_rows:,} rows of attention are not finite."
@@ -350,7 +367,7 @@ if rows:
 else:
     display(Markdown("*The stage `skips` is still to be trained.*"))
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-nans", "caption": "Percentage of the rows of attention that are not finite, by layer and update, in runs that go on with a residual stream in float16: means over heads and three seeds. With a stream in float32 it is zero throughout. Look in which layers it is above zero, and that it stays as it is once updates are left out."}, "image": {"alt": "Four panels, one a configuration without LayerNorm, with a line for each layer over sixty updates; lines of higher layers jump up within the first ten updates and stay level."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-nans", "caption": "Percentage of the rows of attention that are not finite, by layer and update, in runs that go on with a residual stream in float16: means over heads and three seeds, some of which have none. Look in which layers it is above zero, and that it stays as it is once updates are left out."}, "image": {"alt": "Four panels, one a configuration without LayerNorm, with a line for each layer over sixty updates; lines of higher layers jump up within the first ten updates and stay level."}}
 if rows:
     half = counted[counted["stream"] == "float16"]
     whole = (
@@ -397,5 +414,5 @@ strip({"": table})
 # %% tags=["remove-input"]
 Markdown(
     f"Weight decay alone would take the paper's slopes from 0.01 to {0.01 * math.exp(-decay):.3f}, so only runs without decay can say what training prefers; there, "
-    f"slopes from 0.25 {'fall close to zero in short runs' if near else 'are not shown to reach zero'}."
+    f"slopes from 0.25 fall to {by_itself} in short runs."
 )

@@ -102,6 +102,7 @@ def _lengths() -> Iterator[str]:
     change = "Change of perplexity when GPT-2 with GELU goes without it:"
     yield f"**Where LayerNorm stands, by length of training.** {change}"
     yield _table("runs | tokens a run | seeds | change, 95 % interval", *rows)
+    yield "Rows differ in more than length: warm-up, decay of the rate, seeds and, for `transient`, precision and code."
 
 
 def _claims() -> Iterator[str]:

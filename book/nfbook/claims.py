@@ -32,7 +32,16 @@ ALPHA = 0.05
 LEDGERS = {"study": "claims.yaml", "transient": "transient.yaml"}
 LOSSES = {"loss": "eval_loss", "loss_median": "eval_loss_median", "loss_p95": "eval_loss_p95"}
 STATISTICS = (
-    *(*LOSSES, "best_loss", "overload", "early_entropy", "early_entropy_training", "early_over_ln_i"),
+    *(
+        *LOSSES,
+        "best_loss",
+        "overload",
+        "early_entropy",
+        "early_with_bottom",
+        "late_entropy",
+        "early_entropy_training",
+        "early_over_ln_i",
+    ),
     *("early_late_positions", "early_random", "early_minus_late", "slope", "slope_ratio", "slope_beyond_decay"),
     *("scale", "nonlinear_init", "early_inflation", "selectivity", "selectivity_gain", "dead_units"),
 )
@@ -143,6 +152,8 @@ def _statistics(
     values |= {
         "overload": (last["entropy"] >= 0.75 * ceiling).mean(),
         "early_entropy": last.loc[early, "entropy"].mean() / ceiling,
+        "early_with_bottom": last.loc[early | (last["layer"] == 0), "entropy"].mean() / ceiling,
+        "late_entropy": last.loc[late, "entropy"].mean() / ceiling,
         "early_entropy_training": by_step.mean() / ceiling,
         "early_over_ln_i": last.loc[early, "entropy_over_ln_i"].mean(),
         "early_random": last.loc[early, "entropy_random"].mean() / ceiling,
