@@ -67,7 +67,7 @@ def optimizer_and_schedule(
     model: NormFreeForCausalLM, settings: TrainingSettings, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW with decay on matrices and embeddings, none on biases and norms, its own on learnable slopes, and with
-    ``ffn_rate``; linear warm-up, then linear decay to ``final_learning_rate`` at the last step."""
+    ``ffn_rate``; linear warm-up, then linear decay to ``final_learning_rate`` one step after the last."""
     slopes, factor = model.learned("slope"), settings.ffn_rate
     decay, rate = settings.weight_decay, settings.learning_rate
     ffns: list[Any] = [block.ffn for block in model.blocks] if factor != 1 else []

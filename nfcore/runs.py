@@ -8,7 +8,8 @@ Frames, each with the column ``run`` (the id):
 - ``runs``: one row a run: settings as ``model.norm`` ..., ``configuration``, ``status``, final metrics, provenance.
 - ``metrics``: ``step``, ``name`` (``train_loss``, ``eval_loss``, ``eval_loss_median``, ``eval_loss_p95``,
   ``learning_rate``, ``grad_norm``), ``value``; losses in nats per token.
-- ``layers``: ``step``, ``layer``, ``residual_rms``, ``preactivation_std``, ``nonlinear_share`` and
+- ``layers``: ``step``, ``layer``, ``residual_rms``, ``preactivation_std`` (in the precision of the run: bfloat16 keeps
+  three digits), ``nonlinear_share`` and
   ``nonlinear_share_centred`` of the activation (:mod:`nfcore.linearity`), ``slope`` and ``scale`` where they are
   learnable; where there is an evaluation too, what :func:`nfcore.units.unit_statistics` finds; on the probe batch.
 - ``heads``: ``step``, ``layer``, ``head``, ``entropy`` (nats), ``entropy_over_ln_i``, ``nonfinite_rows``,

@@ -259,7 +259,7 @@ class TrainingSettings(Section):
     learning_rate: PositiveFloat = 1e-3
     """At the end of the warm-up."""
     final_learning_rate: NonNegativeFloat = 1e-7
-    """At the last update; at most ``learning_rate``."""
+    """One update after the last, as in transformers; at most ``learning_rate``."""
     warmup_fraction: Share = 0.05
     """Of the updates, in which the rate rises linearly; then it decays linearly."""
     schedule: Annotated[Literal["linear", "hf_linear"], LATER] = "linear"

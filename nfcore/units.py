@@ -71,5 +71,7 @@ def _explained(x: Tensor, tokens: Tensor) -> Tensor:
     kinds, kind, count = tokens.unique(return_inverse=True, return_counts=True)
     sums = x.new_zeros(len(kinds), x.shape[1]).index_add_(0, kind, x)
     total = x.square().sum(dtype=torch.float64)
+    if len(kinds) == len(x):  # each token once: nothing varies within one
+        return x.new_tensor(torch.nan)
     within = total - (sums.double().square() / count[:, None]).sum()
     return 1 - (within / (len(x) - len(kinds))) / (total / (len(x) - 1))

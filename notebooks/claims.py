@@ -140,10 +140,12 @@ else:
 
 def tally_of(rows, what):
     """How many of these tests have which verdict. One that waits for planned seeds has none yet."""
-    counts = rows["verdict"].mask(rows.apply(unfinished, axis=1), "so far").value_counts()
+    kinds = rows["verdict"].mask(rows.apply(unfinished, axis=1), "so far")
+    counts = kinds.mask(rows["verdict"].eq("no runs") & (rows["lost"] > 0), "lost").value_counts()
     forms = {name: (f"is {name}", f"are {name}") for name in ("reproduced", "contradicted", "negligible", "undecided")}
     forms["so far"] = ("is not settled yet", "are not settled yet")
-    forms["no runs"] = ("waits for trained runs", "wait for trained runs")
+    forms["no runs"] = ("waits for runs", "wait for runs")
+    forms["lost"] = ("has no trained seed", "have no trained seed")
     words = [f"{counts[name]} {forms[name][int(counts[name] > 1)]}" for name in forms if name in counts]
     return f"Of {len(rows)} {what}, {' and '.join(filter(None, (', '.join(words[:-1]), words[-1])))}."
 
@@ -225,7 +227,8 @@ if len(relu_heads) and len(gelu_heads):
     apart = 100 * (overload_course(shown, gelu_heads) - overload_course(shown, relu_heads)).dropna(axis=1)
     signs = pd.DataFrame([interval(values) for _, values in apart.iterrows()], index=apart.index)
     more, fewer = signs.index[signs["low"] > 0], signs.index[signs["high"] < 0]
-    if len(more) and len(fewer) and more.max() < fewer.min():
+    whole = len(more) == len(signs.loc[more.min() : more.max()]) and len(fewer) == len(signs.loc[fewer.min() :])
+    if len(more) and len(fewer) and whole and more.max() < fewer.min():
         overload_said += (
             f". Over all layers the sign changes within these runs: GELU has more overloaded heads than ReLU from update {more.min():,} to {more.max():,} and "
             f"fewer from {fewer.min():,} on (intervals of single updates, uncorrected)"
@@ -282,7 +285,7 @@ if judged.any():
     display(strip({claim: pd.concat([table[part & judged] for part in parts]) for claim, parts in groups.items()}))
 if not judged.all():
     rest = {claim: pd.concat([table[part & ~judged] for part in parts]) for claim, parts in groups.items()}
-    display(folded(f"Tests that wait for trained runs: {(~judged).sum()}", strip(rest)))
+    display(folded(f"Tests without a trained seed: {(~judged).sum()}", strip(rest)))
 
 # %% [markdown]
 # In the small pictures the circle is the paper's value and the diamond ours, with its 95 % interval; a hollow diamond is one seed, which
@@ -293,8 +296,8 @@ if not judged.all():
 # A {term}`verdict` has one of four forms. *Reproduced*: the effect has the claimed sign, beyond chance. *Contradicted*: it has the other sign,
 # beyond chance. *Negligible*: it is too small to matter. *Undecided*: the runs cannot tell. {glue:text}`tests_of_none:s` tests claim that something does not
 # change. These are *reproduced* if the change is shown to be too small to matter, and *contradicted* if it is shown to be larger, in either direction; the number of
-# tests is not corrected for there. A verdict is undecided *after correction* if its interval
-# excludes zero, but its p is no longer below 0.05 when it is corrected for the number of tests. *So far* means that planned seeds are still to be trained; the final
+# tests is not corrected for there. A verdict is undecided *after correction* if its p
+# is below 0.05 alone, and no longer when it is corrected for the number of tests. *So far* means that planned seeds are still to be trained; the final
 # verdict is that of all of them. The same rule judges the predictions of the stage `causes`, on why ReLU leads and whether overload is a
 # cause. {glue:text}`predictions_tally:s`
 
@@ -419,16 +422,16 @@ for panel, (title, pairs) in zip(axes, PANELS.items(), strict=True):
 
 
 def ends_at(panel, name):
-    """The gap at the end of the longest complete runs in words, and its n."""
-    last = gaps[panel, name][0].iloc[-1]
-    return side(last["estimate"]), f"n = {last['n']:.0f}"
+    """The gap at the end of the longest complete runs in words, and their tokens and n."""
+    ends = gaps[panel, name][0]
+    return side(ends.iloc[-1]["estimate"]), f"{ends.index[-1]:.1f} M tokens, n = {ends.iloc[-1]['n']:.0f}"
 
 
 ours, course = gaps["No LayerNorm against LayerNorm", "with GELU"]
 activation, n_activation = ends_at("ReLU against GELU", "without LayerNorm")
 without, n_without = ends_at("No LayerNorm against LayerNorm", "with GELU")
 finding = (
-    f"After {ours.index[-1]:.1f} M tokens, ReLU's perplexity without LayerNorm is {activation} GELU's ({n_activation}), and GELU's without "
+    f"In the longest runs, ReLU's perplexity without LayerNorm is {activation} GELU's ({n_activation}), and GELU's without "
     f"LayerNorm is {without} that with it ({n_without})."
 )
 if len(course):
@@ -612,13 +615,15 @@ if untrained:
 #   {term}`equivalence test`: the 90 % interval lies within it. Otherwise *reproduced* or *contradicted* needs a corrected p below 0.05, and
 #   *undecided* is the rest. A test that claims no change is *reproduced* where another is negligible, and *contradicted* if its 95 % interval lies outside of
 #   the smallest effect; neither uses the corrected p.
-# - **Divergence** is compared by its time, with the {term}`log-rank test`. n is then the smaller of the two numbers of runs. The
+# - **Divergence** is compared by its time, with the {term}`log-rank test`. n is then the smaller of the two numbers of runs. Its p is an
+#   approximation for many runs, and too small for a few. The
 #   interval is that of {cite:t}`newcombe1998interval` for a difference of two shares, from limits of {cite:t}`clopper1934use`.
 # - **Size is not judged.** It moves with width, learning rate and tokens, so the estimate stands next to the published value.
 #
 # The t interval assumes that differences of different seeds are independent and roughly normal, which few seeds cannot
 # show. A verdict before all planned seeds are trained is a report on the way. No rule stops or extends a stage because of it, but time may end the stage `causes`
-# with fewer seeds than planned; its verdicts then stay *so far*. With three planned seeds and no run that diverges, a test on divergence can only be undecided. Seeds vary the initial weights and the order of the data. The corpus, its split and the evaluation sequences are the same for
+# with fewer seeds than planned; its verdicts then stay *so far*. With three planned seeds and no run that diverges, a test on divergence can only be undecided. A run's second epoch has the order
+# of the first one of the next seed, so seeds are not wholly independent. Seeds vary the initial weights and the order of the data. The corpus, its split and the evaluation sequences are the same for
 # all runs, so an interval does not cover another corpus.
 #
 # ### What was fixed when

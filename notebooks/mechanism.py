@@ -37,7 +37,6 @@ from nfbook.gaussian import gaussian_gelu_shares, gaussian_leaky_relu_shares
 from nfbook.recorded import recorded_dir
 from nfbook.report import (
     ANSWERS,
-    difference,
     differences,
     estimate,
     folded,
@@ -86,15 +85,17 @@ def layers_of(name, step=None):
 
 def change(cell, against, of=frame, statistic="loss", unit="percent"):
     """What one cell changes against another, with its interval and the number of seeds."""
-    text, n = difference(of, {cell: 1, against: -1}, statistic, unit)
-    return f"{text} (n = {n})" if n else "not trained yet"
+    row = differences(of, {"": {cell: 1, against: -1}}, statistic, unit).iloc[0]
+    if not row["n"]:
+        return "no seed trained" if row["lost"] else "not trained yet"
+    return f"{with_interval(unit, *row[['estimate', 'low', 'high']])} (n = {row['n']:.0f})"
 
 
 def judged(family):
     """The predictions of a family that have runs, as a strip."""
     rows = table[table["family"] == family]
     asked = rows[rows["n"] > 0]
-    return strip({"": asked}) if len(asked) else Markdown("*None of these predictions has runs yet.*")
+    return strip({"": asked}) if len(asked) else Markdown("*No seed of these predictions is trained.*")
 
 
 GAIN = {

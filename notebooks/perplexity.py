@@ -162,7 +162,7 @@ def curve(runs, configuration, name="eval_loss"):
     """Mean over seeds of a metric by step, in nats per token."""
     ids = runs.runs.loc[runs.runs["configuration"] == configuration, "run"]
     rows = runs.metrics[runs.metrics["run"].isin(ids) & (runs.metrics["name"] == name)]
-    return rows.groupby("step")["value"].mean()
+    return rows.pivot(index="step", columns="run", values="value").mean(axis=1, skipna=False)
 
 
 def published_curve(configuration):
@@ -176,13 +176,14 @@ panels |= {where: {c: curve(runs, c) for c in MAIN} for where, runs in main.item
 figure, axes = plt.subplots(len(panels), 1, figsize=(5.6, 2.5 * len(panels) + 0.4), sharex=True)
 ends = {}
 for panel, (where, curves) in zip(axes, panels.items(), strict=True):
+    whole = max(of.index.max() for of in curves.values())  # of a run that diverged the line ends before
     for configuration in MAIN[1:]:
         gap = 100 * np.expm1(curves[configuration] - curves["SM+LN+G"]).dropna()
         gap = gap[gap.index > 0]
-        ends.setdefault(where, {})[configuration] = gap.iloc[-1] if len(gap) else float("nan")
+        ends.setdefault(where, {})[configuration] = gap.get(whole, float("nan"))
         every = max(1, len(gap) // 16)
         style = dict(markersize=4, linewidth=1.2, markevery=every, **STYLES[configuration])
-        panel.plot(100 * gap.index / max(gap.index, default=1), gap, label=configuration, **style)
+        panel.plot(100 * gap.index / whole, gap, label=configuration, **style)
     panel.axhline(0, color="black", linewidth=0.6, gid="SM+LN+G")
     panel.set(title=where, xlabel="part of training done (%)", ylabel="change of perplexity (%)")
     direct_labels(panel)

@@ -478,16 +478,21 @@ def fixed(experiment):
 
 
 def points_of(study, frame):
-    """A row for each protocol and configuration, and the configurations with runs that are left out."""
-    base, points, left_out = fixed(study.cells["SM+G"].experiments[0]), {}, []
+    """A row for each protocol and configuration, over the seeds that all of them have, and the configurations with runs
+    that are left out."""
+    base, points, left_out, chosen = fixed(study.cells["SM+G"].experiments[0]), {}, [], {}
     for cell in study.cells.values():
         configuration, own = cell.experiments[0].model.configuration, of_cell(frame, cell.name)
-        if fixed(cell.experiments[0]) != base or min(cell.seeds) >= SPARE or own.empty or configuration in points:
+        if fixed(cell.experiments[0]) != base or min(cell.seeds) >= SPARE or own.empty or configuration in chosen:
             continue  # of cells with equal settings the first has all runs
         wholes = {p: summed(p, "gpt2-6x64", 128, cost_name(configuration)) for p in PROTOCOLS}
         if wholes["SEMI2K"] is None or (own["outcome"] != "trained").any():
             left_out.append(configuration)
             continue
+        chosen[configuration] = cell, own, wholes
+    seeds = set.intersection(*(set(own.index) for _, own, _ in chosen.values())) if chosen else set()
+    for configuration, (cell, own, wholes) in chosen.items():
+        own = own[own.index.isin(seeds)]
         found = interval(own["loss"].astype(float))
         points[configuration] = [
             {
@@ -581,15 +586,16 @@ show_figure(figure, finding=" ".join(sentences), interactive=False)
 # %% tags=["remove-input"]
 lines = []
 for name in points:
-    *others, lowest = edges[name, "SEMI2K"][["configuration", "cell"]].itertuples(index=False)
+    own = points[name].query("protocol == 'SEMI2K'").sort_values("megabytes")
+    lowest = own.loc[own["estimate"].idxmin()]
     same = []
-    for other in others:
-        gap = interval(contrast(frames[name], {other.cell: 1, lowest.cell: -1}, "loss")[0])
-        change, n = difference(frames[name], {other.cell: 1, lowest.cell: -1})
+    for other in own[own["megabytes"] < lowest["megabytes"]].itertuples():
+        gap = interval(contrast(frames[name], {other.cell: 1, lowest["cell"]: -1}, "loss")[0])
+        change, n = difference(frames[name], {other.cell: 1, lowest["cell"]: -1})
         if not gap["low"] > 0:
             same.append(f"{other.configuration} ({change}, n = {n})")
     lines.append(
-        f"After {million[name]}, {lowest.configuration} has the lowest mean perplexity. "
+        f"After {million[name]}, {lowest['configuration']} has the lowest mean perplexity. "
         + (
             f"On the same seeds these cheaper ones are not shown to be above it: {', '.join(same)}."
             if same

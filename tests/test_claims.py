@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -252,6 +253,20 @@ def test_runs_that_are_not_trained_have_no_statistic(shown: runs.Runs, study: St
         assert frame.loc[(cell, seed), "outcome"] == "untrained"
 
 
+def test_a_run_that_skipped_a_value_that_is_not_finite_is_not_trained(shown: runs.Runs, study: Study) -> None:
+    of = shown.select([study.cells["SM+G"].experiments[0].id])
+    assert claims.statistics(of, study)["outcome"].tolist() == ["trained"]
+    skipped = replace(of, runs=of.runs.assign(**{"diverged.step": 3.0}))
+    assert claims.statistics(skipped, study)["outcome"].tolist() == ["untrained"]
+
+
+@pytest.mark.parametrize("shares", [(11 / 24, 11 / 24), (20 / 24 - 9 / 24, 18 / 24 - 7 / 24), (0.0, 0.0, 0.0), (3,)])
+def test_equal_values_have_no_interval(shares: tuple[float, ...]) -> None:
+    found = interval(shares)
+    assert found["estimate"] == pytest.approx(shares[0])
+    assert all(np.isnan(found[name]) for name in ("low", "high", "inner_low", "inner_high", "p"))
+
+
 def test_all_seeds_of_equal_settings_are_pooled_and_stand_for_none_of_the_planned(frame: pd.DataFrame) -> None:
     assert set(frame.loc["SM+G"].index) == set(range(1, 9)), "those of the stages core and follow-up"
     assert set(frame.loc["SM+G new seeds"].index) == {4, 5, 6, 7, 8}
@@ -288,7 +303,7 @@ def test_statistics_of_a_run_by_hand(shown: runs.Runs, study: Study, frame: pd.D
 
 def test_early_and_late_layers() -> None:
     found = {n: [*early_layers(n)] for n in (1, 2, 4, 6, 8, 12)}
-    assert found == {1: [1], 2: [1], 4: [1], 6: [1, 2], 8: [1, 2, 3], 12: [1, 2, 3, 4, 5]}
+    assert found == {1: [0], 2: [1], 4: [1], 6: [1, 2], 8: [1, 2, 3], 12: [1, 2, 3, 4, 5]}
     assert list(late_layers(12)) == [6, 7, 8, 9, 10, 11]
 
 

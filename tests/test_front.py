@@ -12,7 +12,7 @@ from nfbook.presets import Preset
 
 
 ROW = dict(id="T4", statement="ReLU <is> ahead", unit="percent", published=-8.2, estimate=-5.0, low=-6.0, high=-4.0)
-ROW |= dict(n=5, lost=0, verdict="reproduced", least=1, expect="below", planned=5)
+ROW |= dict(p=0.0001, n=5, lost=0, verdict="reproduced", least=1, expect="below", planned=5)
 NOTHING = {**ROW, "id": "E1", "verdict": "no runs", "n": 0, "estimate": np.nan, "low": np.nan, "high": np.nan}
 WORDS = {"T4": ("ReLU is better.", "a against b"), "E1": ("Heads are overloaded.", "b against a")}
 
@@ -37,7 +37,7 @@ def text(html: str) -> str:
     ("verdict", "icon"), [("reproduced", "✓"), ("contradicted", "✗"), ("negligible", "○"), ("undecided", "?")]
 )
 def test_a_badge_has_icon_word_and_a_colour_of_its_own(verdict: str, icon: str) -> None:
-    badge = front.badge(pd.Series({**ROW, "verdict": verdict, "low": -1.0, "high": 1.0}))
+    badge = front.badge(pd.Series({**ROW, "verdict": verdict, "p": 0.5}))
     assert badge == f'<span class="nf-badge nf-{verdict}">{icon} {verdict}</span>'
 
 

@@ -98,7 +98,7 @@ def test_the_step_at_which_early_layers_leave_the_ceiling(smoke_grid):
 
 OUTCOMES = pd.DataFrame({"run": ["a", "b", "c", "c"], "outcome": ["trained", "diverged", "untrained", "untrained"]})
 ROW = dict(id="T4", statement="ReLU is ahead", source="paper", statistic="loss", unit="percent", published=-8.2)
-ROW |= dict(estimate=-5.0, low=-6.0, high=-4.0, p_holm=0.0001, n=5, lost=0, verdict="reproduced", runs=["a"])
+ROW |= dict(estimate=-5.0, low=-6.0, high=-4.0, p=0.0001, p_holm=0.0001, n=5, lost=0, verdict="reproduced", runs=["a"])
 ROW |= dict(expect="below", planned=5)
 
 
@@ -131,9 +131,9 @@ def test_a_verdict_table_has_a_column_a_number_and_none_without_content():
         (dict(n=2, lost=3), "reproduced"),
         (dict(n=8), "reproduced"),
         (dict(verdict="undecided"), "undecided after correction"),
-        (dict(verdict="undecided", high=1.0), "undecided"),
+        (dict(verdict="undecided", p=0.06), "undecided"),
         (dict(verdict="undecided", expect="zero"), "undecided"),
-        (dict(verdict="undecided", n=1, low=np.nan, high=np.nan), "undecided so far"),
+        (dict(verdict="undecided", n=1, p=np.nan), "undecided so far"),
         (dict(verdict="no runs", n=0), "not trained yet"),
     ],
 )

@@ -55,6 +55,11 @@ def test_selectivity_is_the_share_of_variance_that_tokens_explain():
     assert half["selectivity_out"] == pytest.approx(0.5, abs=0.02)
 
 
+def test_selectivity_needs_a_token_that_comes_again():
+    found = unit_statistics(sample(20, 3), sample(20, 3).relu(), torch.arange(20))
+    assert math.isnan(found["selectivity_in"]) and math.isnan(found["selectivity_out"])
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
 def test_no_numbers_where_nothing_varies_or_is_finite(bad):
     x = sample(100, 4)

@@ -70,12 +70,12 @@ _TEST = (
 
 
 def early_layers(layers: int) -> range:
-    """The first half of a model's layers without layer 0.
+    """The first half of a model's layers without layer 0; layer 1 of two or three layers, and a single layer itself.
 
     >>> list(early_layers(6)), list(early_layers(12))
     ([1, 2], [1, 2, 3, 4, 5])
     """
-    return range(1, max(2, layers // 2))
+    return range(1, max(2, layers // 2)) if layers > 1 else range(1)
 
 
 def late_layers(layers: int) -> range:
@@ -137,7 +137,8 @@ def _statistics(
     metrics, layers, heads = (tables[name][run] for name in ("metrics", "layers", "heads"))
     ends, norms = _last(layers), _last(metrics[metrics["name"] == "grad_norm"])["value"]
     trained = (
-        row["eval_loss"] < row["provenance.unigram_loss"]
+        pd.isna(row["diverged.step"])  # which a run that skips outlives
+        and row["eval_loss"] < row["provenance.unigram_loss"]
         and ends["residual_rms"].max() < bounds["residual_rms"]
         and norms.max() < bounds["grad_norm"]
     )
@@ -207,11 +208,14 @@ def contrast(frame: pd.DataFrame, weights: Mapping[str, float], statistic: str) 
 
 
 def interval(values: Sequence[float] | pd.Series) -> dict[str, float]:
-    """Mean, 95 % t interval (``low``, ``high``), 90 % t interval (``inner_low``, ``inner_high``), p of the t test."""
+    """Mean, 95 % t interval (``low``, ``high``), 90 % t interval (``inner_low``, ``inner_high``), p of the t test.
+
+    One value has no interval, and neither have equal ones.
+    """
     x = np.asarray(values, dtype=float)
     nan = math.nan
     result = dict(estimate=x.mean() if len(x) else nan, low=nan, high=nan, inner_low=nan, inner_high=nan, p=nan)
-    if len(x) > 1 and x.std() > 0:
+    if len(x) > 1 and np.ptp(x) > 1e-9 * max(1.0, np.abs(x).max()):
         test = stats.ttest_1samp(x, 0.0)
         outer, inner = test.confidence_interval(1 - ALPHA), test.confidence_interval(1 - 2 * ALPHA)
         result |= dict(low=outer.low, high=outer.high, inner_low=inner.low, inner_high=inner.high, p=test.pvalue)

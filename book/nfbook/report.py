@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nfbook.claims import UNITS, contrast, early_layers, interval
+from nfbook.claims import ALPHA, UNITS, contrast, early_layers, interval
 from nfbook.presets import Preset
 from nfbook.recorded import recorded_dir, together
 from nfbook.study import Study
@@ -259,9 +259,9 @@ def said(row: pd.Series, words: Mapping[str, str] | None = None) -> str:
 
 
 def remark(row: pd.Series) -> str:
-    """What belongs to a verdict: *after correction* where it is undecided though its interval alone excludes zero, and
+    """What belongs to a verdict: *after correction* where it is undecided though its own p is below 0.05, and
     *so far* where planned seeds are still to come."""
-    corrected = row["verdict"] == "undecided" and row["expect"] != "zero" and row["low"] * row["high"] > 0
+    corrected = row["verdict"] == "undecided" and row["expect"] != "zero" and row["p"] < ALPHA
     return " ".join(["after correction"] * bool(corrected) + ["so far"] * bool(unfinished(row)))
 
 
