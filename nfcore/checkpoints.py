@@ -23,7 +23,13 @@ PASSED_OVER = "this checkpoint is passed over"
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def last_first(directory: Path) -> list[Path]:
+    """The checkpoints in a directory, sealed or not: by step, since a clock may jump."""
+    found = (path for path in directory.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
+    return sorted(found, key=step_of, reverse=True)
 
 
 def seal(checkpoint: Path, **facts: Any) -> None:
@@ -32,10 +38,12 @@ def seal(checkpoint: Path, **facts: Any) -> None:
     write_atomically(checkpoint / MANIFEST, json.dumps({"format": FORMAT, **facts, "files": files}, indent=1))
 
 
-def prune(directory: Path) -> None:
-    """Delete all but the last sealed checkpoints: by step, since a clock may jump."""
-    sealed = sorted((path.parent for path in directory.glob(f"checkpoint-*/{MANIFEST}")), key=step_of)
-    for checkpoint in {*directory.glob("checkpoint-*")} - {*sealed[-KEPT:]}:
+def prune(newest: Path) -> None:
+    """Delete all checkpoints but ``newest`` and the sealed one before it. Later ones are damaged, or the run would have
+    gone on from them."""
+    found = last_first(newest.parent)
+    sealed = [path for path in found if step_of(path) <= step_of(newest) and (path / MANIFEST).exists()]
+    for checkpoint in {*found} - {*sealed[:KEPT]}:
         discard(checkpoint)
 
 
@@ -51,7 +59,9 @@ def newest(directory: Path) -> tuple[Path | None, dict[str, Any]]:
     Raises:
         SettingsError: a checkpoint of another format.
     """
-    for path in sorted(directory.glob(f"checkpoint-*/{MANIFEST}"), key=lambda path: step_of(path.parent), reverse=True):
+    for path in (checkpoint / MANIFEST for checkpoint in last_first(directory)):
+        if not path.exists():
+            continue
         try:
             with refusing(f"{path}: cannot be read", PASSED_OVER):
                 manifest = json.loads(path.read_text())

@@ -7,6 +7,7 @@ texts then lie in an Arrow file that ``datasets`` maps into memory. A document t
 from __future__ import annotations
 
 import base64
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -223,14 +224,15 @@ def codeparrot_corpus(settings: DataSettings) -> Corpus:
 
     def identity(where: str) -> str:
         if settings.streaming or settings.train_files:
-            return file_sha256(Path(where)) if os.path.isfile(where) else where
+            files = [where] if os.path.isfile(where) else sorted(glob.glob(where))
+            return "".join(file_sha256(Path(file)) for file in files) or where
         with refusing(f"data: the data set {where} cannot be loaded", HUB_REMEDY):
             return datasets.load_dataset_builder(where).hash or where
 
     def texts(part: str, place: Path) -> Iterator[str | None]:
         name, options = sources[part], {"split": "train", "streaming": settings.streaming}
         if settings.train_files:
-            choice(f"data.{part}_files: the suffix", suffix(Path(name)), RECORDS)
+            choice(f"data.{part}_files: the suffix", suffix(Path(name)), [s for s in RECORDS if RECORDS[s] != "csv"])
             options |= {"data_files": name, "cache_dir": str(place)}
             name = RECORDS[suffix(Path(name))]
         how = {"buffer_size": SHUFFLE_WINDOW} if settings.streaming else {"keep_in_memory": True}

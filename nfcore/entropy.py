@@ -141,7 +141,7 @@ class Scores:
         mask = mask[..., start:stop, left:right].to(device)
         if mask.dtype == torch.bool:
             return seen & mask, None
-        return seen & (mask > MASKED), mask
+        return seen & ~(mask <= MASKED), mask  # a NaN is seen, and makes its row NaN
 
     def rows(self, block: int) -> Iterator[tuple[int, int]]:
         """Start and stop of blocks of queries."""
@@ -165,8 +165,9 @@ def _must_broadcast(name: str, x: Tensor, shape: tuple[int, ...], axes: str) -> 
         raise SettingsError(f"{name}: shape {tuple(x.shape)} must broadcast to {axes}, here {shape}")
 
 
-def must_cover(mask: Any, x: Tensor, cached: bool) -> None:
-    """Refuse a mask that is neither (B, S) nor (B or 1, H or 1, T, S) for x (B, T, ...); S = T, or more with a cache.
+def must_cover(mask: Any, x: Tensor, cache: Any) -> None:
+    """Refuse a mask that is neither (B, S) nor (B or 1, H or 1, T, S) for x (B, T, ...); S = T, and with a cache at
+    least by what it holds more, but that of four axes may leave out what a window does not reach.
 
     Raises:
         SettingsError: names the shapes.
@@ -174,8 +175,12 @@ def must_cover(mask: Any, x: Tensor, cached: bool) -> None:
     if isinstance(mask, Tensor):
         (batch, length), shape = x.shape[:2], tuple(mask.shape)
         fits = shape[:-1] == (batch,) or (len(shape) == 4 and shape[0] in (1, batch) and shape[2] == length)
-        if not fits or shape[-1] < length or (shape[-1] > length and not cached):
-            raise SettingsError(f"attention_mask: shape {shape} does not cover input_ids of shape {(batch, length)}")
+        held = int(cache.get_seq_length()) if cache is not None and len(shape) == 2 else 0
+        if not fits or shape[-1] < length + held or (shape[-1] > length and cache is None):
+            after = f" after {held} in the cache" if held else ""
+            raise SettingsError(
+                f"attention_mask: shape {shape} does not cover input_ids of shape {(batch, length)}{after}"
+            )
     elif mask is not None and not hasattr(mask, "mask_mod") and not isinstance(mask, dict):  # of flex, of each kind
         raise SettingsError(f"attention_mask: {type(mask).__name__} must be a tensor")
 
@@ -205,7 +210,8 @@ def attention_entropy(
         causal: whether query i sees only keys j <= i.
         mask: broadcasts to (B, H, T, S): bool, True where a key is seen, or floating, added to the scores, where a
             value of -10,000 or less hides the key; or a function of indices (b, h, i, j), as ``flex_attention`` takes.
-        padding: (B, S), true or 1 for the tokens of a sequence, as tokenizers give it (``attention_mask``).
+        padding: (B, S), true or 1 for the tokens of a sequence, as tokenizers give it (``attention_mask``). It
+            hides keys; queries of padding have rows too, which :func:`nfcore.shares.entropy_ceiling` leaves out.
         window: how many keys a query sees, itself included (Mistral, arXiv 2310.06825).
         chunk: positions are cut into chunks of this length, and a query sees only keys of its own (Llama 4).
         softcap: c of c tanh(score / c), before a mask is added (Gemma 2, arXiv 2408.00118).

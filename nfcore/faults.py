@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nfcore.settings import SettingsError
+
 
 DIVERGED, OUT_OF_MEMORY = 3, 4  # exit codes of `nfcore train`
 RESUME = "the same command goes on from the last checkpoint"
@@ -57,6 +59,8 @@ def disk_watched(directory: Path, needed: float) -> Iterator[None]:
     ``needed`` bytes are to be written."""
     try:
         yield
+    except (OutOfMemory, SettingsError):
+        raise
     except Exception as error:
         full = error.errno == errno.ENOSPC if isinstance(error, OSError) else shutil.disk_usage(directory).free < needed
         if not full:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import json
 import tempfile
 from collections import Counter
@@ -28,7 +29,8 @@ RECORDS |= {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arro
 NOT_READ = ".zip .tar .tgz .7z .rar .whl .jar .z .lz4 .br .xlsx .xls .ods .docx .doc .odt .pptx .pdf .epub .pkl .npy "
 NOT_READ += ".pickle .joblib .npz .h5 .hdf5 .orc .avro .db .sqlite .sqlite3 .lmdb .tfrecord .msgpack .bin .pt .pth "
 NOT_READ += ".safetensors .gguf .rds .mat .dta .lance .warc"
-OPENERS = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma", ".zst": "zstandard"}  # modules with an open() like ours
+OPENERS = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma", ".zst": "pyarrow"}  # modules, all but pyarrow with open()
+NOT_DATA = "dataset_info.json dataset_infos.json dataset_dict.json state.json"  # what `datasets` writes beside data
 
 
 def suffix(path: Path) -> str:
@@ -37,12 +39,18 @@ def suffix(path: Path) -> str:
 
 
 def kind(path: Path) -> str:
-    return "records" if suffix(path) in RECORDS else "not read" if suffix(path) in NOT_READ.split() else "text"
+    if path.name in NOT_DATA.split() or suffix(path) in NOT_READ.split():
+        return "not read"
+    return "records" if suffix(path) in RECORDS else "text"
 
 
 def open_file(path: Path, mode: str, **options: Any) -> Any:
     """Open a file that may be compressed."""
-    return importlib.import_module(OPENERS.get(path.suffix.lower(), "builtins")).open(path, mode, **options)
+    module = importlib.import_module(OPENERS.get(path.suffix.lower(), "builtins"))
+    if module.__name__ != "pyarrow":
+        return module.open(path, mode, **options)
+    stream = io.BufferedReader(module.input_stream(str(path), compression="zstd"))
+    return stream if mode == "rb" else io.TextIOWrapper(stream, **options)
 
 
 def file_texts(path: Path, skipped: Counter[str], least: int) -> Iterator[str]:

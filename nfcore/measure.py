@@ -38,6 +38,8 @@ def load(model: str, device: str = "cpu", dtype: str | None = None) -> tuple[Any
     saved = runs.runs_dir() / model
     if record := runs.read_record(saved):
         verify(saved, record)
+        if record["status"] != "complete":
+            raise SettingsError(f"model: run {model} diverged, and has no model")
     where = saved / "model" if record else model
     remedy = "give the id of a finished run, a directory with a model and its tokenizer, or a name on the Hub"
     with refusing(f"model: {model!r} cannot be loaded on device {device!r}", remedy):
@@ -78,12 +80,14 @@ def measure(network: Any, ids: Any, label: str = "") -> pd.DataFrame:
     batches, weights = [], []
     for batch in tqdm(ids.split(max(1, TOKENS // ids.shape[1])), f"  {label}", leave=False, delay=2):
         batches.append({name: x.double().numpy() for name, x in attention_statistics(network, batch).items()})
-        weights.append(batch.numel() - batches[-1]["nonfinite_rows"])
+        there = np.isfinite(batches[-1]["entropy"])  # layers may have fewer heads than others
+        weights.append(np.where(there, batch.numel() - batches[-1]["nonfinite_rows"], 0))
     layers, heads = weights[0].shape
     whole = {"layer": batches[0]["layer"].repeat(heads), "head": np.tile(np.arange(heads), layers)}
     for name in COLUMNS:
         values = np.stack([found[name] for found in batches])  # (batches, L, H)
-        mean = (np.nan_to_num(values) * weights).sum(0) / np.sum(weights, 0)
+        with np.errstate(invalid="ignore"):
+            mean = (np.nan_to_num(values) * weights).sum(0) / np.sum(weights, 0)
         whole[name] = {"nonfinite_rows": values.sum(0), "max_logit": values.max(0)}.get(name, mean).ravel()
     return pd.DataFrame(whole).astype({"layer": int, "nonfinite_rows": int})
 

@@ -155,6 +155,11 @@ def _how(
     sdpa = implementation == "sdpa"  # which has no soft cap and no sinks, whatever transformers hands to it
     how["softcap"] = None if sdpa else options.get("softcap")
     if "flash" in implementation:
+        places = options.get("position_ids")
+        packed = attention_mask is None and places is not None and len(query) == 1 and bool((places.diff() != 1).any())
+        if packed or options.get("cu_seq_lens_q") is not None or queries != key.shape[2]:
+            what = "packed sequences and caches are not measured under FlashAttention"
+            raise SettingsError(f'batch: {what}; after model.set_attn_implementation("sdpa") they are')
         how |= dict(window=options.get("sliding_window"), causal=bool(causal), padding=attention_mask)
     elif attention_mask is None:
         # SDPA takes the first keys where there are more keys than queries; eager attention has no mask but this one.
@@ -253,7 +258,7 @@ def _inputs(model: nn.Module, network: PreTrainedModel, batch: Any) -> dict[str,
     for name, axes in (("input_ids", 2), ("inputs_embeds", 3)):
         if name in inputs:
             inputs[name] = _tokens(name, inputs[name], axes)
-            _must_fit(inputs, inputs[name])
+            _must_fit(inputs, inputs[name], network.config.is_encoder_decoder)
     # Offloaded parameters are on the meta device until accelerate's hooks bring them.
     place = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
     if any(p.is_meta for p in model.parameters()) and not any(hasattr(m, "_hf_hook") for m in model.modules()):
@@ -286,10 +291,11 @@ def _tokens(name: str, x: Any, axes: int) -> Tensor:
     return x.long() if whole else x
 
 
-def _must_fit(inputs: dict[str, Any], tokens: Tensor) -> None:
-    """A mask and positions have the shape of ``tokens``, (B, T) or (B, T, D); a cache makes the mask longer."""
+def _must_fit(inputs: dict[str, Any], tokens: Tensor, encodes: bool) -> None:
+    """A mask and positions have the shape of ``tokens``, (B, T) or (B, T, D); a cache makes the mask longer, but not
+    that of an encoder (``encodes``)."""
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-    must_cover(mask, tokens, any(name in inputs for name in CACHES))
+    must_cover(mask, tokens, None if encodes else next((inputs[name] for name in CACHES if name in inputs), None))
     if isinstance(mask, Tensor) and not mask.any():
         raise SettingsError("attention_mask: leaves no token")
     if isinstance(positions, Tensor) and (positions.is_floating_point() or positions.shape[-1:] != tokens.shape[1:2]):

@@ -507,7 +507,7 @@ class NormFreeForCausalLM(PreTrainedModel, GenerationMixin):
         given = old if new is None else new
         if isinstance(given, (tuple, list)):
             raise ValueError("past_key_values: tuples are no longer a cache; give a transformers Cache")
-        must_cover(mask, x, given is not None)
+        must_cover(mask, x, given)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and self.training and recomputes_activations(self) and torch.is_grad_enabled():

@@ -103,8 +103,8 @@ class Section(pydantic.BaseModel):
         return self.model_dump()
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, checked as a new one is."""
-        return type(self)(**{**dict(self), **changes})
+        """A copy with some fields changed, checked as a new one is. What was not given follows anew from the others."""
+        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
 
     def _default(self, **values: Any) -> None:
         """Give fields that are None what follows from others."""
@@ -312,7 +312,7 @@ class TrainingSettings(Section):
     save_every: PositiveInt = 100
     """Updates from one checkpoint to the next."""
     threads: PositiveInt | None = None
-    """Of the CPU; null is what torch finds. Not part of what names a run."""
+    """Of the CPU; null leaves as many as torch has. Not part of what names a run."""
 
     def model_post_init(self, context: Any) -> None:
         self._default(micro_batch_size=self.batch_size, slope_weight_decay=self.weight_decay)
@@ -417,7 +417,9 @@ def override(settings: dict[str, Any], assignments: Iterable[str]) -> dict[str, 
         *sections, leaf = key.split(".")
         target = settings
         for section in sections:
-            target = target.setdefault(section, {})
+            if target.get(section) is None:  # also where YAML has a section with nothing in it
+                target[section] = {}
+            target = target[section]
             if not isinstance(target, dict):
                 raise SettingsError(f"{key:.200}: {section!r:.200} is not a section of settings")
         target[leaf] = _load(text, key)

@@ -47,6 +47,9 @@ def entropy_ceiling(
     if mask is None and padding is None and window is None and chunk is None:
         return math.lgamma(context + 1) / context
     i, j = np.arange(context)[:, None], np.arange(context)
+    if mask is None and padding is None:  # no T x T array: a row sees a stretch that ends with itself
+        first = np.maximum(j - (window or context) + 1, j // (chunk or context) * (chunk or context))
+        return float(np.log(j - np.maximum(first, 0) + 1).mean())
     seen = (j <= i) & (i - j < (window or context)) & (i // (chunk or context) == j // (chunk or context))
     mask, padding = array_of(mask), array_of(padding)
     for name, given, last in (("mask", mask, (context, context)), ("padding", padding, (context,))):

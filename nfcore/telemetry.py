@@ -50,6 +50,8 @@ class Watch:
         tied = model.lm_head.weight is model.embed.weight
         head = [*model.final_norm.parameters(), *([] if tied else model.lm_head.parameters())]
         self.layers = [*(list(block.parameters()) for block in model.blocks), head]
+        known = {id(p) for of_layer in self.layers for p in of_layer}  # embeddings and activations count as layer 0's
+        self.layers[0] += [p for p in self.parameters if id(p) not in known]
         for layer, module in enumerate([*model.blocks, model]):  # the model for the loss, which tells of all logits
             module.register_forward_hook(partial(self._check_output, layer))
 
@@ -163,7 +165,7 @@ class Telemetry:
             random = attention_statistics(self.model, self.random)
             heads["entropy_random"], positions["entropy_random"] = random["entropy"], random["by_position"]
         self.model.set_attn_implementation(attention)
-        learned = {name: [gathered(p).item() for p in self.model.learned(name)] for name in ("slope", "scale")}
+        learned = {name: [gathered(p).mean().item() for p in self.model.learned(name)] for name in ("slope", "scale")}
         for layer, values in enumerate(layers):
             where = {"step": step, "layer": layer}
             own = {name: found[layer % len(found)] if found else math.nan for name, found in learned.items()}
@@ -178,9 +180,13 @@ class Telemetry:
     def _forward(self, units: bool) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
         """Measure each layer and its heads in a pass over the probe."""
         layers: list[dict[str, float]] = []
+        inputs: list[Tensor] = []
+
+        def before_activation(module: nn.Module, args: Any) -> None:
+            inputs[:] = [args[0].clone()]  # it may work in place
 
         def after_activation(module: nn.Module, args: Any, y: Tensor) -> None:
-            x, y = args[0].flatten(0, -2), y.flatten(0, -2)  # (B T, F)
+            x, y = inputs[0].flatten(0, -2), y.flatten(0, -2)  # (B T, F)
             share, centred = nonlinear_shares(x, y)
             found = {"nonlinear_share": share, "nonlinear_share_centred": centred}
             found |= unit_statistics(x, y, self.probe.flatten().to(x.device)) if units else {}
@@ -189,7 +195,9 @@ class Telemetry:
         def after_block(module: nn.Module, args: Any, output: Any) -> None:
             layers[-1]["residual_rms"] = float(output[0].float().square().mean().sqrt())
 
-        hooks = [activation.register_forward_hook(after_activation) for activation in self.model.activations]
+        activations = dict.fromkeys(self.model.activations)  # one may serve several layers
+        hooks = [activation.register_forward_pre_hook(before_activation) for activation in activations]
+        hooks += [activation.register_forward_hook(after_activation) for activation in activations]
         hooks += [block.register_forward_hook(after_block) for block in self.model.blocks]
         heads = attention_statistics(self.model, self.probe)
         for hook in hooks:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
@@ -102,7 +102,7 @@ class Training:
         self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=fsdp)  # true: not wrapped in DDP
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.rows, self.seed, self.per_epoch = tokens.train, experiment.seed, rows // batch
-        self.tokens_per_update = batch * context
+        self.tokens_per_update, self.data_hash = batch * context, tokens.hash
         self.validation = tokens.validation[: settings.eval_sequences]
         probe = as_ids(self.validation[: settings.probe_sequences])
         self.telemetry = Telemetry(self.model, probe, machine.git_commit() or "unknown")
@@ -111,7 +111,8 @@ class Training:
         self.bar = tqdm(disable=True)
         if report_to:
             self.accelerator.init_trackers("nfcore", config={"id": experiment.id, "name": experiment.name})
-        set_seed(experiment.seed)  # of dropout, however many numbers the initial weights have drawn
+        # Of dropout, in each process another one, however many numbers the initial weights have drawn.
+        set_seed(experiment.seed, device_specific=True)
 
     def _fit_to_machine(self, context: int) -> None:
         """Choose between ways of computing the same thing."""
@@ -259,9 +260,9 @@ class Training:
             self.telemetry.measure(self.step, last, units)
 
     def asked_to_stop(self) -> bool:
-        """Whether a signal came. Several processes agree on that where they log, and stop at the same update."""
+        """Whether a signal came. Several processes agree on it where they log or save, and stop at the same update."""
         if self.accelerator.num_processes > 1:
-            if self.step % self.settings.log_every:
+            if self.step % self.settings.log_every and self.step % self.settings.save_every:
                 return False
             mine = torch.tensor(max(self.received, default=0), device=self.accelerator.device)
             anyone = int(self.accelerator.gather(mine).max())
@@ -291,8 +292,8 @@ class Training:
         torch.save(random, checkpoint / f"random-{accelerator.process_index}.pt")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            checkpoints.seal(checkpoint, processes=accelerator.num_processes)
-            checkpoints.prune(checkpoint.parent)
+            checkpoints.seal(checkpoint, processes=accelerator.num_processes, data=self.data_hash)
+            checkpoints.prune(checkpoint)
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint, if there is one. Several processes take what the first one finds."""
@@ -303,6 +304,9 @@ class Training:
         if manifest["processes"] != accelerator.num_processes:
             made = f"{found}: was made by {manifest['processes']} processes"
             raise SettingsError(f"{made}; go on with as many, or fresh=true starts anew")
+        if manifest.get("data", self.data_hash) != self.data_hash:  # checkpoints of earlier versions do not say
+            made = f"{found}: was made from other tokens, {manifest['data']} and not {self.data_hash}"
+            raise SettingsError(f"{made}; go on with the same corpus, or fresh=true starts anew")
         state = torch.load(found / "state.pt", map_location="cpu", weights_only=True)
         parts = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
         set_state_dict(self.model, self.optimizer.optimizer, **parts, options=self.WHOLE)
@@ -330,6 +334,8 @@ class Training:
 def _accelerator(precision: str, compiled: bool, report_to: Sequence[str], directory: Path) -> Accelerator:
     for logger in report_to:
         choice("report_to", logger, sorted(map(str, LOGGER_TYPE_TO_CLASS)))
+        if logger not in map(str, get_available_trackers()):
+            raise SettingsError(f"report_to: {logger!r} is not installed")
     AcceleratorState._reset_state()  # of a run with another precision that this process has trained before
     return Accelerator(
         cpu=not torch.cuda.is_available(),
@@ -440,8 +446,9 @@ def _run(
             _finish(experiment, training, tokens)
     training.close()
     if training.received:
-        reached = "finished" if done else f"stopped at step {training.step} of {training.steps}"
-        raise faults.Stopped(training.received[0], f"{label}: {reached}; {faults.RESUME}")
+        again = "without fresh=true " if fresh else ""
+        stopped = f"stopped at step {training.step} of {training.steps}; {again}{faults.RESUME}"
+        raise faults.Stopped(training.received[0], f"{label}: {'finished' if done else stopped}")
 
 
 def _check_machine(settings: TrainingSettings, label: str) -> None:

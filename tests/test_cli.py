@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
-from nfcore import entropy_ceiling, faults, head_entropy, measure, runs
+from nfcore import entropy_ceiling, faults, head_entropy, measure, meter, runs
 from nfcore.__main__ import main, parser
 from nfcore.settings import Experiment, project_root
 from tests.conftest import ROOT
@@ -256,6 +257,21 @@ def test_batches_of_a_text_are_averaged(trained: Path, text: Path, monkeypatch: 
     pd.testing.assert_frame_equal(measure.measure(network, ids), whole, rtol=1e-5)
 
 
+def test_heads_that_a_layer_does_not_have_are_no_zeros(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = meter.attention_statistics
+
+    def fewer(network: Any, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = original(network, batch)
+        whole = [name for name, x in found.items() if x.is_floating_point() and name != "by_position"]
+        return found | {name: found[name].index_fill(1, torch.tensor([1]), torch.nan) for name in whole}
+
+    network, _ = measure.load(trained.name)
+    monkeypatch.setattr(meter, "attention_statistics", fewer)
+    found = measure.measure(network, torch.arange(32).view(2, 16))
+    assert found["entropy"].isna().tolist() == [False, True] * 2
+    assert "nan" in measure.table(found, (2, 16)).lower()
+
+
 def test_layers_are_printed_by_their_own_numbers_with_the_ceiling_of_their_mask(
     trained: Path, text: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -295,7 +311,7 @@ def test_entropy_of_wrong_input(trained: Path, diverged: Path, text: Path, tmp_p
         ((run, tmp_path / "binary"), "not UTF-8 text"),
         ((run, tmp_path / "short"), "1 tokens, fewer than one sequence of 128"),
         (("no/model", text), "model: 'no/model' cannot be loaded"),
-        ((diverged.name, text), "give the id of a finished run"),
+        ((diverged.name, text), f"model: run {diverged.name} diverged, and has no model"),
         ((cut, text), f"model: '{cut}' cannot be loaded"),
         ((run, text, "--context", 16, "--device", "cud"), "cannot be loaded on device 'cud'"),
     ):

@@ -241,6 +241,7 @@ def test_codeparrot_from_local_files(codeparrot, tmp_path):
         ({"text_column": "body"}, r"data\.text_column: in .*train\.PARQUET: 'body' is not one of content, license"),
         ({"train_files": "absent.parquet"}, r"absent\.parquet cannot be loaded .*data\.train_files"),
         ({"train_files": "a.xlsx"}, r"data\.train_files: the suffix: '\.xlsx' is not one of \.jsonl, "),
+        ({"train_files": "a.csv"}, r"data\.train_files: the suffix: '\.csv' is not one of \.jsonl, "),
     ):
         with pytest.raises(SettingsError, match=reason):
             parts(changed(codeparrot, **wrong), tmp_path / "wrong")
@@ -248,6 +249,18 @@ def test_codeparrot_from_local_files(codeparrot, tmp_path):
     assert corpus.codeparrot_corpus(codeparrot).identity != made.identity
     with pytest.raises(SettingsError, match=r"data\.text_column: 'content' is text in only 10 records"):
         parts(codeparrot, tmp_path / "numbers")
+
+
+def test_a_pattern_of_files_is_known_by_all_of_them(codeparrot, tmp_path):
+    def identity() -> str:
+        return corpus.codeparrot_corpus(changed(codeparrot, train_files=str(tmp_path / "train*"))).identity
+
+    known = [identity()]
+    assert known == [corpus.codeparrot_corpus(codeparrot).identity]
+    for content in (b"one", b"two"):
+        (tmp_path / "train-2.parquet").write_bytes(content)
+        known.append(identity())
+    assert len({*known}) == 3
 
 
 def test_codeparrot_streamed(codeparrot, tmp_path, monkeypatch):

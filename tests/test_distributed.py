@@ -40,8 +40,8 @@ class Job(NamedTuple):
 JOBS = {
     "of a notebook, one dies": Job(2, {"micro_batch_size": 2}, fault=signal.SIGKILL, resumed=4),
     "accumulating": Job(4, {"micro_batch_size": 1}),
-    # of a signal to one process the others hear when they log
-    "sharded, stopped": Job(2, {"micro_batch_size": 2, "log_every": 4}, True, signal.SIGTERM, 8),
+    # of a signal to one process the others hear when they log or save
+    "sharded, stopped": Job(2, {"micro_batch_size": 2, "log_every": 100}, True, signal.SIGTERM, 8),
     "sharded by torchrun": Job(2, {"micro_batch_size": 2, "optimizer": "hf_adamw", "schedule": "hf_linear"}, True),
 }
 
@@ -74,7 +74,7 @@ def watched(name: str, fault: int | None, experiment: Experiment) -> None:
     def looking(self: Training) -> None:
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
         halves = [p for p in matrices if isinstance(p, DTensor) and 2 * p.to_local().numel() == p.numel()]
-        seen["halved"] = len(halves) / len(matrices)
+        seen["halved"], seen["seed"] = len(halves) / len(matrices), torch.initial_seed()
         run(self)
 
     def parting(self: accelerate.Accelerator) -> None:
@@ -142,6 +142,7 @@ def test_several_processes_make_the_run_of_one(tiny, tmp_path, monkeypatch):
         for rank in range(0 if "torchrun" in name else job.processes):
             seen = json.loads((place / f"{name}-{rank}.json").read_text())
             assert seen["halved"] == job.sharded, name
+            assert job.resumed or seen["seed"] == rank, "dropout is another one in each process"
             assert seen["wrappers"] == 0, "torch may then wait for ever"
             # Gradients are reduced once an update, in the last of its micro-batches.
             passes = (10 - job.resumed) * (8 // job.processes // job.settings["micro_batch_size"] - 1)

@@ -40,8 +40,12 @@ def elsewhere(tmp_path: Path, monkeypatch: Patch) -> Path:
     return tmp_path
 
 
+def steps_of(directory: Path) -> list[int]:
+    return sorted(map(checkpoints.step_of, checkpoints.last_first(directory)))
+
+
 def steps(run: Path) -> list[int]:
-    return sorted(map(checkpoints.step_of, (run / "checkpoints").iterdir()))
+    return steps_of(run / "checkpoints")
 
 
 def kill(number: int = signal.SIGINT) -> None:
@@ -138,14 +142,36 @@ def test_a_flipped_byte_is_named_and_the_last_good_checkpoint_used(name, tiny, t
         ({"format": 2}, "checkpoint format 2, this version reads 3"),
         ({"format": 4}, "checkpoint format 4, this version reads 3"),
         ({"processes": 2}, "was made by 2 processes; go on with as many"),
+        ({"data": "other"}, r"was made from other tokens, other and not [0-9a-f]{12}; go on with the same corpus"),
     ],
 )
-def test_checkpoints_of_other_formats_and_processes_are_refused(changes, said, tiny, interrupted):
+def test_checkpoints_of_other_formats_processes_and_tokens_are_refused(changes, said, tiny, interrupted):
     file = interrupted / "checkpoints/checkpoint-8" / checkpoints.MANIFEST
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(SettingsError, match=rf"checkpoint-8: {said}"):
         train(tiny(), quiet=True)
     assert steps(interrupted) == [4, 8]
+
+
+def test_damaged_checkpoints_never_push_out_new_ones(tmp_path, capsys):
+    def seal(step: int) -> Path:
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        (checkpoint / "state.pt").write_text(str(step))
+        checkpoints.seal(checkpoint)
+        return checkpoint
+
+    for step in (900, 1000):
+        (seal(step) / "state.pt").write_text("damaged")
+    copy = tmp_path / "checkpoint-1000-backup"  # of a careful user
+    copy.mkdir()
+    assert checkpoints.newest(tmp_path) == (None, {})
+    assert capsys.readouterr().err.count("this checkpoint is passed over") == 2
+    for step in (100, 200, 300):
+        checkpoints.prune(seal(step))
+    assert steps_of(tmp_path) == [200, 300]
+    assert checkpoints.newest(tmp_path)[0] == tmp_path / "checkpoint-300"
+    assert copy.is_dir()
 
 
 def test_a_clock_that_jumps_back_deletes_no_newer_checkpoint(tiny, trained, elsewhere, monkeypatch):

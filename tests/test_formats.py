@@ -3,11 +3,13 @@
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -19,7 +21,13 @@ from nfcore.settings import DataSettings, SettingsError
 
 
 TEXTS = ["def f(x):\n    return x\n", "NA", "12", 'a "quoted", cell\r\n', "", "\u2028 é \U0001f600"]
-OPEN = {"": open, ".gz": gzip.open, ".BZ2": bz2.open, ".xz": lzma.open}
+
+
+def open_zst(path, mode, **options):
+    return io.TextIOWrapper(pa.output_stream(str(path), compression="zstd"), **options)
+
+
+OPEN = {"": open, ".gz": gzip.open, ".BZ2": bz2.open, ".xz": lzma.open, ".zst": open_zst}
 
 
 def read(path: Path, **changes) -> tuple[list[str], Counter[str]]:
@@ -60,7 +68,15 @@ def write(path: Path, texts: list[str] = TEXTS) -> Path:
     [
         *("a.jsonl", "a.JSONL", "a.ndjson", "a.jsonlines", "a.json", "a.array.json", "a.array.JSON.gz", "a.jsonl.gz"),
         *("a.Jsonl.BZ2", "a.ndjson.xz", "a.csv", "a.CSV", "a.tsv", "a.csv.gz", "a.tsv.xz", "a.parquet", "a.PARQUET"),
-        *("a.arrow", "a.feather", "we [i]*rd ? :: dir/.hid/a[1].csv", "we [i]*rd/a::b.parquet", "v1.5/a.b.jsonl"),
+        *(
+            "a.jsonl.zst",
+            "a.csv.zst",
+            "a.arrow",
+            "a.feather",
+            "we [i]*rd ? :: dir/.hid/a[1].csv",
+            "we [i]*rd/a::b.parquet",
+            "v1.5/a.b.jsonl",
+        ),
     ],
 )
 def test_records_are_their_texts(tmp_path, name):
@@ -70,9 +86,14 @@ def test_records_are_their_texts(tmp_path, name):
         read(path, text_column="body")
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.TXT.gz", "a.txt.BZ2", "a.txt.xz"])
+@pytest.mark.parametrize("name", ["a.txt", "a.TXT.gz", "a.txt.BZ2", "a.txt.xz", "a.txt.zst"])
 def test_text_files_keep_every_character(tmp_path, name):
     assert read(write(tmp_path / name)) == (["".join(TEXTS)], Counter())
+
+
+def test_what_datasets_writes_beside_data_is_no_data(tmp_path):
+    datasets.DatasetDict(train=datasets.Dataset.from_dict({"content": TEXTS})).save_to_disk(tmp_path)
+    assert read(tmp_path) == (TEXTS, Counter({".json file": 3}))
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.XLSX", "a.pkl", "a.tar.gz", "a.npz", "a.sqlite", "a.jsonl.lz4"])

@@ -263,6 +263,12 @@ def test_a_cache_in_the_batch_is_read_and_not_written_to():
     for _ in range(2):
         close(head_entropy(model, {"input_ids": batch[:, 6:], "past_key_values": past}), expected, 5e-6)
     assert past.get_seq_length() == 6
+    half = {"input_ids": batch[:, 6:], "past_key_values": past, "attention_mask": torch.ones_like(batch[:, 6:])}
+    for measured in (model, sharp("our gpt2")):
+        with torch.no_grad():
+            half["past_key_values"] = measured(batch[:, :6], use_cache=True).past_key_values
+        with pytest.raises(SettingsError, match=r"attention_mask: .* does not cover input_ids .* after 6 in the cache"):
+            head_entropy(measured, half)
     past = model(batch[:, :6], use_cache=True).past_key_values
     with pytest.raises(SettingsError, match="past_key_values has gradients"):
         head_entropy(model, {"input_ids": batch[:, 6:], "past_key_values": past})
@@ -396,6 +402,23 @@ def test_what_is_no_causal_attention_is_refused_by_name(measure):
             measure(model, batch)
     decoder = sharp(lambda: hf("Bert", "LMHeadModel", is_decoder=True, **bert))
     close(head_entropy(decoder, batch), from_maps(decoder, batch), 5e-6)
+
+
+def test_under_flash_attention_packed_sequences_and_caches_are_refused():
+    """A function with the arguments of FlashAttention stands in for it."""
+
+    def attend(module, query, key, value, attention_mask, **options):
+        return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2), None
+
+    model, batch = sharp("llama"), ids()
+    AttentionInterface.register("flash_stand_in", attend)
+    AttentionMaskInterface.register("flash_stand_in", lambda *args, attention_mask=None, **options: attention_mask)
+    expected = head_entropy(model, batch)[0]
+    places = torch.arange(batch.shape[1])[None] % 5
+    model.config._attn_implementation = "flash_stand_in"
+    close(head_entropy(model, batch)[0], expected, 5e-6)
+    with pytest.raises(SettingsError, match="packed sequences and caches are not measured under FlashAttention"):
+        head_entropy(model, {"input_ids": batch[:1], "position_ids": places})
 
 
 def test_layers_with_fewer_heads_end_in_nan():

@@ -224,6 +224,11 @@ def test_what_follows_from_other_fields():
     training = TrainingSettings(batch_size=8, weight_decay=0.3)
     assert (training.micro_batch_size, training.slope_weight_decay) == (8, 0.3)
     assert Experiment.from_dict({"data": {"vocab_size": 300}}).model.vocab_size == 300
+    wider = model.replace(hidden_size=96, family="pythia")
+    assert (wider.intermediate_size, wider.tie_word_embeddings) == (384, False)
+    assert ModelSettings(hidden_size=48, intermediate_size=100).replace(hidden_size=96).intermediate_size == 100
+    fewer = training.replace(batch_size=6, weight_decay=0.0)
+    assert (fewer.micro_batch_size, fewer.slope_weight_decay) == (6, 0.0)
 
 
 def test_a_named_shape_fills_the_sizes_and_other_keys_override_it():
@@ -261,6 +266,7 @@ def test_override():
     }
     for text in ("1e-3", "1E-3", "1.e-3", "+1e-03", "0.001", "1.0e-3"):
         assert override({}, [f"a={text}"]) == {"a": 0.001}
+    assert override({"training": None}, ["training.steps=3"]) == {"training": {"steps": 3}}
 
 
 def test_override_refuses():

@@ -23,6 +23,20 @@ def test_the_ceiling_is_the_mean_of_the_logarithms(context):
     assert round(entropy_ceiling(128), 4) == 3.8782  # as published
 
 
+def test_a_window_needs_no_square_of_the_context():
+    context, window = 131_072, 4096
+    keys = np.minimum(np.arange(1, context + 1), window)
+    assert entropy_ceiling(context, window=window) == pytest.approx(np.log(keys).mean())
+
+
+@pytest.mark.parametrize(("window", "chunk"), [(4, None), (None, 5), (3, 4), (4, 3), (100, 100), (1, 7)])
+def test_windows_and_chunks_are_those_of_the_mask(window, chunk):
+    full = np.ones((17, 17), dtype=bool)
+    for context in (1, 4, 17):
+        expected = entropy_ceiling(context, window=window, chunk=chunk, mask=full[:context, :context])
+        assert entropy_ceiling(context, window=window, chunk=chunk) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("context", [1, 5, 16])
 def test_the_ceiling_follows_the_mask(context):
     def mean(keys):

@@ -31,10 +31,10 @@ from nfcore import (
     train,
     training,
 )
-from nfcore.model import recomputes_activations
+from nfcore.model import ACTIVATIONS, recomputes_activations
 from nfcore.optimizer import HFAdamW, optimizer_and_schedule
 from nfcore.settings import Experiment, SettingsError, TrainingSettings
-from nfcore.telemetry import Watch
+from nfcore.telemetry import Telemetry, Watch
 from nfcore.training import Training
 from nfcore.units import unit_statistics
 
@@ -424,6 +424,33 @@ def test_telemetry_equals_direct_calculation(tiny, family, activation, sharing):
     assert (means[0]["entropy_random"] - means[0]["entropy"]).abs().min() > 1e-4
 
 
+class SlopePerUnit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.initial = 0.5
+        self.slope = nn.Parameter(torch.linspace(0, 1, 128))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x > 0, x, self.slope * x)
+
+
+def test_activations_of_a_users_own_are_measured(monkeypatch):
+    probe = torch.randint(VOCAB, (2, 8))
+
+    def measured() -> pd.DataFrame:
+        torch.manual_seed(0)
+        telemetry = Telemetry(network(activation="relu"), probe, "")
+        telemetry.measure(0)
+        return pd.DataFrame(telemetry.tables["layers"])
+
+    plain, one = measured(), nn.ReLU()
+    for kind in (lambda config: nn.ReLU(inplace=True), lambda config: one):
+        monkeypatch.setitem(ACTIVATIONS, "relu", kind)
+        pd.testing.assert_frame_equal(measured(), plain)
+    monkeypatch.setitem(ACTIVATIONS, "relu", lambda config: SlopePerUnit())
+    assert measured()["slope"].tolist() == [0.5, 0.5]
+
+
 def test_probing_leaves_training_untouched(tiny, trained):
     changes = dict(probe_every=1, eval_every=1, save_every=3)
     often = train(tiny(training=changes), quiet=True)
@@ -553,6 +580,18 @@ def test_a_run_goes_on_after_an_explosion(tiny):
     assert found["diverged"] is None
 
 
+@pytest.mark.parametrize("name", ["embed.weight", "positions.weight", "activations.1.slope"])
+def test_gradients_outside_the_blocks_are_watched_as_the_first_layers(name):
+    model = network(activation="learnable_leaky_relu")
+    bad = Watch(model)
+    for step, size in ((1, 1e20), (2, math.nan)):
+        model.get_parameter(name).grad = torch.full_like(model.get_parameter(name), size)
+        bad.step.fill_(step)
+        bad.check_gradients()
+        assert model.get_parameter(name).grad.norm().isfinite() or step == 2
+    assert bad.events() == ({"step": 2, "layer": 0, "where": "backward"}, {"step": 1, "layer": 0})
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_bad_weights_are_found_in_the_forward_pass(layer):
     model = network(tie_word_embeddings=False)
@@ -631,6 +670,7 @@ def test_no_steps_are_one_epoch(tiny, monkeypatch):
         ({"batch_size": 4096, "steps": None}, 1, {}, r"training\.batch_size: 4096 is more than the \d+ training"),
         ({}, 3, {}, r"training\.batch_size: 8 is not a multiple of the 3 processes"),
         ({}, 1, {"fsdp": True}, "fsdp: needs several processes"),
+        ({}, 1, {"report_to": ["clearml"]}, "report_to: 'clearml' is not installed"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(changes, processes, options, said, tiny, monkeypatch):

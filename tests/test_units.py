@@ -57,7 +57,8 @@ def test_selectivity_is_the_share_of_variance_that_tokens_explain():
 
 def test_selectivity_needs_a_token_that_comes_again():
     found = unit_statistics(sample(20, 3), sample(20, 3).relu(), torch.arange(20))
-    assert math.isnan(found["selectivity_in"]) and math.isnan(found["selectivity_out"])
+    assert math.isnan(found["selectivity_in"])
+    assert math.isnan(found["selectivity_out"])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
