@@ -355,6 +355,66 @@ if n > 1:
         + f" (n = {apart.shape[1]}).",
     )
 
+# %% [markdown]
+# How do the layers compare with the published ones, also where the feed-forward network is linear or learns the slope of its activation?
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-profiles", "caption": "Mean head entropy over its ceiling by depth, after the last update: the published maps, and ours as means over n seeds. SM and SM+LN have a linear feed-forward network. Learnable slopes belong to models without LayerNorm, and start from the value named. Runs of the first study end in a transient and stand in where the study has none yet. Compare the shape of a configuration's line with the published one."}, "image": {"alt": "Panels of lines over the depth of a model, one line a configuration: published, ours, and models with learnable slopes."}}
+first_study = Study.load("transient")
+first_runs = study_runs(first_study)
+made = {"study, 19.7 M tokens": (study, shown, frame)}
+made["first study, 2.5 M tokens"] = (first_study, first_runs, statistics(first_runs, first_study))
+newest, older = made
+WITHOUT = ("SM+LN", "SM")
+
+
+def learned(where):
+    """The cells of a study whose models learn a slope."""
+    return [name for name in made[where][0].cells if name.startswith("slope ")]
+
+
+def profile(where, cell):
+    """Mean entropy over the ceiling by layer, over the trained runs of a cell, and their number."""
+    _, runs_of, statistic = made[where]
+    ids = of_cell(statistic, cell).query("outcome == 'trained'")["run"]
+    heads = runs_of.heads[runs_of.heads["run"].isin(ids)]
+    heads = heads[heads["step"] == heads.groupby("run")["step"].transform("max")]
+    return heads.groupby("layer")["entropy"].mean() / entropy_ceiling(128), len(ids)
+
+
+paper = {name: pd.Series(np.nanmean(maps, axis=1)) / entropy_ceiling(128) for name, maps in theirs.items()}
+panels = {"published, 2,110 M tokens": {name: (paper[name], 1) for name in (*MAIN, *WITHOUT)}}
+for where in made:
+    panels[where] = {name: profile(where, name) for name in (*MAIN, *WITHOUT)}
+    panels[f"learnable slopes, {where}"] = {name: profile(where, name) for name in (*learned(where), "SM+R")}
+complete = [where for where, curves in panels.items() if all(n for _, n in curves.values())]
+chosen = dict.fromkeys(["published, 2,110 M tokens", newest, *complete])
+for kind in ("", "learnable slopes, "):
+    if kind + newest in complete:  # what the study has in full, the first one need not show
+        chosen.pop(kind + older, None)
+figure, axes = plt.subplots(len(chosen), 1, figsize=(5, 2.3 * len(chosen)), sharex=True, squeeze=False)
+for panel, where in zip(axes[:, 0], chosen, strict=True):
+    for number, (name, (curve, n)) in enumerate(panels[where].items()):
+        if not n:
+            continue
+        style = STYLES.get(name) or dict(color=plt.get_cmap("viridis")(number / 6), marker=".")
+        label = f"{name.removeprefix('slope ')} (n = {n})"
+        panel.plot(curve.index / curve.index.max(), curve, markersize=4, linewidth=1.2, label=label, **style)
+    slopes = where.startswith("learnable")
+    panel.set(title=where, ylabel="entropy / ceiling", ylim=(0.35 if slopes else -0.03, 1.03))
+    panel.legend(fontsize=6, ncols=2, loc="lower left")
+axes[-1, 0].set_xlabel("depth (0: first layer, 1: last)")
+of_maps = [where for where in chosen if not where.startswith("learnable") and where in complete]
+finding = "; ".join(
+    f"{where}: " + " and ".join(f"{panels[where][name][0].mean():.2f} ({name})" for name in WITHOUT)
+    for where in of_maps
+)
+show_figure(
+    figure,
+    shown.select(dict.fromkeys(run for name in MAIN for run in of_cell(frame, name)["run"])),
+    interactive=False,
+    finding=f"Mean over all layers, {finding}.",
+)
+
 # %% tags=["remove-input"]
 strip({"": table})
 
