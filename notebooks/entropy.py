@@ -35,7 +35,7 @@ from IPython.display import Markdown
 from nfbook.claims import early_layers, interval, late_layers, of_cell, statistics, verdicts
 from nfbook.figures import STYLES, entropy_map, maps_over_steps, show_figure, use_style
 from nfbook.front import strip
-from nfbook.presets import MAIN
+from nfbook.presets import MAIN, PAPER_TOKENS
 from nfbook.recorded import recorded_dir
 from nfbook.report import (
     NAMES,
@@ -361,8 +361,12 @@ if n > 1:
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-profiles", "caption": "Mean head entropy over its ceiling by depth, after the last update: the published maps, and ours as means over n seeds. SM and SM+LN have a linear feed-forward network. Learnable slopes belong to models without LayerNorm, and start from the value named. Runs of the first study end in a transient and stand in where the study has none yet. Compare the shape of a configuration's line with the published one."}, "image": {"alt": "Panels of lines over the depth of a model, one line a configuration: published, ours, and models with learnable slopes."}}
 first_study = Study.load("transient")
 first_runs = study_runs(first_study)
-made = {"study, 19.7 M tokens": (study, shown, frame)}
-made["first study, 2.5 M tokens"] = (first_study, first_runs, statistics(first_runs, first_study))
+made = {}
+for words, of, runs_of in (("study", study, shown), ("first study", first_study, first_runs)):
+    run = of.cells["SM+G"].experiments[0]
+    tokens = run.training.steps * run.training.batch_size * run.data.context
+    made[f"{words}, {tokens / 1e6:.1f} M tokens"] = of, runs_of, statistics(runs_of, of)
+published_runs = f"published, {PAPER_TOKENS / 1e6:,.0f} M tokens"
 newest, older = made
 WITHOUT = ("SM+LN", "SM")
 
@@ -382,12 +386,12 @@ def profile(where, cell):
 
 
 paper = {name: pd.Series(np.nanmean(maps, axis=1)) / entropy_ceiling(128) for name, maps in theirs.items()}
-panels = {"published, 2,110 M tokens": {name: (paper[name], 1) for name in (*MAIN, *WITHOUT)}}
+panels = {published_runs: {name: (paper[name], 1) for name in (*MAIN, *WITHOUT)}}
 for where in made:
     panels[where] = {name: profile(where, name) for name in (*MAIN, *WITHOUT)}
     panels[f"learnable slopes, {where}"] = {name: profile(where, name) for name in (*learned(where), "SM+R")}
 complete = [where for where, curves in panels.items() if all(n for _, n in curves.values())]
-chosen = dict.fromkeys(["published, 2,110 M tokens", newest, *complete])
+chosen = dict.fromkeys([published_runs, newest, *complete])
 for kind in ("", "learnable slopes, "):
     if kind + newest in complete:  # what the study has in full, the first one need not show
         chosen.pop(kind + older, None)
