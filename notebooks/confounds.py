@@ -301,7 +301,7 @@ def questions(number):
 fixed = [
     line
     for line in read_ledger()["disclosures"]
-    if "irst study" in line["what"] or "follow-up" in line["what"] or "Pilots" in line["what"]
+    if any(word in line["what"].lower() for word in ("first study", "follow-up", "pilot"))
 ]
 folded("What was fixed when", Markdown("\n".join(f"- {line['when']}: {line['what']}." for line in fixed)))
 
