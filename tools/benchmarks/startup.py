@@ -93,7 +93,7 @@ def checkpoint(shape: str, vocabulary: int, options: Options) -> dict[str, Any]:
     from tools.benchmarks.training import experiment
 
     tokens = np.zeros((1, 32), np.uint16)
-    data: Any = SimpleNamespace(train=tokens, validation=tokens)
+    data: Any = SimpleNamespace(train=tokens, validation=tokens, hash="random")
     with tempfile.TemporaryDirectory() as folder:
         training = Training(experiment(shape, vocabulary, 32, 1), data, Path(folder))
         training.update()  # the optimiser has its moments now

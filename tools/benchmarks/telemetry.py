@@ -120,7 +120,7 @@ def probe_row(name: str, options: Options) -> dict[str, Any]:
     settings, context = plan.training, plan.data.context
     shape = (max(steps * settings.batch_size, settings.probe_sequences), context)
     tokens = np.random.default_rng(0).integers(plan.data.vocab_size, size=shape, dtype=np.uint16)
-    data: Any = SimpleNamespace(train=tokens, validation=tokens)
+    data: Any = SimpleNamespace(train=tokens, validation=tokens, hash="random")
     with tempfile.TemporaryDirectory() as folder:
         training = Training(plan, data, Path(folder))
         step = seconds(training.update, steps)

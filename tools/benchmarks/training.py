@@ -82,7 +82,7 @@ def experiment(shape: str, vocabulary: int, context: int, batch: int, **training
 
 
 def ours(plan: Experiment, tokens: np.ndarray, steps: int, folder: Path) -> Callable[[], float]:
-    data: Any = SimpleNamespace(train=tokens, validation=tokens[:1])
+    data: Any = SimpleNamespace(train=tokens, validation=tokens[:1], hash="random")
     plan = plan.replace(training=plan.training.replace(steps=steps))
     training = Training(plan, data, folder)
 
