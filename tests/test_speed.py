@@ -132,7 +132,8 @@ def test_attention_of_short_sequences_in_bfloat16(
     experiment = tiny(
         data={"context": context}, model={"max_position_embeddings": 1024}, training={"precision": precision}
     )
-    tokens: Any = SimpleNamespace(train=np.zeros((8, context), np.uint16), validation=np.zeros((2, context), np.uint16))
+    parts = {name: np.zeros((n, context), np.uint16) for name, n in (("train", 8), ("validation", 2))}
+    tokens: Any = SimpleNamespace(**parts, hash="zeros")
     found = training.Training(experiment, tokens, tmp_path)
     assert found.model.config._attn_implementation == expected
 
