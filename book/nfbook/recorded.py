@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from nfcore import runs
 from nfcore.settings import SettingsError, project_root
@@ -58,7 +59,12 @@ def export(preset: str, ids: Iterable[str], keep: Iterable[str] = ()) -> Path:
     records.sort(key=lambda record: record["id"])
     write_atomically(target / "records.json", json.dumps(records, indent=1))
     for name, table in tables.items():
-        table.sort_values("run", kind="stable").to_parquet(target / f"{name}.parquet", index=False)
+        numbers = table.select_dtypes(
+            "float"
+        ).columns  # whose bytes are stored by place: without loss, in half the room
+        how: dict[str, Any] = {"use_dictionary": [c for c in table if c not in numbers]}
+        how |= {"column_encoding": dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"), "compression": "zstd"}
+        table.sort_values("run", kind="stable").to_parquet(target / f"{name}.parquet", index=False, **how)
     files = [target / "records.json", *(target / f"{name}.parquet" for name in runs.TABLES)]
     write_atomically(target / "checksums.json", json.dumps({f.name: file_sha256(f) for f in files}, indent=1))
     return target
