@@ -148,9 +148,9 @@ class ModelSettings(Section):
     norm_eps: NonNegativeFloat = 1e-5
     """Added to the variance in a norm."""
     activation: str = "gelu"
-    """Of the FFN."""
+    """Activation of the FFN."""
     negative_slope: float = 0.01
-    """Of ``leaky_relu``; the initial one of ``learnable_leaky_relu``."""
+    """Negative slope of ``leaky_relu``; the initial one of ``learnable_leaky_relu``."""
     slope_sharing: Literal["per_layer", "shared"] = "per_layer"
     """A learnable slope or scale is one per layer or one for all."""
     activation_scale: PositiveFloat = 1.0
@@ -164,9 +164,9 @@ class ModelSettings(Section):
     embd_pdrop: Share = 0.0
     """Dropout of the embeddings."""
     residual_dtype: DType = "float32"
-    """Of the residual stream."""
+    """Precision of the residual stream."""
     rotary_fraction: Share = 0.25
-    """Of each head's width, that rotary positions turn; ``pythia`` only."""
+    """Share of each head's width that rotary positions turn; ``pythia`` only."""
     rotary_base: PositiveFloat = 10000.0
     """The longest wavelength of rotary positions is about 2 pi times this many tokens."""
     tie_word_embeddings: bool | None = None
@@ -223,17 +223,17 @@ class DataSettings(Section):
     split_by: Literal["group", "document"] = "group"
     """Documents go to validation by the hash of their group (package/directory) or of themselves."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Of the groups or documents."""
+    """Share of the groups or documents that go to validation."""
     max_documents: PositiveInt | None = None
-    """Of the training part, after shuffling with seed 0; null is all."""
+    """How many documents the training part keeps, after shuffling with seed 0; null is all."""
     max_validation_documents: PositiveInt | None = None
-    """Of the validation part; null is all."""
+    """How many the validation part keeps; null is all."""
     train_files: str | None = None
-    """Of ``codeparrot`` only: local parquet or JSON-lines files in place of the Hub's."""
+    """Local parquet or JSON-lines files in place of the Hub's; for ``codeparrot`` only."""
     validation_files: str | None = None
     """The same for validation; both or neither."""
     streaming: Annotated[bool, LATER] = False
-    """Of ``codeparrot`` only: read no more than ``max_documents`` need, in place of a download of it all. It is then
+    """Read no more than ``max_documents`` need, in place of a download of it all; for ``codeparrot`` only. It is then
     shuffled within a window instead of as a whole, so the documents are others than the paper's."""
 
     def model_post_init(self, context: Any) -> None:
@@ -257,11 +257,11 @@ class TrainingSettings(Section):
     micro_batch_size: PositiveInt | None = None
     """Sequences per pass; divides ``batch_size``, which null stands for."""
     learning_rate: PositiveFloat = 1e-3
-    """At the end of the warm-up."""
+    """Learning rate at the end of the warm-up."""
     final_learning_rate: NonNegativeFloat = 1e-7
-    """One update after the last, as in transformers; at most ``learning_rate``."""
+    """Learning rate one update after the last, as in transformers; at most ``learning_rate``."""
     warmup_fraction: Share = 0.05
-    """Of the updates, in which the rate rises linearly; then it decays linearly."""
+    """Share of the updates in which the rate rises linearly; then it decays linearly."""
     schedule: Annotated[Literal["linear", "hf_linear"], LATER] = "linear"
     """``linear`` rounds the W updates of the warm-up to the nearest number and starts at 1/W of ``learning_rate``;
     ``hf_linear``, that of the paper's code, rounds W up and starts at zero."""
@@ -274,9 +274,9 @@ class TrainingSettings(Section):
     epsilon: PositiveFloat = 1e-8
     """Added to the root of that mean."""
     weight_decay: NonNegativeFloat = 0.1
-    """Of matrices, per unit of the learning rate."""
+    """Weight decay of matrices, per unit of the learning rate."""
     slope_weight_decay: NonNegativeFloat | None = None
-    """Of learnable slopes; null is ``weight_decay``."""
+    """Weight decay of learnable slopes; null is ``weight_decay``."""
     ffn_rate: Annotated[PositiveFloat, LATER] = 1.0
     """Factor on the learning rate of the first FFN matrices; that of the second ones is divided by it. With
     ``model.ffn_gain`` s, ``model.ffn_output_gain`` 1/s and this s, GELU(x) trains like GELU(s x)/s as long as no
@@ -285,11 +285,11 @@ class TrainingSettings(Section):
     """Weight in the loss of the mean over heads of max(0, E / ceiling - ``entropy_target``)^2, where E is a head's
     entropy."""
     entropy_target: Annotated[Share, LATER] = 0.5
-    """Of the causal ceiling, up to which ``entropy_penalty`` costs nothing."""
+    """Share of the causal ceiling up to which ``entropy_penalty`` costs nothing."""
     max_grad_norm: PositiveFloat = 1.0
     """Longer gradients are cut to this norm."""
     precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    """Of matrix products; ``auto`` is bfloat16 where the device multiplies in it, else float32."""
+    """Precision of matrix products; ``auto`` is bfloat16 where the device multiplies in it, else float32."""
     compile: bool = False
     """By ``torch.compile``, where there is a compiler."""
     gradient_checkpointing: bool = False
@@ -312,7 +312,7 @@ class TrainingSettings(Section):
     save_every: PositiveInt = 100
     """Updates from one checkpoint to the next."""
     threads: PositiveInt | None = None
-    """Of the CPU; null leaves as many as torch has. Not part of what names a run."""
+    """Threads of the CPU; null leaves as many as torch has. Not part of what names a run."""
 
     def model_post_init(self, context: Any) -> None:
         self._default(micro_batch_size=self.batch_size, slope_weight_decay=self.weight_decay)
@@ -332,7 +332,7 @@ class Experiment(Section):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     """How it is trained."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
-    """Of the initial weights and of the order of the data."""
+    """Seed of the initial weights and of the order of the data."""
     name: str = ""
     """A label, not part of what names the run."""
 

@@ -348,13 +348,8 @@ def during(first, second):
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-SIZES = (
-    f" rate {base.training.learning_rate:g}",
-    " 1,600 updates",
-    " short",
-    "",
-    " 40 M tokens",
-)  # in names of cells; the second and third have the same settings
+# In names of cells; the second and third have the same settings.
+SIZES = (f" rate {base.training.learning_rate:g}", " 1,600 updates", " short", "", " 40 M tokens")
 
 
 def complete(first, second):

@@ -86,16 +86,15 @@ base = stability.runs["training.learning_rate"].min()
 elsewhere = next(iter(sources(preset, "table").values())).runs
 elsewhere = elsewhere[elsewhere["status"] == "diverged"]
 first_study = Study.load("transient")
-by_itself_of = of_cell(statistics(first_study.runs(), first_study), "slope 0.25, no decay")["slope"].dropna()
+first_runs = first_study.runs()
+free_runs = of_cell(statistics(first_runs, first_study), "slope 0.25, no decay").dropna(subset=["slope"])
+by_itself_of = free_runs["slope"]
 found = interval(by_itself_of.astype(float))
 by_itself = with_interval("slope", *(found[name] for name in ("estimate", "low", "high")))
 margin = next(test["least"] for test in read_ledger()["tests"] if test["id"] == "S4")
 near = max(abs(found["inner_low"]), abs(found["inner_high"])) <= margin
-bottom = first_study.runs().layers
-bottom = bottom[
-    bottom["run"].isin(of_cell(statistics(first_study.runs(), first_study), "slope 0.25, no decay")["run"])
-    & (bottom["layer"] == 0)
-]
+bottom = first_runs.layers
+bottom = bottom[bottom["run"].isin(free_runs["run"]) & (bottom["layer"] == 0)]
 bottom = bottom[bottom["step"] == bottom["step"].max()]["slope"]
 untrained = int((slopes.runs["eval_loss"] >= slopes.runs["provenance.unigram_loss"]).sum())
 Markdown(

@@ -32,16 +32,8 @@ ALPHA = 0.05
 LEDGERS = {"study": "claims.yaml", "transient": "transient.yaml"}
 LOSSES = {"loss": "eval_loss", "loss_median": "eval_loss_median", "loss_p95": "eval_loss_p95"}
 STATISTICS = (
-    *(
-        *LOSSES,
-        "best_loss",
-        "overload",
-        "early_entropy",
-        "early_with_bottom",
-        "late_entropy",
-        "early_entropy_training",
-        "early_over_ln_i",
-    ),
+    *(*LOSSES, "best_loss", "overload", "early_entropy", "early_with_bottom", "late_entropy"),
+    *("early_entropy_training", "early_over_ln_i"),
     *("early_late_positions", "early_random", "early_minus_late", "slope", "slope_ratio", "slope_beyond_decay"),
     *("scale", "nonlinear_init", "early_inflation", "selectivity", "selectivity_gain", "dead_units"),
 )

@@ -157,9 +157,7 @@ def card(record: dict[str, Any]) -> str:
         ],
     }
     overlap = made["validation_overlap"]
-    said = (
-        f"Of the distinct validation lines, {100 * overlap:.1f} % also occur in the training text." if overlap else ""
-    )
+    said = f"{100 * overlap:.1f} % of the distinct validation lines also occur in the training text." if overlap else ""
     family, layers, width = FAMILIES[model["family"]], model["num_hidden_layers"], model["hidden_size"]
     rows = ["| setting | value |", "|---|---|"]
     rows += [f"| `{s}.{k}` | `{v}` |" for s in ("model", "data", "training") for k, v in settings[s].items()]
