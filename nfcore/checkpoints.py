@@ -1,7 +1,7 @@
 """Checkpoints of an unfinished run: sealed when whole, checked before use, the last two kept.  No torch here.
 
-``manifest.json`` of a checkpoint names every file of it with its SHA-256 and is put in place last, atomically. A
-directory without one was cut short and does not count; one whose files differ from it is passed over by name.
+``manifest.json`` of a checkpoint names every file of it with its SHA-256, has its own, and is put in place last,
+atomically. A directory without one was cut short and does not count; one that differs from it is passed over by name.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nfcore.settings import SettingsError
-from nfcore.store import file_sha256, refusing, verify, write_atomically
+from nfcore.store import file_sha256, is_sealed, refusing, sealed, verify, write_atomically
 
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 KEPT = 2
 PASSED_OVER = "this checkpoint is passed over"
@@ -35,7 +35,7 @@ def last_first(directory: Path) -> list[Path]:
 def seal(checkpoint: Path, **facts: Any) -> None:
     """Checksum what is in ``checkpoint`` and declare it whole. ``facts`` are for whoever resumes from it."""
     files = {file.name: file_sha256(file) for file in sorted(checkpoint.iterdir()) if file.name != MANIFEST}
-    write_atomically(checkpoint / MANIFEST, json.dumps({"format": FORMAT, **facts, "files": files}, indent=1))
+    write_atomically(checkpoint / MANIFEST, json.dumps(sealed({"format": FORMAT, **facts, "files": files}), indent=1))
 
 
 def prune(newest: Path) -> None:
@@ -66,6 +66,8 @@ def newest(directory: Path) -> tuple[Path | None, dict[str, Any]]:
             with refusing(f"{path}: cannot be read", PASSED_OVER):
                 manifest = json.loads(path.read_text())
                 made = manifest["format"]
+            if not is_sealed(manifest) and (made == FORMAT or "sha256" in manifest):
+                raise SettingsError(f"{path}: differs from its own SHA-256; {PASSED_OVER}")
             if made == FORMAT:
                 verify(path.parent, manifest, PASSED_OVER)
                 return path.parent, manifest

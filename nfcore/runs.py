@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfcore.settings import DataSettings, ModelSettings, SettingsError, TrainingSettings, digest, project_root
-from nfcore.store import file_sha256, refusing, verify, write_atomically
+from nfcore.settings import DataSettings, ModelSettings, SettingsError, TrainingSettings, project_root
+from nfcore.store import file_sha256, is_sealed, refusing, sealed, verify, write_atomically
 
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def runs_dir() -> Path:
 def write_record(directory: Path, record: dict[str, Any], files: Iterable[Path]) -> None:
     """Complete a run: checksum ``files`` and the record itself, and put ``record.json`` in place."""
     sums = {str(f.relative_to(directory)): file_sha256(f) for f in sorted(files)}
-    whole = {"format": FORMAT, **record, "files": sums}
-    write_atomically(directory / "record.json", json.dumps({**whole, "sha256": digest(whole, 64)}, indent=1))
+    whole = sealed({"format": FORMAT, **record, "files": sums})
+    write_atomically(directory / "record.json", json.dumps(whole, indent=1))
 
 
 def write_table(directory: Path, name: str, rows: list[dict[str, Any]]) -> Path:
@@ -76,7 +76,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text())
         if record["format"] != FORMAT:
             raise SettingsError(f"{path}: record format {record['format']!r}, this version reads {FORMAT}; {AGAIN}")
-        if record.get("sha256") != digest({k: v for k, v in record.items() if k != "sha256"}, 64):
+        if not is_sealed(record):
             raise SettingsError(f"{path}: differs from its own SHA-256; {AGAIN}")
     return record
 

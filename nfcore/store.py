@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nfcore.settings import SettingsError
+from nfcore.settings import SettingsError, digest
 
 
 def sha256(text: str) -> str:
@@ -32,6 +32,16 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with ``sha256``, that of all else in it."""
+    return {**record, "sha256": digest(record, 64)}
+
+
+def is_sealed(record: dict[str, Any]) -> bool:
+    """Whether a record is as :func:`sealed` gave it."""
+    return record == sealed({name: value for name, value in record.items() if name != "sha256"})
 
 
 @contextmanager

@@ -304,7 +304,7 @@ class Training:
         if manifest["processes"] != accelerator.num_processes:
             made = f"{found}: was made by {manifest['processes']} processes"
             raise SettingsError(f"{made}; go on with as many, or fresh=true starts anew")
-        if manifest.get("data", self.data_hash) != self.data_hash:  # checkpoints of earlier versions do not say
+        if manifest["data"] != self.data_hash:
             made = f"{found}: was made from other tokens, {manifest['data']} and not {self.data_hash}"
             raise SettingsError(f"{made}; go on with the same corpus, or fresh=true starts anew")
         state = torch.load(found / "state.pt", map_location="cpu", weights_only=True)

@@ -22,6 +22,7 @@ from filelock import FileLock
 from nfcore import checkpoints, faults, memory, train
 from nfcore.__main__ import main
 from nfcore.settings import Experiment, SettingsError, project_root
+from nfcore.store import sealed
 from nfcore.telemetry import Telemetry
 from nfcore.tokens import prepare
 from tests.test_training import assert_same_run, at_step, record
@@ -139,18 +140,35 @@ def test_a_flipped_byte_is_named_and_the_last_good_checkpoint_used(name, tiny, t
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": 2}, "checkpoint format 2, this version reads 3"),
-        ({"format": 4}, "checkpoint format 4, this version reads 3"),
+        ({"format": 3}, "checkpoint format 3, this version reads 4"),
+        ({"format": 5}, "checkpoint format 5, this version reads 4"),
         ({"processes": 2}, "was made by 2 processes; go on with as many"),
         ({"data": "other"}, r"was made from other tokens, other and not [0-9a-f]{12}; go on with the same corpus"),
     ],
 )
 def test_checkpoints_of_other_formats_processes_and_tokens_are_refused(changes, said, tiny, interrupted):
     file = interrupted / "checkpoints/checkpoint-8" / checkpoints.MANIFEST
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    manifest = {**json.loads(file.read_text()), **changes}
+    del manifest["sha256"]
+    file.write_text(json.dumps(manifest if changes == {"format": 3} else sealed(manifest)))  # format 3 had no sum
     with pytest.raises(SettingsError, match=rf"checkpoint-8: {said}"):
         train(tiny(), quiet=True)
     assert steps(interrupted) == [4, 8]
+
+
+def test_no_flipped_bit_of_a_manifest_is_believed(tmp_path, capsys):
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    (checkpoint / "state.pt").write_text("whole")
+    checkpoints.seal(checkpoint, processes=1, data="e52b188e2c15")
+    manifest = checkpoint / checkpoints.MANIFEST
+    whole = manifest.read_bytes()
+    for place in range(len(whole) * 8):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        manifest.write_bytes(damaged)
+        assert checkpoints.newest(tmp_path) == (None, {}), (place, damaged)
+    assert capsys.readouterr().err.count(f"{manifest}: ") == len(whole) * 8
 
 
 def test_damaged_checkpoints_never_push_out_new_ones(tmp_path, capsys):
@@ -207,7 +225,7 @@ class Payload:
 def test_a_checkpoint_runs_no_code_even_if_its_checksums_are_right(name, tiny, interrupted, tmp_path):
     checkpoint = interrupted / "checkpoints/checkpoint-8"
     torch.save(Payload(tmp_path / "pwned"), checkpoint / name)
-    checkpoints.seal(checkpoint, processes=1)
+    checkpoints.seal(checkpoint, processes=1, data=prepare(tiny().data).hash)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         train(tiny(), quiet=True)
     assert not (tmp_path / "pwned").exists()
