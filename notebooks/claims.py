@@ -570,7 +570,7 @@ if untrained:
 # for all layers, the {term}`norm-free` model moves towards ReLU (AERO {cite}`jha2024aero`, first version, Fig. 4, and the public code
 # {cite}`jha2024code`). The slopes start at 0.01 and have a weight decay of 0.1 {cite}`jha2024code`. That decay takes 0.01 to about
 # {glue:text}`slopes.ipynb::paper_decay_end:s` over the run, without any gradient (recomputed). More on
-# [Learnable slopes](slopes.ipynb), {numref}`fig-slopes`, with and without that decay.
+# [Learnable slopes](slopes.ipynb), {numref}`fig-slopes` and {numref}`fig-study-slopes`, with and without that decay.
 #
 # (claim-c6)=
 # **C6. Layer-wise entropies separate early** (source: the code and AERO). Over training, the early layers of SM+G stay nearer to the {term}`ceiling` than those of SM+R

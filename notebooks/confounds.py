@@ -112,7 +112,7 @@ Markdown(
 study_banner(long, study)
 
 # %% [markdown]
-# Each choice on this page could produce the paper's result {cite}`jha2024relus`, or change it. The first two sections stand on runs past the
+# Each choice on this page could produce the paper's result {cite}`jha2024relus`, or change it. The first three sections stand on runs past the
 # {term}`transient`: leaving LayerNorm out costs GELU perplexity there, as in the paper. With ReLU it changes perplexity by {glue:text}`claims.ipynb::t3:s` in
 # the longest runs; a cost above 1 % is not excluded, and the paper has {glue:text}`claims.ipynb::t3_published:s`.
 #
@@ -138,6 +138,45 @@ show_figure(figure, long.select(of_rates), finding=f"ReLU's perplexity against G
 # The rule, fixed beforehand, took the rate with the lowest mean loss over the four configurations: the largest of the three. A still larger one may be better.
 # [Claims](claims.ipynb) has the losses, and {numref}`fig-gap` shows how the gaps change with the length of training.
 #
+# ## Width
+#
+# The paper's GPT-2 is 768 wide, and the study's models are 64 wide. The stage `sizes` trains at half and at twice that width, and for twice as many
+# tokens. Initial matrices are scaled so that a layer's gain stays that of width 768. No test is registered on this stage; it shows which way the gaps go.
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-study-sizes", "caption": "Change of final perplexity, and early entropy of GELU minus that of ReLU, at other sizes of the study: means over n seeds with 95 % intervals; hollow: one seed, no interval. Width 64 and 19.7 M tokens are the study's own. Compare a hollow point with how wide the interval of five seeds is."}, "image": {"alt": "Three panels with a row for each size: ReLU against GELU without LayerNorm, GELU without LayerNorm against with it, and early entropy."}}
+SIZES = {"width 32": " width 32", "width 64": "", "width 128": " width 128", "40 M tokens": " 40 M tokens"}
+contrasts = {
+    "perplexity, ReLU against GELU without LayerNorm (%)": ("loss", "percent", "SM+R", "SM+G"),
+    "perplexity, GELU without LayerNorm against with (%)": ("loss", "percent", "SM+G", "SM+LN+G"),
+    "early entropy / ceiling, GELU minus ReLU": ("early_entropy", "share", "SM+G", "SM+R"),
+}
+figure, axes = plt.subplots(3, 1, figsize=(5, 5.2))
+found = {}
+for panel, (title, (statistic, unit, one, other)) in zip(axes, contrasts.items(), strict=True):
+    weights = {words: {f"{one}{size}": 1, f"{other}{size}": -1} for words, size in SIZES.items()}
+    found[title] = differences(long_frame, weights, statistic, unit)
+    forest(panel, found[title], [STYLES[one]["color"]] * len(SIZES))
+    panel.set_title(title)
+there = [
+    run
+    for configuration in ("SM+LN+G", "SM+G", "SM+R")
+    for size in SIZES.values()
+    for run in of_cell(long_frame, f"{configuration}{size}")["run"]
+]
+show_figure(
+    figure,
+    long.select(there),
+    interactive=False,
+    finding="ReLU against GELU without LayerNorm: "
+    + ", ".join(
+        f"{with_interval('percent', row['estimate'], row['low'], row['high'])} at {words} (n = {row['n']})"
+        for words, row in next(iter(found.values())).iterrows()
+        if row["n"]
+    )
+    + ".",
+)
+
+# %% [markdown]
 # ## Adam's epsilon
 #
 # Adam divides by the size of recent gradients plus a small epsilon. Where gradients are smaller than epsilon, it slows their matrices down. In a

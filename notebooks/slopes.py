@@ -59,6 +59,7 @@ frame = statistics(long, study)
 count = study.cells["SM+G"].experiments[0].model.num_hidden_layers
 table = verdicts(frame)
 table = table[table["family"].isin(["slopes", "instability"])]
+learned = [name for name in study.cells if name.startswith("slope ")]
 
 
 def spread(values):
@@ -69,10 +70,39 @@ def spread(values):
     return str(low) if low == high else f"{low} to {high}"
 
 
-def decayed(run):
-    """Where weight decay alone, with no gradient, takes a slope of this run by its end."""
-    metrics = slopes.metrics[slopes.metrics["run"] == run["run"]]
+def decayed(run, runs):
+    """Where weight decay alone, with no gradient, takes a slope of one of these runs by its end."""
+    metrics = runs.metrics[runs.metrics["run"] == run["run"]]
     return run["model.negative_slope"] * math.exp(-decay_sum(run, metrics))
+
+
+def mean_slope(values):
+    """The mean of slopes, one a seed, with its interval."""
+    found = interval(values.astype(float))
+    return with_interval("slope", found["estimate"], found["low"], found["high"])
+
+
+def draw_slopes(runs):
+    """The slopes of four runs over training, a panel each."""
+    figure, axes = plt.subplots(2, 2, figsize=(5, 4.8), sharey=True, sharex=True)
+    for panel, (_, run) in zip(axes.flat, runs.runs.iterrows(), strict=True):
+        course = runs.layers[runs.layers["run"] == run["run"]].pivot(index="step", columns="layer", values="slope")
+        shared = run["model.slope_sharing"] == "shared"
+        shades = plt.get_cmap("viridis")(np.linspace(0.25, 0.9, len(course.columns)))
+        for layer in course.columns[:1] if shared else course.columns:
+            color = STYLES["SM+R"]["color"] if shared else shades[layer]
+            label = "all layers" if shared else f"layer {layer}"
+            panel.plot(course.index, course[layer], linewidth=1.4, color=color, label=label)
+        panel.axhline(run["model.negative_slope"], linestyle=":", color="grey", linewidth=0.8, label="start")
+        panel.axhline(decayed(run, runs), linestyle="--", color="grey", linewidth=0.8, label="decay alone")
+        panel.axhline(0, color="black", linewidth=0.6)
+        sharing, decay = "shared" if shared else "per layer", run["training.slope_weight_decay"]
+        panel.set_title(f"{sharing}, decay {decay:g}, from {run['model.negative_slope']:g}", fontsize=8)
+    for panel in axes[1]:
+        panel.set_xlabel("update")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("negative slope")
+    return figure
 
 
 ends = slopes.layers[slopes.layers["step"] == slopes.layers.groupby("run")["step"].transform("max")]
@@ -90,15 +120,28 @@ first_runs = first_study.runs()
 free_runs = of_cell(statistics(first_runs, first_study), "slope 0.25, no decay").dropna(subset=["slope"])
 by_itself_of = free_runs["slope"]
 found = interval(by_itself_of.astype(float))
-by_itself = with_interval("slope", *(found[name] for name in ("estimate", "low", "high")))
+by_itself = mean_slope(by_itself_of)
 margin = next(test["least"] for test in read_ledger()["tests"] if test["id"] == "S4")
 near = max(abs(found["inner_low"]), abs(found["inner_high"])) <= margin
 bottom = first_runs.layers
 bottom = bottom[bottom["run"].isin(free_runs["run"]) & (bottom["layer"] == 0)]
 bottom = bottom[bottom["step"] == bottom["step"].max()]["slope"]
 untrained = int((slopes.runs["eval_loss"] >= slopes.runs["provenance.unigram_loss"]).sum())
+in_study = bool(learned) and all(name in frame.index for name in learned)
+headline = ""
+if in_study:
+    long_ends = long.layers[long.layers["run"].isin(frame.loc[learned, "run"])]
+    long_ends = long_ends[long_ends["step"] == long_ends.groupby("run")["step"].transform("max")]["slope"]
+    means = [of_cell(frame, name)["slope"].astype(float).mean() for name in learned]
+    seeds_of = min(len(of_cell(frame, name)) for name in learned)
+    headline = (
+        f"**Learnable slopes {'end near zero' if np.abs(means).max() <= margin else 'do not all end near zero'}, from either start, with and without weight decay.** In runs of "
+        f"{study.cells[learned[0]].experiments[0].training.steps:,} updates ({seeds_of} seed{'s' * (seeds_of > 1)}) the means over layers end between {min(means):+.3f} and {max(means):+.3f} (near: within {margin:g}), and single "
+        f"layers between {long_ends.min():+.3f} and {long_ends.max():+.3f}. "
+    )
 Markdown(
-    f"**Learnable slopes that start at 0.25, without weight decay, fall to {by_itself}** (mean over layers, 95 % interval over {len(by_itself_of)} seeds, runs of 600 updates of the first study, a {{term}}`transient`). "
+    headline
+    + f"In the first study, in runs of 600 updates that end in a {{term}}`transient`, slopes that start at 0.25 without decay fall to {by_itself} (mean over layers, 95 % interval over {len(by_itself_of)} seeds). "
     f"That is {'within' if near else 'not shown to be within'} {margin:g} of ReLU's zero, a margin fixed after these runs"
     + (", and above zero" if found["low"] > 0 else "")
     + f". The bottom layer ends at {bottom.min():.2f} to {bottom.max():.2f}. In the still shorter runs of this page, of one seed, {free['nearer'].sum()} of "
@@ -149,28 +192,8 @@ banner(preset, together([slopes, stability]))
 # 0.25, and with one slope for each layer or one for all.
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-slopes", "caption": "Negative slopes over training on one scale, a line for each layer, or one line where all layers share the slope. Dotted: the start. Dashed: where weight decay alone would take it. Watch the distance to zero, which is ReLU."}, "image": {"alt": "Four panels of learned negative slopes against updates on one scale, with zero marked."}}
-first_seed = slopes.runs[slopes.runs["seed"] == slopes.runs["seed"].iloc[0]].reset_index(drop=True)
-figure, axes = plt.subplots(2, 2, figsize=(5, 4.8), sharey=True, sharex=True)
-for panel, (_, run) in zip(axes.flat, first_seed.iterrows(), strict=True):
-    course = slopes.layers[slopes.layers["run"] == run["run"]].pivot(index="step", columns="layer", values="slope")
-    shared = run["model.slope_sharing"] == "shared"
-    shades = plt.get_cmap("viridis")(np.linspace(0.25, 0.9, len(course.columns)))
-    for layer in course.columns[:1] if shared else course.columns:
-        color = STYLES["SM+R"]["color"] if shared else shades[layer]
-        panel.plot(
-            course.index, course[layer], linewidth=1.4, color=color, label="all layers" if shared else f"layer {layer}"
-        )
-    panel.axhline(run["model.negative_slope"], linestyle=":", color="grey", linewidth=0.8, label="start")
-    panel.axhline(decayed(run), linestyle="--", color="grey", linewidth=0.8, label="decay alone")
-    panel.axhline(0, color="black", linewidth=0.6)
-    sharing = "shared" if shared else "per layer"
-    panel.set_title(
-        f"{sharing}, decay {run['training.slope_weight_decay']:g}, from {run['model.negative_slope']:g}", fontsize=8
-    )
-for panel in axes[1]:
-    panel.set_xlabel("update")
-for panel in axes[:, 0]:
-    panel.set_ylabel("negative slope")
+first_seed = slopes.runs[slopes.runs["seed"] == slopes.runs["seed"].iloc[0]]["run"]
+figure = draw_slopes(slopes.select(first_seed))
 nearer = int((ends["slope"].abs() < ends["model.negative_slope"]).sum())
 show_figure(
     figure,
@@ -187,7 +210,7 @@ glue(paper_decay_factor=f"{math.exp(-decay):.2f}", paper_decay_end=f"{0.01 * mat
 Markdown(
     "The published figure has no numbers ({cite:t}`jha2024aero`, first version, Fig. 4). It shows slopes that fall from 0.01 towards zero, with decay. In the paper's "
     f"schedule decay alone multiplies a slope by {math.exp(-decay):.2f} and takes 0.01 to {0.01 * math.exp(-decay):.3f}. So such a fall needs no preference for ReLU. "
-    "Longer runs with and without decay are on [Confounds](confounds.ipynb)."
+    "Longer runs with and without decay are below, and on [Confounds](confounds.ipynb) those of the first study."
 )
 
 # %% tags=["remove-input"]
@@ -202,7 +225,7 @@ for _, run in slopes.runs.iterrows():
             "decay": f"{run['training.slope_weight_decay']:g}",
             "smallest, end": f"{end.min():.4f}",
             "largest, end": f"{end.max():.4f}",
-            "decay alone": f"{decayed(run):.4f}",
+            "decay alone": f"{decayed(run, slopes):.4f}",
             "perplexity": run["perplexity"],
         }
     )
@@ -223,6 +246,22 @@ Markdown(
     f"{math.exp(slopes.runs['provenance.unigram_loss'].iloc[0]):.0f}. They differ in start and in decay, so we cannot say which does it.\n\n"
     + folded("Every run", markdown_table(pd.DataFrame(rows), digits=2)).data
 )
+
+# %% [markdown]
+# ### In longer runs
+#
+# The study trains a slope for each layer as long as the runs behind the paper's first table, from the same two starts, each with and without decay.
+
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-study-slopes", "caption": "As {numref}`fig-slopes`, in the study's runs, of its first seed. Watch whether a slope stays near zero once it is there, and which layer does not."}, "image": {"alt": "Four panels of learned negative slopes against updates on one scale, with zero marked."}}
+if in_study:
+    chosen = long.select(of_cell(frame, name)["run"].iloc[0] for name in learned)
+    ends_of = {name: of_cell(frame, name)["slope"] for name in learned}
+    finding = "Mean over layers at the end: " + ", ".join(
+        f"{mean_slope(values)} ({name.removeprefix('slope ')}, n = {len(values)})" for name, values in ends_of.items()
+    )
+    show_figure(draw_slopes(chosen), chosen, finding=finding + ".")
+else:
+    display(Markdown("*These runs are still to be trained.*"))
 
 # %% [markdown]
 # ## Which models diverge?
@@ -413,5 +452,6 @@ strip({"": table})
 # %% tags=["remove-input"]
 Markdown(
     f"Weight decay alone would take the paper's slopes from 0.01 to {0.01 * math.exp(-decay):.3f}, so only runs without decay can say what training prefers; there, "
-    f"slopes from 0.25 fall to {by_itself} in short runs."
+    f"slopes from 0.25 fall to {by_itself} in the first study's short runs"
+    + (f", and to {mean_slope(ends_of['slope 0.25, no decay'])} in long ones." if in_study else ".")
 )

@@ -259,13 +259,15 @@ def flip_checkpoint(arena: Arena, most: int) -> tuple[int, int]:
 
     wanted, place = arena.run, arena.fresh()
     settings, run = experiment(arena.corpus).to_dict(), place / "runs" / wanted.name
-    process = arena.child(place, train_quietly, settings)
-    while len(list(run.glob(f"checkpoints/*/{checkpoints.MANIFEST}"))) < checkpoints.KEPT and process.is_alive():
-        time.sleep(0.01)
-    process.kill()
-    process.join()
-    found, _ = checkpoints.newest(run / "checkpoints")
-    assert found, "killed too late"
+    found = None
+    while found is None:  # a run that ends before it is killed has no checkpoints left
+        shutil.rmtree(run, ignore_errors=True)
+        process = arena.child(place, train_quietly, settings)
+        while len(list(run.glob(f"checkpoints/*/{checkpoints.MANIFEST}"))) < checkpoints.KEPT and process.is_alive():
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        found, _ = checkpoints.newest(run / "checkpoints")
     files = sorted(path for path in found.iterdir() if path.stat().st_size)
     lost, saved = 0, place / "saved"
     shutil.copytree(run / "checkpoints", saved)
