@@ -99,10 +99,18 @@ by_rate = differences(long_frame, {f"{rate:g}": weights for rate, weights in at_
 leads = ", ".join(
     f"{with_interval('percent', *row[['estimate', 'low', 'high']])} at {rate}" for rate, row in by_rate.iterrows()
 )
+SIZES = {"width 32": " width 32", "width 64": "", "width 128": " width 128", "40 M tokens": " 40 M tokens"}
+by_size = differences(long_frame, {words: {f"SM+R{size}": 1, f"SM+G{size}": -1} for words, size in SIZES.items()})
+size_leads = ", ".join(
+    f"{with_interval('percent', row['estimate'], row['low'], row['high'])} at {words} (n = {row['n']:.0f})"
+    for words, row in by_size.iterrows()
+    if row["n"]
+)
+glue(size_leads=size_leads)
 decided = epsilon[~epsilon["verdict"].isin(["no runs", "undecided"]) & ~epsilon.apply(unfinished, axis=1)]
 Markdown(
     f"**How far ReLU is ahead of GELU without LayerNorm moves with the learning rate.** In runs of {study.cells[f'SM+R rate {rates[0]:g}'].experiments[0].training.steps:,} updates on spare seeds, "
-    f"perplexity changes by {leads} (n = {by_rate['n'].min()} each). No test asks this, and at a smaller rate runs have also learnt less. Adam's epsilon is the other choice tried past the transient; of its {len(epsilon)} predictions {len(decided)} are settled. "
+    f"perplexity changes by {leads} (n = {by_rate['n'].min()} each). No test asks this, and at a smaller rate runs have also learnt less. **It moves with the size too:** {size_leads}, untested. Adam's epsilon is the other choice tried past the transient; of its {len(epsilon)} predictions {len(decided)} are settled. "
     f"A first, shorter study tried nine more conditions: ReLU is ahead beyond chance under {yes} of them"
     + (f", behind beyond chance under {against_it}" if against_it else ", behind beyond chance under none")
     + f", and {len(open_ones) + len(gaps) - ran} stay open (each corrected within its own family of questions, not over the nine)."
@@ -144,18 +152,15 @@ show_figure(figure, long.select(of_rates), finding=f"ReLU's perplexity against G
 # tokens. Initial matrices are scaled so that a layer's gain stays that of width 768. No test is registered on this stage; it shows which way the gaps go.
 
 # %% tags=["remove-input"] mystnb={"figure": {"name": "fig-study-sizes", "caption": "Change of final perplexity, and early entropy of GELU minus that of ReLU, at other sizes of the study: means over n seeds with 95 % intervals; hollow: one seed, no interval. Width 64 and 19.7 M tokens are the study's own. Compare a hollow point with how wide the interval of five seeds is."}, "image": {"alt": "Three panels with a row for each size: ReLU against GELU without LayerNorm, GELU without LayerNorm against with it, and early entropy."}}
-SIZES = {"width 32": " width 32", "width 64": "", "width 128": " width 128", "40 M tokens": " 40 M tokens"}
 contrasts = {
     "perplexity, ReLU against GELU without LayerNorm (%)": ("loss", "percent", "SM+R", "SM+G"),
     "perplexity, GELU without LayerNorm against with (%)": ("loss", "percent", "SM+G", "SM+LN+G"),
     "early entropy / ceiling, GELU minus ReLU": ("early_entropy", "share", "SM+G", "SM+R"),
 }
 figure, axes = plt.subplots(3, 1, figsize=(5, 5.2))
-found = {}
 for panel, (title, (statistic, unit, one, other)) in zip(axes, contrasts.items(), strict=True):
     weights = {words: {f"{one}{size}": 1, f"{other}{size}": -1} for words, size in SIZES.items()}
-    found[title] = differences(long_frame, weights, statistic, unit)
-    forest(panel, found[title], [STYLES[one]["color"]] * len(SIZES))
+    forest(panel, differences(long_frame, weights, statistic, unit), [STYLES[one]["color"]] * len(SIZES))
     panel.set_title(title)
 there = [
     run
@@ -167,13 +172,7 @@ show_figure(
     figure,
     long.select(there),
     interactive=False,
-    finding="ReLU against GELU without LayerNorm: "
-    + ", ".join(
-        f"{with_interval('percent', row['estimate'], row['low'], row['high'])} at {words} (n = {row['n']})"
-        for words, row in next(iter(found.values())).iterrows()
-        if row["n"]
-    )
-    + ".",
+    finding=f"ReLU against GELU without LayerNorm: {size_leads}.",
 )
 
 # %% [markdown]
