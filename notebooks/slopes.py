@@ -252,7 +252,7 @@ Markdown(
 #
 # The study trains a slope for each layer as long as the runs behind the paper's first table, from the same two starts, each with and without decay.
 
-# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-study-slopes", "caption": "As {numref}`fig-slopes`, in the study's runs, of its first seed. Watch whether a slope stays near zero once it is there, and which layer does not."}, "image": {"alt": "Four panels of learned negative slopes against updates on one scale, with zero marked."}}
+# %% tags=["remove-input"] mystnb={"figure": {"name": "fig-study-slopes", "caption": "Negative slopes over training in the study's runs of its first seed, a line for each layer. Dotted: the start. Dashed: where weight decay alone would take it. Watch whether a slope stays near zero once it is there, and which layer does not."}, "image": {"alt": "Four panels of learned negative slopes against updates on one scale, with zero marked."}}
 if in_study:
     chosen = long.select(of_cell(frame, name)["run"].iloc[0] for name in learned)
     ends_of = {name: of_cell(frame, name)["slope"] for name in learned}
