@@ -111,7 +111,7 @@ def gathered(tensor: Tensor) -> Tensor:
 class Telemetry:
     """The tables of a run, and its clocks; both travel in its checkpoints.
 
-    ``probe`` (B, T) is a fixed held-out batch. Of several processes each measures the whole probe, as fast as one of
+    ``probe`` (B, T) is a fixed held-out batch. Each of several processes measures the whole probe, as fast as one of
     them would while the others wait, and the first keeps the numbers.
     """
 

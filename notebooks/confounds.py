@@ -714,6 +714,6 @@ tried += [
 ]
 still = [words for key, words in still.items() if table.loc[key, "verdict"] in ("no runs", "undecided")]
 Markdown(
-    f"Past the transient, ReLU's lead was tried under {' and '.join(tried)} only. In runs of 2.5 M tokens ReLU is ahead of GELU without LayerNorm beyond chance under {yes} of {len(gaps)} conditions and behind under {against_it or 'none'}"
+    f"Past the transient, ReLU's lead was tried under {', '.join(tried[:-1])} and {tried[-1]} only. In runs of 2.5 M tokens ReLU is ahead of GELU without LayerNorm beyond chance under {yes} of {len(gaps)} conditions and behind under {against_it or 'none'}"
     + (f", and these stay open: {', '.join(still)}." if still else ".")
 )

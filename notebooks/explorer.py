@@ -245,7 +245,7 @@ HTML(
 
 # %% tags=["remove-input"]
 Markdown(
-    f"Of the settings that have both, GELU is lower than ReLU without LayerNorm in these: {exceptions}."
+    f"GELU is lower than ReLU without LayerNorm in these of the settings that have both: {exceptions}."
     if exceptions
     else ""
 )

@@ -47,7 +47,8 @@ Markdown(
     + f"*{made['device']}, torch {made['torch']}, last counted on {made['measured']} at commit `{made['commit'][:12]}`"
     + (" with uncommitted changes" if "+changes" in made["commit"] else "")
     + (f", which is older than the code of the study (first run: {first})" if made["measured"] < first else "")
-    + ".*"
+    + ".* Since then our tests found one more fault: a flipped bit in the list of a checkpoint's files could make a run refuse to go on. It is mended, "
+    "and a test flips every bit of that list."
 )
 
 # %% [markdown]

@@ -224,7 +224,7 @@ by_protocol = {p: ratio[big["protocol"] == p] for p in PROTOCOLS}
 within = "within" if by_protocol["SEMI2K"].between(1, 1.03).all() else "not always within"
 first = operations[(operations["operation"] == "set-up") & (operations["protocol"] == "CHEETAH")].iloc[0]
 Markdown(
-    f"Of the operations that send more than eight mebibytes, the kernel counts {by_protocol['SEMI2K'].min():.3f} to "
+    f"For operations that send more than eight mebibytes, the kernel counts {by_protocol['SEMI2K'].min():.3f} to "
     f"{by_protocol['SEMI2K'].max():.3f} times the engine's bytes under SEMI2K, {within} our tolerance of 3 %. Under CHEETAH "
     f"the median is {by_protocol['CHEETAH'].median():.3f} and the largest {by_protocol['CHEETAH'].max():.2f}: it sends many "
     f"small messages, whose headers the engine does not count. For {operations['kernel_bytes'].isna().sum()} operations the kernel's count "

@@ -127,7 +127,7 @@ bottom = first_runs.layers
 bottom = bottom[bottom["run"].isin(free_runs["run"]) & (bottom["layer"] == 0)]
 bottom = bottom[bottom["step"] == bottom["step"].max()]["slope"]
 untrained = int((slopes.runs["eval_loss"] >= slopes.runs["provenance.unigram_loss"]).sum())
-in_study = bool(learned) and all(name in frame.index for name in learned)
+in_study = all(name in frame.index for name in learned)
 headline = ""
 if in_study:
     long_ends = long.layers[long.layers["run"].isin(frame.loc[learned, "run"])]

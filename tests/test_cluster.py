@@ -27,7 +27,7 @@ from nfcore.store import verify
 from tests.conftest import ROOT
 
 
-# Of a record all but these are the same on any machine with the same processor.
+# All fields of a record but these are the same on any machine with the same processor.
 TIMED = ("seconds", "wall_seconds", "tokens_per_second", "finished")
 
 

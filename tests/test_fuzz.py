@@ -297,7 +297,7 @@ def parquet(texts: list[Any]) -> bytes:
 
 @st.composite
 def contents(draw: Any) -> bytes:
-    """Of a file: text, records, what is neither, and any of it damaged."""
+    """What a file may hold: text, records, what is neither, and any of it damaged."""
     made = draw(
         st.one_of(
             st.binary(max_size=300),

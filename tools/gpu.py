@@ -149,7 +149,7 @@ def pack(files: Iterable[Path], root: Path) -> bytes:
 
 
 def plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """Of a tar only what ``pack`` writes, files below the folder; anything else is an error."""
+    """Take from a tar only what ``pack`` writes, files below the folder; anything else is an error."""
     if not member.isfile():
         raise tarfile.SpecialFileError(member)
     return tarfile.data_filter(member, folder)
